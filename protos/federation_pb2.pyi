@@ -1,0 +1,391 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class TaskKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TASK_KIND_UNSPECIFIED: _ClassVar[TaskKind]
+    TASK_KIND_TRAIN: _ClassVar[TaskKind]
+    TASK_KIND_EVALUATE: _ClassVar[TaskKind]
+
+class PayloadKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PAYLOAD_KIND_UNSPECIFIED: _ClassVar[PayloadKind]
+    PAYLOAD_KIND_PLAIN: _ClassVar[PayloadKind]
+    PAYLOAD_KIND_CODED: _ClassVar[PayloadKind]
+    PAYLOAD_KIND_MASKED: _ClassVar[PayloadKind]
+TASK_KIND_UNSPECIFIED: TaskKind
+TASK_KIND_TRAIN: TaskKind
+TASK_KIND_EVALUATE: TaskKind
+PAYLOAD_KIND_UNSPECIFIED: PayloadKind
+PAYLOAD_KIND_PLAIN: PayloadKind
+PAYLOAD_KIND_CODED: PayloadKind
+PAYLOAD_KIND_MASKED: PayloadKind
+
+class JoinRequest(_message.Message):
+    __slots__ = ("signing_request", "identity_key", "identity_proof")
+    SIGNING_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_KEY_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_PROOF_FIELD_NUMBER: _ClassVar[int]
+    signing_request: bytes
+    identity_key: bytes
+    identity_proof: bytes
+    def __init__(self, signing_request: _Optional[bytes] = ..., identity_key: _Optional[bytes] = ..., identity_proof: _Optional[bytes] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("federation", "name", "organization", "chain", "identity_certificate")
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    federation: str
+    name: str
+    organization: str
+    chain: bytes
+    identity_certificate: bytes
+    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., organization: _Optional[str] = ..., chain: _Optional[bytes] = ..., identity_certificate: _Optional[bytes] = ...) -> None: ...
+
+class TaskRef(_message.Message):
+    __slots__ = ("run", "round", "attempt", "plan_digest")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    attempt: int
+    plan_digest: bytes
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., plan_digest: _Optional[bytes] = ...) -> None: ...
+
+class WorkRequest(_message.Message):
+    __slots__ = ("software", "held", "wait_seconds")
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    software: str
+    held: _containers.RepeatedCompositeFieldContainer[TaskRef]
+    wait_seconds: float
+    def __init__(self, software: _Optional[str] = ..., held: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
+
+class WorkItem(_message.Message):
+    __slots__ = ("task", "withdrawal", "idle")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWAL_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    withdrawal: Withdrawal
+    idle: Idle
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping]] = ..., idle: _Optional[_Union[Idle, _Mapping]] = ...) -> None: ...
+
+class Idle(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Task(_message.Message):
+    __slots__ = ("ref", "kind", "model_digest", "model_bytes", "layout_digest", "seed", "seconds_left", "min_participants", "cohort", "payload", "codec_digest")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    MIN_PARTICIPANTS_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    CODEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ref: TaskRef
+    kind: TaskKind
+    model_digest: bytes
+    model_bytes: int
+    layout_digest: bytes
+    seed: bytes
+    seconds_left: float
+    min_participants: int
+    cohort: _containers.RepeatedScalarFieldContainer[str]
+    payload: PayloadKind
+    codec_digest: bytes
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., layout_digest: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., seconds_left: _Optional[float] = ..., min_participants: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ...) -> None: ...
+
+class Withdrawal(_message.Message):
+    __slots__ = ("ref", "reason")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ref: TaskRef
+    reason: str
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DownloadRequest(_message.Message):
+    __slots__ = ("digest", "offset", "ref")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    offset: int
+    ref: TaskRef
+    def __init__(self, digest: _Optional[bytes] = ..., offset: _Optional[int] = ..., ref: _Optional[_Union[TaskRef, _Mapping]] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("opening", "data", "closing")
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CLOSING_FIELD_NUMBER: _ClassVar[int]
+    opening: Opening
+    data: bytes
+    closing: Closing
+    def __init__(self, opening: _Optional[_Union[Opening, _Mapping]] = ..., data: _Optional[bytes] = ..., closing: _Optional[_Union[Closing, _Mapping]] = ...) -> None: ...
+
+class Opening(_message.Message):
+    __slots__ = ("grant", "offset", "length", "digest")
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    grant: str
+    offset: int
+    length: int
+    digest: bytes
+    def __init__(self, grant: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class Closing(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+
+class Metric(_message.Message):
+    __slots__ = ("name", "kind", "values", "weight")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Metric.Kind]
+        KIND_MEAN: _ClassVar[Metric.Kind]
+        KIND_AUC: _ClassVar[Metric.Kind]
+    KIND_UNSPECIFIED: Metric.Kind
+    KIND_MEAN: Metric.Kind
+    KIND_AUC: Metric.Kind
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: Metric.Kind
+    values: _containers.RepeatedScalarFieldContainer[float]
+    weight: float
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[Metric.Kind, str]] = ..., values: _Optional[_Iterable[float]] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class UpdateHeader(_message.Message):
+    __slots__ = ("ref", "layout_digest", "payload", "codec_digest", "length", "num_examples", "metrics")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    CODEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    ref: TaskRef
+    layout_digest: bytes
+    payload: PayloadKind
+    codec_digest: bytes
+    length: int
+    num_examples: int
+    metrics: _containers.RepeatedCompositeFieldContainer[Metric]
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., layout_digest: _Optional[bytes] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., length: _Optional[int] = ..., num_examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
+
+class Grant(_message.Message):
+    __slots__ = ("ref", "turn", "wait", "receipt")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    ref: TaskRef
+    turn: Turn
+    wait: Wait
+    receipt: Receipt
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., turn: _Optional[_Union[Turn, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class Turn(_message.Message):
+    __slots__ = ("grant", "offset", "part_bytes")
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PART_BYTES_FIELD_NUMBER: _ClassVar[int]
+    grant: str
+    offset: int
+    part_bytes: int
+    def __init__(self, grant: _Optional[str] = ..., offset: _Optional[int] = ..., part_bytes: _Optional[int] = ...) -> None: ...
+
+class Wait(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("ref", "digest", "length")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ref: TaskRef
+    digest: bytes
+    length: int
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., digest: _Optional[bytes] = ..., length: _Optional[int] = ...) -> None: ...
+
+class MetricsReport(_message.Message):
+    __slots__ = ("ref", "metrics")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    ref: TaskRef
+    metrics: _containers.RepeatedCompositeFieldContainer[Metric]
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("ref", "error", "reason")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ref: TaskRef
+    error: str
+    reason: str
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., error: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("held",)
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    held: _containers.RepeatedCompositeFieldContainer[TaskRef]
+    def __init__(self, held: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ...) -> None: ...
+
+class Acknowledgement(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class EnvoyView(_message.Message):
+    __slots__ = ("name", "organization", "connected", "silent_seconds")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    organization: str
+    connected: bool
+    silent_seconds: float
+    def __init__(self, name: _Optional[str] = ..., organization: _Optional[str] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ...) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("federation", "software", "up_seconds", "envoys", "experiments")
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    UP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ENVOYS_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENTS_FIELD_NUMBER: _ClassVar[int]
+    federation: str
+    software: str
+    up_seconds: float
+    envoys: _containers.RepeatedCompositeFieldContainer[EnvoyView]
+    experiments: _containers.RepeatedCompositeFieldContainer[ExperimentView]
+    def __init__(self, federation: _Optional[str] = ..., software: _Optional[str] = ..., up_seconds: _Optional[float] = ..., envoys: _Optional[_Iterable[_Union[EnvoyView, _Mapping]]] = ..., experiments: _Optional[_Iterable[_Union[ExperimentView, _Mapping]]] = ...) -> None: ...
+
+class SubmitRequest(_message.Message):
+    __slots__ = ("settings", "manifest")
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    settings: str
+    manifest: bytes
+    def __init__(self, settings: _Optional[str] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+
+class SubmitReply(_message.Message):
+    __slots__ = ("missing", "run")
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    missing: _containers.RepeatedScalarFieldContainer[bytes]
+    run: str
+    def __init__(self, missing: _Optional[_Iterable[bytes]] = ..., run: _Optional[str] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListReply(_message.Message):
+    __slots__ = ("experiments",)
+    EXPERIMENTS_FIELD_NUMBER: _ClassVar[int]
+    experiments: _containers.RepeatedCompositeFieldContainer[ExperimentView]
+    def __init__(self, experiments: _Optional[_Iterable[_Union[ExperimentView, _Mapping]]] = ...) -> None: ...
+
+class ShowRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ("run", "reason")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    reason: str
+    def __init__(self, run: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class MetricValue(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+
+class RoundView(_message.Message):
+    __slots__ = ("round", "attempt", "kind", "state", "invited", "received", "seconds", "metrics", "model_digest", "reason")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    INVITED_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    attempt: int
+    kind: TaskKind
+    state: str
+    invited: int
+    received: int
+    seconds: float
+    metrics: _containers.RepeatedCompositeFieldContainer[MetricValue]
+    model_digest: bytes
+    reason: str
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., state: _Optional[str] = ..., invited: _Optional[int] = ..., received: _Optional[int] = ..., seconds: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., model_digest: _Optional[bytes] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ExperimentView(_message.Message):
+    __slots__ = ("run", "name", "state", "reason", "plan_digest", "model_digest", "model_bytes", "max_rounds", "rounds", "submitted_at", "bytes_up", "bytes_down")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_AT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_UP_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    name: str
+    state: str
+    reason: str
+    plan_digest: bytes
+    model_digest: bytes
+    model_bytes: int
+    max_rounds: int
+    rounds: _containers.RepeatedCompositeFieldContainer[RoundView]
+    submitted_at: float
+    bytes_up: int
+    bytes_down: int
+    def __init__(self, run: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., max_rounds: _Optional[int] = ..., rounds: _Optional[_Iterable[_Union[RoundView, _Mapping]]] = ..., submitted_at: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,157 @@
+"""Every error that may be shown to the other side.
+
+A ``FederationError`` is expected: it says who, what was expected, what came and what to do, and holds
+no secret, pixel, label or per-site value, so it may be logged and sent to a peer. A ``ValueError`` is a
+mistake of our own caller and never crosses the wire. The gRPC status of each class is in
+``utils/transport.py``.
+
+    FederationError
+    ├── ConfigError                 a setting is unknown, of the wrong type, or contradicts another
+    ├── IdentityError               who are you?
+    │   ├── JoinFileError           damaged, too old, used before
+    │   ├── PassphraseError         the key of the root does not open
+    │   └── NotAuthorizedError      known, but not for this
+    ├── MalformedMessageError       bytes that do not say what the protocol says
+    ├── ProtocolError               well-formed, but not now
+    │   ├── WrongRoundError         another run, round or attempt is open
+    │   ├── NotInvitedError         this envoy is not in the cohort
+    │   ├── DuplicateUpdateError    one update an envoy and round
+    │   └── UnknownArtifactError    no model, plan or blob with that digest
+    ├── UnsendableUpdateError       what came out of training, or off the wire, is not an update
+    │   ├── LayoutMismatchError     other names, shapes or order
+    │   ├── LengthMismatchError     more or fewer bytes than announced
+    │   ├── DigestMismatchError     the bytes are not those that were promised
+    │   └── NonFiniteUpdateError    NaN or infinity
+    ├── EmptyRoundError             nothing to average
+    ├── NoQuorumError               too few envoys, or too few of their updates
+    ├── PlanError                   the plan cannot be built, read or run
+    │   └── TrainingError           the plan raised, hung or died while it trained
+    ├── DatasetError                no such dataset, empty, or not what the plan declares
+    ├── StorageError                the disk is full, or a state directory is not what it should be
+    └── UnreachableError            the other side does not answer
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "DatasetError",
+    "DigestMismatchError",
+    "DuplicateUpdateError",
+    "EmptyRoundError",
+    "FederationError",
+    "IdentityError",
+    "JoinFileError",
+    "LayoutMismatchError",
+    "LengthMismatchError",
+    "MalformedMessageError",
+    "NoQuorumError",
+    "NonFiniteUpdateError",
+    "NotAuthorizedError",
+    "NotInvitedError",
+    "PassphraseError",
+    "PlanError",
+    "ProtocolError",
+    "StorageError",
+    "TrainingError",
+    "UnknownArtifactError",
+    "UnreachableError",
+    "UnsendableUpdateError",
+    "WrongRoundError",
+]
+
+
+class FederationError(Exception):
+    """Expected, and safe to show to the other side."""
+
+
+class ConfigError(FederationError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class IdentityError(FederationError):
+    """The caller did not prove who it is."""
+
+
+class JoinFileError(IdentityError):
+    """The join file is damaged, too old, or was used before."""
+
+
+class PassphraseError(IdentityError):
+    """The passphrase does not open the key of the root, or none was given."""
+
+
+class NotAuthorizedError(IdentityError):
+    """The caller is known, but its role may not do this."""
+
+
+class MalformedMessageError(FederationError):
+    """Bytes that do not say what the protocol says."""
+
+
+class ProtocolError(FederationError):
+    """Well-formed, but not what may be said now."""
+
+
+class WrongRoundError(ProtocolError):
+    """Another run, round, attempt or plan is open."""
+
+
+class NotInvitedError(ProtocolError):
+    """The envoy is not in the cohort of this round."""
+
+
+class DuplicateUpdateError(ProtocolError):
+    """The envoy already sent another update for this round."""
+
+
+class UnknownArtifactError(ProtocolError):
+    """No model, plan or blob with that digest is here."""
+
+
+class UnsendableUpdateError(FederationError):
+    """What came out of training, or off the wire, is not an update."""
+
+
+class LayoutMismatchError(UnsendableUpdateError):
+    """Other names, shapes or order than the plan's."""
+
+
+class LengthMismatchError(UnsendableUpdateError):
+    """More or fewer bytes than were announced."""
+
+
+class DigestMismatchError(UnsendableUpdateError):
+    """The bytes are not those that were promised."""
+
+
+class NonFiniteUpdateError(UnsendableUpdateError):
+    """The update holds NaN or infinity."""
+
+
+class EmptyRoundError(FederationError):
+    """There is nothing to average."""
+
+
+class NoQuorumError(FederationError):
+    """Too few envoys are there, or too few of their updates came in time."""
+
+
+class PlanError(FederationError):
+    """The plan cannot be built, read or run."""
+
+
+class TrainingError(PlanError):
+    """The plan raised, hung or died while it trained."""
+
+
+class DatasetError(FederationError):
+    """There is no such dataset, it is empty, or it is not what the plan declares."""
+
+
+class StorageError(FederationError):
+    """The disk is full, or a state directory is not what it should be."""
+
+
+class UnreachableError(FederationError):
+    """The other side does not answer."""

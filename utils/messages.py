@@ -1,0 +1,283 @@
+"""What is said across the wire, as frozen values. ``wire.py`` turns them into bytes and back.
+
+Adding a field here means touching ``protos/federation.proto`` and ``wire.py`` in the same commit. Every message
+of a round carries a ``TaskRef``: run, round, attempt and plan digest.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NewType, TypeAlias
+
+from .metrics import MetricSum
+from .tensors import Digest
+
+EnvoyName = NewType("EnvoyName", str)
+"""As in the certificate: ``spiffe://FEDERATION/envoy/NAME``."""
+RunId = NewType("RunId", str)
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+"""Federations, envoys, operators and runs: lower-case letters, digits, dots and hyphens, at most 63 characters."""
+
+PART_BYTES = 1 << 20
+"""Data of one part of a stream: of 1 to 4 MiB, the size with the least CPU a byte and the least memory a stream."""
+MAX_PART_BYTES = 4 << 20
+
+
+class TaskKind(Enum):
+    """What an envoy is asked to do."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class PayloadKind(Enum):
+    """What the bytes of an update are; an envoy refuses what it does not know."""
+
+    PLAIN = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRef:
+    """Names one task: a round of a run, by its attempt, under one plan."""
+
+    run: RunId
+    round: int  # from 1
+    attempt: int  # from 1
+    plan: Digest
+
+    def __str__(self) -> str:
+        attempt = f" (attempt {self.attempt})" if self.attempt > 1 else ""
+        return f"round {self.round}{attempt} of {self.run}"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One round's order to one envoy."""
+
+    ref: TaskRef
+    kind: TaskKind
+    model: Digest  # of the safetensors file
+    model_bytes: int
+    layout: Digest
+    seed: bytes  # 32 bytes, the same for every envoy of the run
+    seconds_left: float
+    min_participants: int
+    cohort: tuple[EnvoyName, ...]
+    payload: PayloadKind = PayloadKind.PLAIN
+    codec: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """The task is over without this envoy; local work on it stops."""
+
+    ref: TaskRef
+    reason: str
+
+
+WorkItem: TypeAlias = Task | Withdrawal
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRequest:
+    """An envoy asks for work and says what it already holds."""
+
+    software: str
+    held: tuple[TaskRef, ...] = ()
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadRequest:
+    """A model, manifest or blob by digest, from an offset on."""
+
+    digest: Digest
+    offset: int = 0
+    ref: TaskRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The first part of a stream."""
+
+    length: int  # bytes of the whole
+    offset: int = 0  # where the data starts
+    grant: str = ""  # uploads alone
+    digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Some bytes of a stream. ``content`` may be a view that is only good until the next part."""
+
+    content: memoryview | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """The last part of an upload: SHA-256 of the whole, from offset 0 on."""
+
+    digest: Digest
+
+
+Part: TypeAlias = Opening | Data | Closing
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateHeader:
+    """Announces one update (local minus global) before its bytes."""
+
+    ref: TaskRef
+    layout: Digest
+    length: int  # bytes
+    num_examples: int
+    metrics: tuple[MetricSum, ...] = ()
+    payload: PayloadKind = PayloadKind.PLAIN
+    codec: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The director has it, and a kill -9 does not lose it."""
+
+    ref: TaskRef
+    digest: Digest
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The envoy may upload now, from ``offset`` on."""
+
+    ref: TaskRef
+    grant: str
+    offset: int
+    part_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Not yet: ask again."""
+
+    ref: TaskRef
+
+
+Grant: TypeAlias = Turn | Wait | Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsReport:
+    """The answer to an evaluation task."""
+
+    ref: TaskRef
+    metrics: tuple[MetricSum, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An envoy will not or cannot; the round goes on without it."""
+
+    ref: TaskRef
+    error: str  # the error's class
+    reason: str  # one line, safe to show
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A sign of life."""
+
+    held: tuple[TaskRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRequest:
+    """What an envoy sends with its bootstrap certificate; private keys stay at the site."""
+
+    signing_request: bytes  # PKCS#10, DER, P-256
+    identity_key: bytes  # Ed25519 public key, 32 bytes
+    identity_proof: bytes  # Ed25519 signature over the signing request
+
+
+@dataclass(frozen=True, slots=True)
+class JoinReply:
+    """What the registrar answers."""
+
+    federation: str
+    name: EnvoyName
+    organization: str
+    chain: bytes  # PEM: leaf, then issuer
+    identity_certificate: bytes  # PEM
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoyView:
+    """What an operator sees of an envoy."""
+
+    name: EnvoyName
+    organization: str
+    connected: bool
+    silent_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """What an operator sees of a round: sums over sites, never one site's values."""
+
+    round: int
+    attempt: int
+    kind: TaskKind
+    state: str
+    invited: int
+    received: int
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    model: Digest | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentView:
+    """What an operator sees of an experiment."""
+
+    run: RunId
+    name: str
+    state: str
+    reason: str
+    plan: Digest
+    model: Digest | None
+    model_bytes: int
+    max_rounds: int
+    submitted_at: float
+    rounds: tuple[RoundView, ...] = ()
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReply:
+    """What ``director status`` shows."""
+
+    federation: str
+    software: str
+    up_seconds: float
+    envoys: tuple[EnvoyView, ...]
+    experiments: tuple[ExperimentView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """An experiment as an operator submits it."""
+
+    settings: str  # the text of experiment.toml
+    manifest: bytes  # raw bytes of the plan's manifest
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitReply:
+    """Blobs still to be put, or the run that was queued."""
+
+    missing: tuple[Digest, ...]
+    run: RunId | None
