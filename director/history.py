@@ -1,0 +1,325 @@
+"""What happened to every run and round: the one writer of these tables, and what a restarted director goes on from.
+
+Each method is one transaction, so that a kill -9 at any instant leaves the state before it or the state after it.
+What single sites answered (their metrics, their number of examples) is kept while a round is open and deleted in the
+transaction that ends it: only sums stay. Decides nothing: ``rounds`` does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Update, bindparam, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from ..utils.errors import DuplicateUpdateError, ProtocolError
+from ..utils.messages import RunId, TaskRef
+from ..utils.metrics import MetricSum
+from ..utils.tensors import Digest
+from .database import ROUNDS, RUNS, SUBMISSIONS, reading, transaction
+from .records import (
+    RoundRecord,
+    RunRecord,
+    RunState,
+    SubmissionRecord,
+    metrics_values,
+    round_record,
+    round_values,
+    run_record,
+    run_values,
+    submission_record,
+    submission_values,
+)
+from .rounds import Round, RoundState
+
+__all__ = ["History", "RoundRecord", "RunRecord", "RunState", "SubmissionRecord"]
+
+
+class History:
+    """Runs, rounds and answers; safe to share between threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def _transition(self, name: str) -> Iterator[Connection]:  # noqa: ARG002 - for tests that stop in the middle
+        """The one place through which every change passes; committed at its end.
+
+        Threads take turns here, since SQLite would let them sleep before they try again.
+        """
+        with self._turn, transaction(self._engine) as connection:
+            yield connection
+
+    # Runs.
+
+    def enqueue(self, record: RunRecord) -> None:
+        """Put a run at the end of the queue.
+
+        Raises:
+            ProtocolError: a run of that name was submitted before.
+        """
+        try:
+            with self._transition("enqueue") as connection:
+                connection.execute(_INSERT_RUN, run_values(record))
+        except IntegrityError as error:
+            raise ProtocolError(f"{record.run} was submitted before; a run's id is used once") from error
+
+    def runs(self) -> tuple[RunRecord, ...]:
+        """All runs, in the order in which they were submitted."""
+        with reading(self._engine) as connection:
+            return tuple(map(run_record, connection.execute(_SELECT_RUNS)))
+
+    def run(self, run: RunId) -> RunRecord:
+        """One run.
+
+        Raises:
+            ProtocolError: there is none of that id.
+        """
+        with reading(self._engine) as connection:
+            row = connection.execute(_SELECT_RUN, {"key_run": run}).one_or_none()
+        if row is None:
+            raise ProtocolError(f"there is no run {run}; `director experiment list` shows those there are")
+        return run_record(row)
+
+    def start_run(self, run: RunId, now: float, first: Round) -> None:
+        """The run leaves the queue with its first round planned.
+
+        Raises:
+            ProtocolError: it is not queued.
+        """
+        with self._transition("start_run") as connection:
+            values = {"key_run": run, "state": RunState.RUNNING.value, "started_at": now}
+            if not connection.execute(_START_RUN, values).rowcount:
+                raise ProtocolError(f"{run} is not queued; only a queued run can start")
+            _plan_round(connection, first)
+
+    def finish_run(self, run: RunId, state: RunState, reason: str, now: float) -> None:
+        """The run is over: finished, failed or stopped, and why.
+
+        Raises:
+            ProtocolError: it is over already, or unknown.
+        """
+        if not state.is_over:
+            raise ValueError(f"a run does not end as {state.value}")
+        with self._transition("finish_run") as connection:
+            values = {"key_run": run, "state": state.value, "reason": reason, "ended_at": now}
+            if not connection.execute(_FINISH_RUN, values).rowcount:
+                raise ProtocolError(f"{run} is over already, or unknown; it cannot be {state.value}")
+            connection.execute(_SCRUB_RUN, {"key_run": run} | _NOTHING)
+
+    def add_traffic(self, run: RunId, up: int, down: int) -> None:
+        """Count bytes that went from envoys to the director (up) and back (down)."""
+        with self._transition("add_traffic") as connection:
+            connection.execute(_ADD_TRAFFIC, {"key_run": run, "up": up, "down": down})
+
+    # Rounds.
+
+    def save_round(self, this: Round, now: float) -> None:
+        """Keep where the round stands; a round that was not there begins from the run's latest model.
+
+        Raises:
+            ProtocolError: it is over.
+        """
+        if this.state.is_over:
+            raise ValueError(f"{this.ref} is {this.state.value}: that is what close_round and fail_round are for")
+        try:
+            with self._transition("save_round") as connection:
+                if not connection.execute(_UPDATE_ROUND, _state_values(this, now)).rowcount:
+                    _plan_round(connection, this, opened_at=now if this.cohort else None)
+        except IntegrityError as error:
+            raise ProtocolError(f"{this.ref} is over; it cannot be {this.state.value} again") from error
+
+    def add_submission(self, submission: SubmissionRecord, this: Round) -> None:
+        """Keep an answer together with the round that has it.
+
+        Raises:
+            DuplicateUpdateError: the envoy's answer to this task is here already.
+        """
+        if submission.ref != this.ref or submission.envoy not in this.received:
+            raise ValueError(f"the answer of {submission.envoy} to {submission.ref} is not in {this.ref}")
+        try:
+            with self._transition("add_submission") as connection:
+                connection.execute(_INSERT_SUBMISSION, submission_values(submission))
+                _move(connection, _UPDATE_ROUND, _state_values(this, this.since))
+        except IntegrityError as error:
+            raise DuplicateUpdateError(f"{submission.envoy} already answered {this.ref}; one answer counts") from error
+
+    def submissions(self, ref: TaskRef) -> tuple[SubmissionRecord, ...]:
+        """The answers to a task, by name of the envoy: in the order in which they are summed."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(_SELECT_SUBMISSIONS, _key(ref)).all()
+        return tuple(sorted((submission_record(ref, row) for row in rows), key=lambda record: record.envoy))
+
+    def close_round(
+        self,
+        this: Round,
+        *,
+        model_out: Digest | None,
+        metrics: tuple[MetricSum, ...],
+        optimizer_state: Digest | None,
+        num_examples: int,
+        now: float,
+        next_round: Round | None,
+    ) -> None:
+        """The round is closed, its model is the run's, single sites' values are deleted and the next round is planned.
+
+        Args:
+            this: the round, closed.
+            model_out: the new model; None after an evaluation, which leaves the run's model as it is.
+            metrics: summed over sites.
+            optimizer_state: the server optimizer's state after this round; None if it has none.
+            num_examples: summed over sites.
+            now: seconds since 1970.
+            next_round: planned; None if the run ends here.
+        """
+        if this.state is not RoundState.CLOSED:
+            raise ValueError(f"{this.ref} is {this.state.value}, not closed")
+        result = {
+            "model_out": model_out,
+            "metrics": metrics_values(metrics),
+            "optimizer_state": optimizer_state,
+            "num_examples": num_examples,
+            "closed_at": now,
+        }
+        with self._transition("close_round") as connection:
+            _move(connection, _CLOSE_ROUND, _state_values(this, now) | result)
+            if model_out is not None:
+                connection.execute(_UPDATE_MODEL, {"key_run": this.ref.run, "model": model_out})
+            connection.execute(_SCRUB, _key(this.ref) | _NOTHING)
+            if next_round is not None:
+                _plan_round(connection, next_round)
+
+    def fail_round(self, this: Round, now: float, next_round: Round | None) -> None:
+        """The round failed, single sites' values are deleted and its next attempt is planned, if there is one."""
+        if this.state is not RoundState.FAILED:
+            raise ValueError(f"{this.ref} is {this.state.value}, not failed")
+        with self._transition("fail_round") as connection:
+            _move(connection, _FAIL_ROUND, _state_values(this, now) | {"closed_at": now})
+            connection.execute(_SCRUB, _key(this.ref) | _NOTHING)
+            if next_round is not None:
+                _plan_round(connection, next_round)
+
+    def rounds(self, run: RunId) -> tuple[RoundRecord, ...]:
+        """Every attempt at every round of a run, in order."""
+        with reading(self._engine) as connection:
+            return tuple(map(round_record, connection.execute(_SELECT_ROUNDS, {"key_run": run})))
+
+    def current_round(self, run: RunId) -> RoundRecord | None:
+        """The run's last round, if it is not over."""
+        with reading(self._engine) as connection:
+            row = connection.execute(_SELECT_LAST_ROUND, {"key_run": run}).one_or_none()
+        record = None if row is None else round_record(row)
+        return None if record is None or record.round.state.is_over else record
+
+
+# Statements are built once: building one takes longer than SQLite needs to do it.
+
+_THIS_RUN = RUNS.c.id == bindparam("key_run")
+_THIS_ROUND = (
+    (ROUNDS.c.run == bindparam("key_run"))
+    & (ROUNDS.c.number == bindparam("key_round"))
+    & (ROUNDS.c.attempt == bindparam("key_attempt"))
+)
+_IS_MOVING = ROUNDS.c.state.in_([state.value for state in RoundState if not state.is_over])
+_THIS_TASK = (
+    (SUBMISSIONS.c.run == bindparam("key_run"))
+    & (SUBMISSIONS.c.round == bindparam("key_round"))
+    & (SUBMISSIONS.c.attempt == bindparam("key_attempt"))
+)
+_STATE: dict[str, Any] = {
+    column: bindparam(column) for column in ("state", "since", "cohort", "received", "declined", "lost", "reason")
+} | {"opened_at": func.coalesce(ROUNDS.c.opened_at, bindparam("new_opened_at"))}
+
+_INSERT_RUN = insert(RUNS)
+_SELECT_RUNS = select(RUNS).order_by(RUNS.c.number)
+_SELECT_RUN = select(RUNS).where(_THIS_RUN)
+_START_RUN = (
+    update(RUNS)
+    .where(_THIS_RUN, RUNS.c.state == RunState.QUEUED.value)
+    .values(state=bindparam("state"), started_at=bindparam("started_at"))
+)
+_FINISH_RUN = (
+    update(RUNS)
+    .where(_THIS_RUN, RUNS.c.state.in_([RunState.QUEUED.value, RunState.RUNNING.value]))
+    .values(state=bindparam("state"), reason=bindparam("reason"), ended_at=bindparam("ended_at"))
+)
+_ADD_TRAFFIC = (
+    update(RUNS)
+    .where(_THIS_RUN)
+    .values(bytes_up=RUNS.c.bytes_up + bindparam("up"), bytes_down=RUNS.c.bytes_down + bindparam("down"))
+)
+_SELECT_MODEL = select(RUNS.c.model).where(_THIS_RUN)
+_UPDATE_MODEL = update(RUNS).where(_THIS_RUN).values(model=bindparam("model"))
+_INSERT_ROUND = insert(ROUNDS)
+_UPDATE_ROUND = update(ROUNDS).where(_THIS_ROUND, _IS_MOVING).values(_STATE)
+_FAIL_ROUND = update(ROUNDS).where(_THIS_ROUND, _IS_MOVING).values(_STATE | {"closed_at": bindparam("closed_at")})
+_CLOSE_ROUND = (
+    update(ROUNDS)
+    .where(_THIS_ROUND, _IS_MOVING)
+    .values(
+        _STATE
+        | {
+            column: bindparam(column)
+            for column in ("model_out", "metrics", "optimizer_state", "num_examples", "closed_at")
+        }
+    )
+)
+_SELECT_ROUNDS = select(ROUNDS).where(ROUNDS.c.run == bindparam("key_run")).order_by(ROUNDS.c.number, ROUNDS.c.attempt)
+_SELECT_LAST_ROUND = (
+    select(ROUNDS)
+    .where(ROUNDS.c.run == bindparam("key_run"))
+    .order_by(ROUNDS.c.number.desc(), ROUNDS.c.attempt.desc())
+    .limit(1)
+)
+_INSERT_SUBMISSION = insert(SUBMISSIONS)
+_SELECT_SUBMISSIONS = select(SUBMISSIONS).where(_THIS_TASK)
+_NOTHING = {"num_examples": None, "metrics": None}
+_SCRUB = (
+    update(SUBMISSIONS).where(_THIS_TASK).values(num_examples=bindparam("num_examples"), metrics=bindparam("metrics"))
+)
+_SCRUB_RUN = (
+    update(SUBMISSIONS)
+    .where(SUBMISSIONS.c.run == bindparam("key_run"), SUBMISSIONS.c.num_examples.is_not(None))
+    .values(num_examples=bindparam("num_examples"), metrics=bindparam("metrics"))
+)
+
+
+def _plan_round(connection: Connection, this: Round, opened_at: float | None = None) -> None:
+    model = connection.execute(_SELECT_MODEL, {"key_run": this.ref.run}).scalar_one_or_none()
+    if model is None:
+        raise ProtocolError(f"there is no run {this.ref.run} for {this.ref}")
+    connection.execute(
+        _INSERT_ROUND,
+        {
+            "run": this.ref.run,
+            "number": this.ref.round,
+            "attempt": this.ref.attempt,
+            "plan": this.ref.plan,
+            "kind": this.kind.value,
+            "model_in": model,
+            "model_out": None,
+            "optimizer_state": None,
+            "metrics": [],
+            "num_examples": 0,
+            "opened_at": opened_at,
+            "closed_at": None,
+        }
+        | round_values(this),
+    )
+
+
+def _move(connection: Connection, statement: Update, values: dict[str, Any]) -> None:
+    if not connection.execute(statement, values).rowcount:
+        raise ProtocolError(f"round {values['key_round']} of {values['key_run']} is over, or was never planned")
+
+
+def _key(ref: TaskRef) -> dict[str, Any]:
+    return {"key_run": ref.run, "key_round": ref.round, "key_attempt": ref.attempt}
+
+
+def _state_values(this: Round, now: float) -> dict[str, Any]:
+    return _key(this.ref) | round_values(this) | {"new_opened_at": now if this.cohort else None}

@@ -1,0 +1,197 @@
+"""What the director keeps of runs, rounds and answers, as values; and as rows of its tables, there and back.
+
+Does no I/O: ``history`` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import Row
+
+from ..utils.messages import EnvoyName, RunId, TaskKind, TaskRef
+from ..utils.metrics import MetricKind, MetricSum
+from ..utils.tensors import Digest
+from .rounds import Round, RoundState
+
+
+class RunState(Enum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing moves it any more."""
+        return self not in (RunState.QUEUED, RunState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One submitted experiment. Times are seconds since 1970."""
+
+    run: RunId
+    name: str
+    state: RunState
+    settings: str  # the text of experiment.toml
+    plan: Digest
+    layout: Digest
+    seed: bytes
+    submitted_at: float
+    started_at: float | None
+    ended_at: float | None
+    reason: str
+    model: Digest  # the latest
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One attempt at a round, and what came out of it."""
+
+    round: Round
+    model_in: Digest
+    model_out: Digest | None
+    metrics: tuple[MetricSum, ...]  # summed over sites
+    optimizer_state: Digest | None  # after this round
+    opened_at: float | None
+    closed_at: float | None  # closed or failed
+    num_examples: int  # summed over sites
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionRecord:
+    """One envoy's answer: with it in the database, the receipt may be sent."""
+
+    ref: TaskRef
+    envoy: EnvoyName
+    digest: Digest
+    length: int  # bytes
+    num_examples: int  # 0 once the round is over
+    metrics: tuple[MetricSum, ...]  # () once the round is over
+    spool: str  # the name of the spooled file; "" for a metrics report
+
+
+def round_values(this: Round) -> dict[str, Any]:
+    """What changes in a row of ``rounds`` while the round moves."""
+    return {
+        "state": this.state.value,
+        "since": this.since,
+        "cohort": sorted(this.cohort),
+        "received": sorted(this.received),
+        "declined": sorted(this.declined),
+        "lost": sorted(this.lost),
+        "reason": this.reason,
+    }
+
+
+def run_values(record: RunRecord) -> dict[str, Any]:
+    """A row of ``runs``."""
+    return {
+        "id": record.run,
+        "name": record.name,
+        "state": record.state.value,
+        "settings": record.settings,
+        "plan": record.plan,
+        "layout": record.layout,
+        "seed": record.seed,
+        "submitted_at": record.submitted_at,
+        "started_at": record.started_at,
+        "ended_at": record.ended_at,
+        "reason": record.reason,
+        "model": record.model,
+        "bytes_up": record.bytes_up,
+        "bytes_down": record.bytes_down,
+    }
+
+
+def run_record(row: Row[Any]) -> RunRecord:
+    """The run of a row of ``runs``."""
+    return RunRecord(
+        run=RunId(row.id),
+        name=row.name,
+        state=RunState(row.state),
+        settings=row.settings,
+        plan=Digest(row.plan),
+        layout=Digest(row.layout),
+        seed=row.seed,
+        submitted_at=row.submitted_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        reason=row.reason,
+        model=Digest(row.model),
+        bytes_up=row.bytes_up,
+        bytes_down=row.bytes_down,
+    )
+
+
+def round_record(row: Row[Any]) -> RoundRecord:
+    """The round of a row of ``rounds``."""
+    return RoundRecord(
+        round=Round(
+            ref=TaskRef(RunId(row.run), row.number, row.attempt, Digest(row.plan)),
+            kind=TaskKind(row.kind),
+            since=row.since,
+            state=RoundState(row.state),
+            cohort=_envoys(row.cohort),
+            received=_envoys(row.received),
+            declined=_envoys(row.declined),
+            lost=_envoys(row.lost),
+            reason=row.reason,
+        ),
+        model_in=Digest(row.model_in),
+        model_out=row.model_out,
+        metrics=_metrics_of(row.metrics),
+        optimizer_state=row.optimizer_state,
+        opened_at=row.opened_at,
+        closed_at=row.closed_at,
+        num_examples=row.num_examples,
+    )
+
+
+def _envoys(names: list[str]) -> frozenset[EnvoyName]:
+    return frozenset(map(EnvoyName, names))
+
+
+def submission_values(record: SubmissionRecord) -> dict[str, Any]:
+    """A row of ``submissions``."""
+    return {
+        "run": record.ref.run,
+        "round": record.ref.round,
+        "attempt": record.ref.attempt,
+        "envoy": record.envoy,
+        "digest": record.digest,
+        "length": record.length,
+        "num_examples": record.num_examples,
+        "metrics": metrics_values(record.metrics),
+        "spool": record.spool,
+    }
+
+
+def submission_record(ref: TaskRef, row: Row[Any]) -> SubmissionRecord:
+    """The answer of a row of ``submissions``."""
+    return SubmissionRecord(
+        ref=ref,
+        envoy=EnvoyName(row.envoy),
+        digest=Digest(row.digest),
+        length=row.length,
+        num_examples=row.num_examples or 0,
+        metrics=_metrics_of(row.metrics or []),
+        spool=row.spool,
+    )
+
+
+def metrics_values(metrics: tuple[MetricSum, ...]) -> list[list[Any]]:
+    """Metrics as JSON."""
+    return [[metric.name, metric.kind.value, list(metric.values), metric.weight] for metric in metrics]
+
+
+def _metrics_of(rows: list[list[Any]]) -> tuple[MetricSum, ...]:
+    return tuple(MetricSum(name, MetricKind(kind), tuple(values), weight) for name, kind, values, weight in rows)

@@ -1,0 +1,275 @@
+"""Content-addressed files: models, plans and blobs, each named by the SHA-256 of its bytes.
+
+A file under its own name is whole: it is written beside, hashed on the way and renamed in one step, so that a
+kill -9 at any instant leaves a whole artifact or none. One process owns a folder. Knows nothing of what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Self
+
+from .errors import DigestMismatchError, LengthMismatchError, StorageError, UnknownArtifactError
+from .tensors import Digest
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_PARTIAL = ".part"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class ArtifactStore:
+    """One folder of artifacts; safe to share between threads.
+
+    Args:
+        folder: made if it is not there. What an earlier process left half-written in it is removed.
+        durable: an artifact that is there also survives a power cut; otherwise a kill -9.
+
+    Raises:
+        StorageError: the folder cannot be made or read.
+    """
+
+    def __init__(self, folder: Path, durable: bool) -> None:
+        self.folder = folder
+        self._durable = durable
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(f".*{_PARTIAL}"):
+                leftover.unlink()
+        except OSError as error:
+            raise _storage_error(folder, error) from error
+
+    def put(self, pieces: Iterable[bytes | memoryview]) -> Digest:
+        """Keep the pieces, one after the other, as one artifact; nothing is held in memory.
+
+        Raises:
+            StorageError: the disk is full or cannot be written; no trace of the artifact is left.
+        """
+        with _PartialFile(self.folder, self._durable) as partial:
+            for piece in pieces:
+                partial.write(piece)
+            return partial.keep()
+
+    def receive(self, expected: Digest, length: int) -> Receiving:
+        """Take an artifact that comes in parts, of which digest and length were announced.
+
+        >>> from tempfile import TemporaryDirectory
+        >>> from fedveil.utils.tensors import digest_of
+        >>> with TemporaryDirectory() as folder:
+        ...     store = ArtifactStore(Path(folder), durable=False)
+        ...     with store.receive(digest_of(b"abc"), 3) as receiving:
+        ...         receiving.write(b"ab")
+        ...         receiving.write(b"c")
+        ...     store.read(digest_of(b"abc"))
+        b'abc'
+
+        Raises:
+            UnknownArtifactError: `expected` is not a SHA-256.
+            StorageError: so many bytes do not fit the disk.
+        """
+        _check_digest(expected)
+        if length < 0:
+            raise ValueError("an artifact has no negative length")
+        free = shutil.disk_usage(self.folder).free
+        if length > free:
+            raise StorageError(
+                f"{expected[:12]} needs {length} bytes in {self.folder}, {free} are free; make room and try again"
+            )
+        return Receiving(_PartialFile(self.folder, self._durable), expected, length)
+
+    def path(self, digest: Digest) -> Path:
+        """Where the artifact lies.
+
+        Raises:
+            UnknownArtifactError: it is not here, or its name is not a SHA-256.
+        """
+        path = self.folder / _check_digest(digest)
+        if not path.is_file():
+            raise UnknownArtifactError(f"there is no artifact {digest[:12]} here; it was never put, or was discarded")
+        return path
+
+    def read(self, digest: Digest) -> bytes:
+        """The whole artifact, in memory.
+
+        Raises:
+            UnknownArtifactError: as ``path``.
+        """
+        return self.path(digest).read_bytes()
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the artifact is here."""
+        return _DIGEST.fullmatch(digest) is not None and (self.folder / digest).is_file()
+
+    def size(self, digest: Digest) -> int:
+        """Bytes of the artifact.
+
+        Raises:
+            UnknownArtifactError: as ``path``.
+        """
+        return self.path(digest).stat().st_size
+
+    def check(self, digest: Digest) -> None:
+        """Hash the artifact again.
+
+        Raises:
+            UnknownArtifactError: as ``path``.
+            DigestMismatchError: the file was damaged or changed.
+        """
+        with self.path(digest).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise DigestMismatchError(
+                f"the artifact {digest[:12]} in {self.folder} is damaged (its bytes have digest {found[:12]}); "
+                "delete the file and fetch it again"
+            )
+
+    def discard_except(self, keep: Collection[Digest]) -> int:
+        """Delete all artifacts but these; what is being written meanwhile stays. Returns how many were deleted."""
+        kept, deleted = frozenset(keep), 0
+        for path in self.folder.iterdir():
+            if _DIGEST.fullmatch(path.name) and path.name not in kept:
+                path.unlink(missing_ok=True)
+                deleted += 1
+        return deleted
+
+
+class Receiving:
+    """An artifact on its way in: used as a context, at whose end it is kept whole or not at all.
+
+    A line that breaks and comes back may go on from ``received``.
+    """
+
+    def __init__(self, partial: _PartialFile, expected: Digest, length: int) -> None:
+        self._partial = partial
+        self._expected = expected
+        self._length = length
+        self.received = 0
+
+    def write(self, part: bytes | memoryview) -> None:
+        """Take the next bytes.
+
+        Raises:
+            LengthMismatchError: more than was announced; the part is not written.
+            StorageError: the disk is full or cannot be written.
+        """
+        length = memoryview(part).nbytes
+        if self.received + length > self._length:
+            raise LengthMismatchError(
+                f"{self._expected[:12]}: {self._length} bytes were announced, more than {self.received + length} came"
+            )
+        self._partial.write(part)
+        self.received += length
+
+    def close(self) -> None:
+        """Check the whole and keep it; a second call does nothing.
+
+        Raises:
+            LengthMismatchError: less than was announced.
+            DigestMismatchError: other bytes than were announced.
+            StorageError: the disk is full or cannot be written.
+        """
+        if not self._partial.is_open:
+            return
+        try:
+            if self.received != self._length:
+                raise LengthMismatchError(
+                    f"{self._expected[:12]}: {self._length} bytes were announced, {self.received} came"
+                )
+            self._partial.keep(self._expected)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Forget what came so far; nothing happens to an artifact that is kept already."""
+        self._partial.discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        self.discard()
+
+
+class _PartialFile:
+    """A file under a name of its own that becomes an artifact, or vanishes."""
+
+    def __init__(self, folder: Path, durable: bool) -> None:
+        self._folder = folder
+        self._durable = durable
+        self._sha = hashlib.sha256()
+        try:
+            self._file, name = tempfile.mkstemp(_PARTIAL, ".", folder)
+        except OSError as error:
+            raise _storage_error(folder, error) from error
+        self._path = Path(name)
+        self.is_open = True
+
+    def write(self, piece: bytes | memoryview) -> None:
+        view = memoryview(piece)
+        if not view.nbytes:
+            return  # an empty view cannot be cast
+        view = view.cast("B")
+        self._sha.update(view)
+        try:
+            while view:
+                view = view[os.write(self._file, view) :]
+        except OSError as error:
+            raise _storage_error(self._folder, error) from error
+
+    def keep(self, expected: Digest | None = None) -> Digest:
+        digest = Digest(self._sha.hexdigest())
+        if expected is not None and digest != expected:
+            raise DigestMismatchError(f"bytes of digest {expected[:12]} were announced, those of {digest[:12]} came")
+        try:
+            if self._durable:
+                os.fsync(self._file)
+            self._path.replace(self._folder / digest)
+            if self._durable:
+                _sync_folder(self._folder)
+        except OSError as error:
+            raise _storage_error(self._folder, error) from error
+        self._close()
+        return digest
+
+    def discard(self) -> None:
+        if self.is_open:
+            self._close()
+            self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        self.is_open = False
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+
+def _check_digest(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise UnknownArtifactError("an artifact is named by a SHA-256: 64 hexadecimal digits in lower case")
+    return digest
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _storage_error(folder: Path, error: OSError) -> StorageError:
+    if error.errno in _FULL:
+        return StorageError(f"the disk of {folder} is full ({error.strerror}): make room there and start again")
+    return StorageError(f"{folder} cannot be used: {error.strerror}; see that it is a folder that may be written")
