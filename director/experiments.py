@@ -1,0 +1,130 @@
+"""The settings of an experiment, ``experiment.toml``: what an operator submits and the director keeps as text.
+
+Contradictions are refused when the file is read, with the reason, and not in round 7. Settings of the plan itself
+(epochs, batch size) are not here: they are part of the plan that the sites approve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+
+from ..utils.aggregation import Aggregation
+from ..utils.errors import ConfigError
+from ..utils.messages import NAME_PATTERN
+from .rounds import RoundPolicy, Stragglers
+from .server_optimizer import ServerOptimizer
+from .stop_rule import Mode, StopRule
+
+_MAX_ROUNDS = 1_000_000
+_SEED_PATTERN = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSettings:
+    """``[rounds]``: how many, who is asked, how long is waited.
+
+    Raises:
+        ConfigError: out of range, or a cohort smaller than the quorum.
+    """
+
+    max_rounds: int
+    min_participants: int  # the quorum: answers without which a round fails
+    cohort_size: int | None = None  # envoys that are asked, by lot; left out: all who are connected
+    round_timeout_seconds: float = 600.0
+    stragglers: Stragglers = Stragglers.WAIT
+    max_attempts: int = 3  # of one round, before the run fails
+
+    def __post_init__(self) -> None:
+        for key, most in (("max_rounds", _MAX_ROUNDS), ("min_participants", None), ("max_attempts", None)):
+            value = getattr(self, key)
+            if value < 1 or (most is not None and value > most):
+                raise ConfigError(f"{key} is {value}, expected at least 1" + (f" and at most {most}" if most else ""))
+        if not self.round_timeout_seconds > 0:
+            raise ConfigError(f"round_timeout_seconds is {self.round_timeout_seconds:g}, expected more than 0")
+        if self.cohort_size is not None and self.cohort_size < self.min_participants:
+            raise ConfigError(
+                f"cohort_size is {self.cohort_size}, which cannot give the {self.min_participants} answers of "
+                "min_participants; raise the one or lower the other"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StopSettings:
+    """``[stop]``: what may end a run before ``max_rounds``.
+
+    Raises:
+        ConfigError: as ``StopRule``.
+    """
+
+    metric: str | None = None
+    mode: Mode = Mode.MAX
+    patience: int | None = None
+    min_delta: float = 0.0
+    wall_clock_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        self.rule(1)
+
+    def rule(self, max_rounds: int) -> StopRule:
+        """The rule of a run of at most so many rounds."""
+        return StopRule(max_rounds, self.metric, self.mode, self.patience, self.min_delta, self.wall_clock_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentSettings:
+    """``experiment.toml``.
+
+    Raises:
+        ConfigError: a name that cannot be one, or tables that contradict each other.
+    """
+
+    name: str
+    rounds: RoundSettings
+    plan: str = ""  # folder of the plan bundle; read by the operator's command alone
+    seed: str | None = None  # left out: drawn when the experiment is submitted
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    server_optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+    stop: StopSettings = field(default_factory=StopSettings)
+
+    def __post_init__(self) -> None:
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise ConfigError(
+                "name: expected 1 to 63 lower-case letters, digits, dots and hyphens, the first and last no dot or "
+                "hyphen"
+            )
+        if self.seed is not None and not self.seed:
+            raise ConfigError("seed is empty; leave it out to have one drawn")
+        quorum, needed = self.rounds.min_participants, self.aggregation.min_updates
+        if quorum < needed:
+            raise ConfigError(
+                f"aggregation.method {self.aggregation.method.value} needs {needed} updates as it is set, and "
+                f"rounds.min_participants is {quorum}; raise min_participants to {needed}"
+            )
+        if self.stop.patience is not None and self.stop.patience >= self.rounds.max_rounds:
+            raise ConfigError(
+                f"stop.patience is {self.stop.patience}, which can never end a run of {self.rounds.max_rounds} rounds; "
+                "lower it or leave it out"
+            )
+
+    @property
+    def round_policy(self) -> RoundPolicy:
+        """When a round may close."""
+        return RoundPolicy(self.rounds.min_participants, self.rounds.round_timeout_seconds, self.rounds.stragglers)
+
+    @property
+    def stop_rule(self) -> StopRule:
+        """When the run ends."""
+        return self.stop.rule(self.rounds.max_rounds)
+
+    @property
+    def seed_bytes(self) -> bytes | None:
+        """32 bytes: 64 hexadecimal digits as they are, any other text by its SHA-256; None if none is given."""
+        if self.seed is None:
+            return None
+        return (
+            bytes.fromhex(self.seed)
+            if _SEED_PATTERN.fullmatch(self.seed)
+            else hashlib.sha256(self.seed.encode()).digest()
+        )

@@ -1,0 +1,115 @@
+"""experiment.toml: read strictly; contradictions are refused with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from fedveil.director.experiments import ExperimentSettings, RoundSettings, StopSettings
+from fedveil.director.rounds import RoundPolicy, Stragglers
+from fedveil.director.server_optimizer import OptimizerName, ServerOptimizer
+from fedveil.director.stop_rule import Mode, StopRule
+from fedveil.utils.aggregation import Aggregation, Method
+from fedveil.utils.config import parse_toml
+from fedveil.utils.errors import ConfigError
+
+SMALL = """
+name = "pneumonia"
+[rounds]
+max_rounds = 10
+min_participants = 2
+"""
+
+WHOLE = """
+name = "pneumonia-2"
+plan = "bundle"
+seed = "the fifth try"
+
+[rounds]
+max_rounds = 20
+min_participants = 5
+cohort_size = 6
+round_timeout_seconds = 30
+stragglers = "drop"
+max_attempts = 2
+
+[aggregation]
+method = "krum"
+byzantine = 1
+
+[server_optimizer]
+name = "fedadam"
+learning_rate = 0.03
+beta1 = 0.8
+beta2 = 0.95
+tau = 1e-4
+
+[stop]
+metric = "loss"
+mode = "min"
+patience = 3
+min_delta = 0.01
+wall_clock_seconds = 3600
+"""
+
+
+def parse(text: str) -> ExperimentSettings:
+    return parse_toml(text, ExperimentSettings, "experiment.toml")
+
+
+def test_the_smallest_experiment_has_defaults_for_the_rest() -> None:
+    settings = parse(SMALL)
+    assert settings == ExperimentSettings("pneumonia", RoundSettings(10, 2))
+    assert settings.round_policy == RoundPolicy(2, 600.0, Stragglers.WAIT)
+    assert settings.stop_rule == StopRule(10)
+    assert settings.aggregation.method is Method.WEIGHTED_MEAN
+    assert settings.server_optimizer.moments == ()
+    assert settings.seed_bytes is None
+
+
+def test_every_key_is_read() -> None:
+    settings = parse(WHOLE)
+    assert settings == ExperimentSettings(
+        "pneumonia-2",
+        RoundSettings(20, 5, 6, 30.0, Stragglers.DROP, 2),
+        "bundle",
+        "the fifth try",
+        Aggregation(Method.KRUM, byzantine=1),
+        ServerOptimizer(OptimizerName.FEDADAM, 0.03, beta1=0.8, beta2=0.95, tau=1e-4),
+        StopSettings("loss", Mode.MIN, 3, 0.01, 3600.0),
+    )
+    assert settings.round_policy == RoundPolicy(5, 30.0, Stragglers.DROP)
+    assert settings.stop_rule == StopRule(20, "loss", Mode.MIN, 3, 0.01, 3600.0)
+
+
+def test_a_seed_is_hexadecimal_or_any_text() -> None:
+    assert parse(f'seed = "{"0f" * 32}"' + SMALL).seed_bytes == b"\x0f" * 32
+    assert parse('seed = "7"' + SMALL).seed_bytes == hashlib.sha256(b"7").digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (SMALL.replace("pneumonia", "Pneumonia 1"), "name: expected 1 to 63 lower-case"),
+        (SMALL.replace("pneumonia", ""), "name: expected 1 to 63 lower-case"),
+        ('seed = ""' + SMALL, "seed is empty"),
+        ('name = "a"', "rounds: must be given"),
+        ('name = "a"\n[rounds]\nmax_rounds = 3', "rounds.min_participants: must be given"),
+        (SMALL + "min_participant = 3", "did you mean min_participants"),
+        (SMALL.replace("= 2", "= 0"), r"\[rounds\]: min_participants is 0, expected at least 1"),
+        (SMALL.replace("= 10", "= 0"), "max_rounds is 0, expected at least 1"),
+        (SMALL.replace("= 10", "= 1000001"), "at most 1000000"),
+        (SMALL + "max_attempts = 0", "max_attempts is 0"),
+        (SMALL + "round_timeout_seconds = 0", "round_timeout_seconds is 0"),
+        (SMALL + "cohort_size = 1", "cohort_size is 1, which cannot give the 2 answers of min_participants"),
+        (SMALL + '[aggregation]\nmethod = "krum"\nbyzantine = 2', "krum needs 7 updates as it is set, and rounds.min"),
+        (SMALL + '[aggregation]\nmethod = "trimmed_mean"\ntrim_fraction = 0.1', "needs 10 updates"),
+        (SMALL + "[aggregation]\nmax_norm = 3.0", r"\[aggregation\]: max_norm belongs to norm_bounding"),
+        (SMALL + "[server_optimizer]\ntau = 1.0", r"\[server_optimizer\]: tau is given, and fedavg has none"),
+        (SMALL + "[stop]\npatience = 3", r"\[stop\]: patience is given without metric"),
+        (SMALL + '[stop]\nmetric = "auc"\npatience = 10', "can never end a run of 10 rounds"),
+    ],
+)
+def test_what_contradicts_is_refused_with_the_reason(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse(text)
