@@ -37,9 +37,9 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityError, InterfaceError, OperationalError
 
-from ..utils.errors import StorageError
+from ..utils.errors import MalformedMessageError, StorageError
 
 HEAD = "0001"
 """The newest script in ``migrations/versions``."""
@@ -172,6 +172,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
     Raises:
         StorageError: the disk is full, the database is locked by another program, or is out of reach.
+        MalformedMessageError: a value that no database keeps.
     """
     with _storage_errors(), engine.connect() as connection:
         connection.execution_options(**_IMMEDIATE)
@@ -324,6 +325,10 @@ def _storage_errors() -> Iterator[None]:
         yield
     except IntegrityError:
         raise
+    except (DataError, OverflowError) as error:
+        raise MalformedMessageError(
+            "a number beyond 63 bits, or a text with a null character, cannot be kept in the database"
+        ) from error
     except (OperationalError, InterfaceError) as error:
         raise StorageError(
             f"the director's database does not answer as it should: {_first_line(error)}; "
