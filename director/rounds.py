@@ -138,6 +138,8 @@ def decline(this: Round, ref: TaskRef, envoy: EnvoyName) -> Round:
         ProtocolError: as ``check_answer``.
     """
     check_answer(this, ref, envoy)
+    if envoy in this.declined:
+        return this
     return replace(this, declined=this.declined | {envoy}, lost=this.lost - {envoy})
 
 
