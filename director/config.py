@@ -1,0 +1,132 @@
+"""The director's settings: ``director.toml``, beside the keys in the director's folder.
+
+Read once, when the director starts. Nothing here says who may do what: that is in certificates, and what sites allow
+is the sites' own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from ..utils.addresses import Address
+from ..utils.certificates import ISSUER_DAYS, LEAF_DAYS
+from ..utils.config import load_toml
+from ..utils.errors import ConfigError, IdentityError
+from ..utils.identity import check_name
+
+CONFIG_FILE = "director.toml"
+DEFAULT_LISTEN = "0.0.0.0:9443"  # a director is there to be reached; callers need a certificate
+MAX_MODEL_BYTES = 4 << 30
+_MAX_SLOTS = 256
+
+
+class Durability(Enum):
+    """What a receipt survives."""
+
+    PAGE_CACHE = "page-cache"  # kill -9 of the director
+    FSYNC = "fsync"  # a power cut too
+
+
+class LogLevel(Enum):
+    """How much the log says."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """The table ``[database]``."""
+
+    url: str = field(default="", repr=False)  # may hold a password; empty: SQLite in the director's folder
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSettings:
+    """The table ``[uploads]``."""
+
+    slots: int = 4  # envoys that upload at the same time
+    max_model_bytes: int = MAX_MODEL_BYTES  # plans with larger models are refused
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.slots <= _MAX_SLOTS:
+            raise ConfigError(f"slots is {self.slots}, expected 1 to {_MAX_SLOTS}")
+        if self.max_model_bytes < 1:
+            raise ConfigError(f"max_model_bytes is {self.max_model_bytes}, expected at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class DirectorConfig:
+    """All of ``director.toml``.
+
+    Raises:
+        ConfigError: a value is out of range, or two contradict each other.
+    """
+
+    federation: str
+    addresses: tuple[str, ...]  # host or host:port, as envoys reach the director; they stand in its certificate
+    listen: str = DEFAULT_LISTEN  # port 0: any that is free
+    durability: Durability = Durability.PAGE_CACHE
+    leaf_days: float = LEAF_DAYS  # how long certificates of envoys and operators last
+    log_level: LogLevel = LogLevel.INFO
+    database: DatabaseSettings = DatabaseSettings()
+    uploads: UploadSettings = UploadSettings()
+
+    def __post_init__(self) -> None:
+        try:
+            check_name("federation", self.federation)
+        except IdentityError as error:
+            raise ConfigError(f"federation: {error}") from error
+        if not self.addresses:
+            raise ConfigError("addresses is empty; envoys need at least one to reach the director by")
+        announced = [Address.parse(text) for text in self.addresses]
+        port = self.listen_address.port
+        if port is None:
+            raise ConfigError(f"listen is {self.listen!r}, expected host:port")
+        if len(set(announced)) != len(announced):
+            raise ConfigError("addresses names one address twice")
+        if any(address.port == 0 for address in announced):
+            raise ConfigError("addresses: port 0 cannot be dialled; leave the port out to announce that of listen")
+        if not 1 / 24 <= self.leaf_days <= ISSUER_DAYS:
+            raise ConfigError(f"leaf_days is {self.leaf_days:g}, expected an hour (0.042) to {ISSUER_DAYS} days")
+
+    @property
+    def listen_address(self) -> Address:
+        """Where the director listens."""
+        return Address.parse(self.listen)
+
+    @property
+    def is_durable(self) -> bool:
+        """Does a receipt survive a power cut?"""
+        return self.durability is Durability.FSYNC
+
+    def announced(self, port: int) -> tuple[str, ...]:
+        """The addresses as envoys dial them.
+
+        Args:
+            port: the one that is really listened on, for addresses without their own.
+
+        Raises:
+            ConfigError: that port is 0.
+        """
+        return tuple(str(Address.parse(text).with_port(port)) for text in self.addresses)
+
+    def database_url(self, folder: Path) -> str:
+        """The database's URL; an SQLite file in the director's folder unless another is set."""
+        return self.database.url or f"sqlite:///{(folder / 'director.sqlite').absolute()}"
+
+
+def load_config(folder: Path) -> DirectorConfig:
+    """Read ``director.toml`` of a director's folder.
+
+    Raises:
+        ConfigError: it is not there, or not right; the message names the key.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise ConfigError(f"{path}: there is none; make a director with `director init {folder}`")
+    return load_toml(path, DirectorConfig)
