@@ -1,0 +1,116 @@
+"""One order to train or to evaluate, and its outcome, as values that the worker process can be told.
+
+The parent names files; the model and the update never go through a message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..utils.messages import EnvoyName, RunId, TaskKind, TaskRef
+from ..utils.metrics import MetricKind, MetricSum
+from ..utils.tensors import Digest, canonical_json
+from .records import DatasetRecord
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOrder:
+    """Everything that a round of local work needs; the same order always gives the same update."""
+
+    ref: TaskRef
+    kind: TaskKind
+    seed: bytes  # the run's
+    envoy: EnvoyName
+    bundle: Path  # folder of the plan, ``ref.plan``
+    dataset: DatasetRecord | None  # None where the plan reads no data
+    index_path: Path | None  # the dataset's index, beside its record
+    model_path: Path  # safetensors; read, never written
+    update_path: Path  # raw float32, local minus global; its bytes are overwritten
+    state_folder: Path  # what stays at the site between rounds, and the worker's log
+    device: str = "auto"  # auto, cpu or cuda
+    threads: int = 1
+
+    def seed_for(self, purpose: str) -> int:
+        """A seed of 63 bits: the same for each attempt of a round, another for each purpose, envoy and round."""
+        text = canonical_json(["fedveil/local", purpose, self.seed.hex(), self.envoy, self.ref.round])
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+
+    @property
+    def model_seed(self) -> int:
+        """For tensors that no model file holds (site-local layers): the same at every site and in every round."""
+        text = canonical_json(["fedveil/local", "model", self.seed.hex()])
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkResult:
+    """What a round of local work says beside the update's file."""
+
+    num_examples: int
+    metrics: tuple[MetricSum, ...]
+
+
+def order_to_json(order: WorkOrder) -> dict[str, Any]:
+    """The order as JSON values."""
+    return {
+        "ref": [order.ref.run, order.ref.round, order.ref.attempt, order.ref.plan],
+        "kind": order.kind.value,
+        "seed": order.seed.hex(),
+        "envoy": order.envoy,
+        "bundle": str(order.bundle),
+        "dataset": order.dataset.to_json().decode() if order.dataset else None,
+        "index_path": str(order.index_path) if order.index_path else None,
+        "model_path": str(order.model_path),
+        "update_path": str(order.update_path),
+        "state_folder": str(order.state_folder),
+        "device": order.device,
+        "threads": order.threads,
+    }
+
+
+def order_from_json(document: Mapping[str, Any]) -> WorkOrder:
+    """Read what ``order_to_json`` made; parent and child are one program, so nothing is checked twice."""
+    run, number, attempt, plan = document["ref"]
+    dataset, index_path = document["dataset"], document["index_path"]
+    return WorkOrder(
+        ref=TaskRef(RunId(run), number, attempt, Digest(plan)),
+        kind=TaskKind(document["kind"]),
+        seed=bytes.fromhex(document["seed"]),
+        envoy=EnvoyName(document["envoy"]),
+        bundle=Path(document["bundle"]),
+        dataset=DatasetRecord.from_json(dataset.encode()) if dataset else None,
+        index_path=Path(index_path) if index_path else None,
+        model_path=Path(document["model_path"]),
+        update_path=Path(document["update_path"]),
+        state_folder=Path(document["state_folder"]),
+        device=document["device"],
+        threads=document["threads"],
+    )
+
+
+def result_to_json(result: WorkResult) -> dict[str, Any]:
+    """The result as JSON values."""
+    metrics = [[m.name, m.kind.value, m.values, m.weight] for m in result.metrics]
+    return {"num_examples": result.num_examples, "metrics": metrics}
+
+
+def result_from_json(document: Mapping[str, Any]) -> WorkResult:
+    """Read what ``result_to_json`` made.
+
+    The plan's code runs in the process that wrote it, so it is read strictly.
+
+    Raises:
+        ValueError, TypeError, KeyError: not such a result.
+    """
+    number = document["num_examples"]
+    if type(number) is not int or not 0 <= number < 1 << 53:
+        raise ValueError("a number of examples is a whole number of at least 0")
+    metrics = tuple(
+        MetricSum(str(name), MetricKind(kind), tuple(float(v) for v in values), float(weight))
+        for name, kind, values, weight in document["metrics"]
+    )
+    return WorkResult(number, metrics)

@@ -1,0 +1,51 @@
+"""Calls into a plan's code: whatever it raises becomes one error that gives no value of the site away."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from ..utils.errors import TrainingError
+from ..utils.metrics import MetricSum, total
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def calling(step: str) -> Iterator[None]:
+    """Run a piece of the plan; ``step`` says which, with no value in it.
+
+    The exception's text may quote data, so it goes to the site's own log alone.
+
+    Raises:
+        TrainingError: the plan raised, or tried to leave the process.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # the plan is somebody else's code: it may raise anything
+        _log.warning("the plan raised in %s", step, exc_info=True)
+        name = type(error).__name__
+        shown = name if name.isidentifier() and len(name) <= 64 else "an exception"
+        raise TrainingError(f"the plan raised {shown} in {step}; the site's worker log has the details") from error
+
+
+def collect_metrics(metrics: Iterable[MetricSum], step: str) -> tuple[MetricSum, ...]:
+    """Run a plan's evaluation to its end and add up metrics of one name.
+
+    Raises:
+        TrainingError: it raised, or yielded something that is no metric.
+    """
+    with calling(step):
+        found = list(metrics)
+    if not all(isinstance(metric, MetricSum) for metric in found):
+        raise TrainingError(f"{step} yielded something else than a MetricSum; use mean_of and auc_of")
+    try:
+        return total(found)
+    except ValueError as error:
+        raise TrainingError(f"{step}: {error}") from error
+
+
+def of_test_split(metrics: tuple[MetricSum, ...]) -> tuple[MetricSum, ...]:
+    """The same metrics, named as those of the test split: ``test_NAME``."""
+    return tuple(MetricSum(f"test_{m.name}", m.kind, m.values, m.weight) for m in metrics)

@@ -1,0 +1,154 @@
+"""Performs orders: opens the plan and the dataset once, then maps a model, trains, and leaves an update in its file.
+
+One workbench serves one plan at a time. It runs in the worker process, or in the caller's own for simulations. torch
+is imported by the first order of a ``TrainingPlan``, or by ``preload_torch`` while nobody waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..utils.data_spec import DataKind
+from ..utils.errors import DatasetError, PlanError, StorageError
+from ..utils.messages import TaskKind
+from ..utils.plan_bundle import Bundle, mapped, open_bundle
+from ..utils.tensors import Layout, Vector, read_model
+from . import array_training
+from .datasets import load
+from .orders import WorkOrder, WorkResult
+from .plan_loading import plan_of
+from .plans import ArrayPlan, Plan, TrainingPlan
+from .records import DatasetIndex, DatasetRecord, LoadedDataset
+from .site_state import pending_path, state_before
+from .update_file import UpdateFile
+
+if TYPE_CHECKING:
+    from .training import SiteState
+
+
+def preload_torch() -> None:
+    """Import torch and what trains with it: seconds that need not be part of the first round."""
+    importlib.import_module("..training", __name__)
+
+
+class Workbench:
+    """Performs one order after the other; what does not change between them is kept.
+
+    Args:
+        owns_process: the process is the workbench's own, so that it may set the number of threads.
+    """
+
+    def __init__(self, *, owns_process: bool = False) -> None:
+        self._owns_process = owns_process
+        self._bundle: Bundle | None = None
+        self._plan: Plan | None = None
+        self._dataset_key: tuple[DatasetRecord | None, str] | None = None
+        self._dataset: LoadedDataset | None = None
+        self._update_file = UpdateFile()
+
+    def perform(self, order: WorkOrder) -> WorkResult:
+        """Carry one order out.
+
+        Raises:
+            PlanError: the plan is not what the order names, or failed; training errors are among these.
+            DatasetError: the dataset is missing, or not what the plan declares.
+            UnsendableUpdateError: what came out is no update.
+            StorageError: no room for it.
+        """
+        bundle, plan = self._open(order)
+        data = self._data(order, plan)
+        vector, exact = read_model(bundle.layout, mapped(order.model_path))
+        out = self._update_file.vector(order.update_path, bundle.layout.size) if _trains(order) else None
+        if isinstance(plan, ArrayPlan):
+            seed = order.seed_for("training")
+            given = array_training.ArrayRound(order.kind, seed, bundle.layout, vector, exact, data)
+            return array_training.run_round(plan, given, out)
+        if isinstance(plan, TrainingPlan):
+            return self._train_with_torch(order, plan, bundle.layout, (vector, exact), data, out)
+        raise PlanError(f"{type(plan).__name__} is neither a TrainingPlan nor an ArrayPlan")
+
+    def close(self) -> None:
+        """Let go of the update's file."""
+        self._update_file.close()
+
+    def _open(self, order: WorkOrder) -> tuple[Bundle, Plan]:
+        if self._bundle is None or self._plan is None or self._bundle.digest != order.ref.plan:
+            self._bundle = open_bundle(order.bundle, order.ref.plan)
+            self._plan, self._dataset_key = plan_of(self._bundle), None
+        return self._bundle, self._plan
+
+    def _data(self, order: WorkOrder, plan: Plan) -> LoadedDataset:
+        key = (order.dataset, order.dataset.digest if order.dataset else "")
+        if self._dataset is None or self._dataset_key != key:
+            index = None
+            if order.dataset is not None and plan.data.kind is not DataKind.NONE:
+                index = _read_index(order.dataset, order.index_path)
+            self._dataset, self._dataset_key = None, None  # before another comes, so that not both are in memory
+            self._dataset, self._dataset_key = load(order.dataset, index, plan.data), key
+        return self._dataset
+
+    def _train_with_torch(
+        self,
+        order: WorkOrder,
+        plan: TrainingPlan,
+        layout: Layout,
+        model: tuple[Vector, bytes],
+        data: LoadedDataset,
+        out: Vector | None,
+    ) -> WorkResult:
+        import torch
+
+        from . import training
+
+        if self._owns_process:
+            torch.set_num_threads(order.threads)
+        before = state_before(order.state_folder, order.ref)
+        given = training.LocalRound(
+            kind=order.kind,
+            model_seed=order.model_seed,
+            round_seed=order.seed_for("training"),
+            layout=layout,
+            vector=model[0],
+            exact=model[1],
+            data=data,
+            state=training.read_state(before) if before else {},
+            device=order.device,
+        )
+        result, state = training.run_round(plan, given, out)
+        if state and _trains(order):
+            _write_state(pending_path(order.state_folder, order.ref), state)
+        return result
+
+
+def _trains(order: WorkOrder) -> bool:
+    return order.kind is TaskKind.TRAIN
+
+
+def _read_index(record: DatasetRecord, path: Path | None) -> DatasetIndex:
+    if path is None:
+        raise DatasetError(f"dataset {record.name} has no index; add it again with: envoy data add")
+    try:
+        index = DatasetIndex.from_json(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"the index of dataset {record.name} cannot be read: {error.strerror}") from error
+    if index.digest != record.digest:
+        raise StorageError(f"the index of dataset {record.name} is not the one of its record; add the dataset again")
+    return index
+
+
+def _write_state(path: Path, state: SiteState) -> None:
+    from .training import state_bytes
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(state_bytes(state))
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise StorageError(f"the site's state cannot be kept in {path.parent}: {error.strerror}") from error

@@ -1,0 +1,74 @@
+"""The child that runs a plan's code: ``python -m fedveil.envoy.worker ORDERS_FD LIFELINE_FD [torch]``.
+
+Orders come and outcomes go as JSON lines over a socket that only parent and child hold; stdout and stderr belong to
+the plan and end in a log file at the site. The child dies with its parent, also while the plan loops. Its sandbox
+comes later; until then a plan is approved code that runs with the envoy's rights.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import select
+import socket
+import sys
+from typing import Any
+
+from ..utils import errors
+from ..utils.errors import FederationError, TrainingError
+from .orders import order_from_json, result_to_json
+from .workbench import Workbench, preload_torch
+
+_log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve orders until the parent hangs up."""
+    orders, lifeline = int(arguments[0]), int(arguments[1])
+    _die_with_parent(lifeline)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    # Before torch is loaded: cuBLAS is deterministic only with a fixed workspace.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if "torch" in arguments[2:]:
+        preload_torch()
+    workbench = Workbench(owns_process=True)
+    with socket.socket(fileno=orders) as connection, connection.makefile("rwb") as lines:
+        for line in lines:
+            lines.write(json.dumps(_answer(workbench, json.loads(line))).encode() + b"\n")
+            lines.flush()
+
+
+def error_from_json(document: dict[str, Any]) -> FederationError:
+    """The error that a worker met, as the class it was."""
+    found = getattr(errors, str(document["error"]), TrainingError) if document["error"] in errors.__all__ else None
+    return (found or TrainingError)(str(document["message"]))
+
+
+def _answer(workbench: Workbench, order: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return result_to_json(workbench.perform(order_from_json(order)))
+    except FederationError as error:
+        _log.exception("the order failed")
+        return {"error": type(error).__name__, "message": str(error)}
+    except (ValueError, TypeError, RuntimeError, OSError, LookupError, MemoryError) as error:
+        # Ours or torch's own, outside of the plan's calls: out of memory, a broken device.
+        _log.exception("the order failed")
+        return {"error": "TrainingError", "message": f"training failed with {type(error).__name__}; see the worker log"}
+
+
+def _die_with_parent(lifeline: int) -> None:
+    """Let the kernel end this process when the parent is gone, even in a loop that never lets Python run.
+
+    The parent alone holds the other end of this pipe. When it closes, the kernel sends SIGIO, whose default is to
+    end the process. (``PR_SET_PDEATHSIG`` fires already when the thread that started the child ends.)
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

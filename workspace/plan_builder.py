@@ -1,0 +1,64 @@
+"""``fedveil plan build``: from a researcher's file to the bundle that is submitted and approved.
+
+The plan's own code runs here, on the researcher's machine, to make the layout and the first weights, so that the
+director never needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .. import __version__
+from ..envoy.initial_weights import initial_of
+from ..envoy.plan_loading import construct, plan_class_of
+from ..envoy.plans import Plan, values_of
+from ..utils.errors import PlanError
+from ..utils.plan_bundle import Manifest, PlanKind, Setting, write_bundle
+
+
+def build_plan(source: Path, out: Path, overrides: Mapping[str, Setting] | None = None) -> Manifest:
+    """Build a plan's bundle.
+
+    Args:
+        source: a Python file that holds exactly one subclass of ``TrainingPlan`` or ``ArrayPlan``.
+        out: the bundle's folder; made, or written over.
+        overrides: settings that differ from the plan's own defaults.
+
+    Returns:
+        The manifest; its digest names the plan from now on. The same file and settings give the same digest.
+
+    Raises:
+        PlanError: the file cannot be read or run, a setting does not fit, or a tensor of the model cannot travel.
+    """
+    try:
+        text = source.read_bytes()
+    except OSError as error:
+        raise PlanError(f"the plan {source} cannot be read: {error.strerror}") from error
+    return write_plan(plan_class_of(text, source.name), text, source.name, out, overrides)
+
+
+def write_plan(
+    plan_class: type[Plan], text: bytes, file_name: str, out: Path, overrides: Mapping[str, Setting] | None = None
+) -> Manifest:
+    """The bundle of a plan class whose source is ``text``.
+
+    Raises:
+        PlanError: as ``build_plan``.
+    """
+    plan, data = construct(plan_class, overrides or {})
+    if plan.kind is PlanKind.ARRAY and (plan.settings.proximal_mu or plan.settings.scaffold):
+        raise PlanError("an ArrayPlan steps by itself: proximal_mu and scaffold are for a TrainingPlan")
+    layout, vector, exact = initial_of(plan)
+    return write_bundle(
+        out,
+        name=plan_class.__name__,
+        kind=plan.kind,
+        entry=f"{file_name}:{plan_class.__name__}",
+        sources={file_name: text},
+        settings=values_of(plan.settings),
+        layout=layout,
+        initial=(vector, exact),
+        data=data,
+        software=__version__,
+    )
