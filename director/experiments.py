@@ -35,6 +35,7 @@ class RoundSettings:
     round_timeout_seconds: float = 600.0
     stragglers: Stragglers = Stragglers.WAIT
     max_attempts: int = 3  # of one round, before the run fails
+    final_evaluation: bool = True  # a last round in which the sites evaluate the final model
 
     def __post_init__(self) -> None:
         for key, most in (("max_rounds", _MAX_ROUNDS), ("min_participants", None), ("max_attempts", None)):

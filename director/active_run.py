@@ -1,0 +1,154 @@
+"""The run under way: its plan, its model, and the arithmetic that closes a round.
+
+Memory is two vectors of the model's size, whatever the number of envoys: the present model, and the sum that becomes
+the next one; they change places each round. FedAdam and its kin add their own moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..utils.aggregation import aggregate, is_finite
+from ..utils.artifacts import ArtifactStore
+from ..utils.config import parse_toml
+from ..utils.errors import LayoutMismatchError, LengthMismatchError, NonFiniteUpdateError, UnsendableUpdateError
+from ..utils.messages import EnvoyName, PayloadKind, Task, TaskKind, TaskRef, UpdateHeader
+from ..utils.metrics import MetricSum, total
+from ..utils.plan_bundle import INITIAL_FILE, LAYOUT_FILE, Manifest, mapped, read_manifest
+from ..utils.tensors import Digest, Layout, Vector, model_num_bytes, model_pieces, read_model
+from .experiments import ExperimentSettings
+from .records import RunRecord, SubmissionRecord
+from .rounds import Round
+from .server_optimizer import State, initial_state, state_from_bytes, state_pieces, step
+from .uploads import Uploads
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a round gave; nothing of the run has changed until it is adopted."""
+
+    model: Digest
+    metrics: tuple[MetricSum, ...]
+    optimizer_state: Digest | None = None
+    num_examples: int = 0
+    vector: Vector | None = field(default=None, compare=False)
+    state: State | None = field(default=None, compare=False)
+
+
+class ActiveRun:
+    """One run, from its first round to its end."""
+
+    def __init__(self, record: RunRecord, artifacts: ArtifactStore, optimizer_state: Digest | None = None) -> None:
+        self.record = record
+        self.settings = parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}")
+        self.manifest: Manifest = read_manifest(artifacts.read(record.plan))
+        self.layout = Layout.from_json(artifacts.read(self.manifest.file(LAYOUT_FILE).sha256))
+        self.model = record.model
+        self.progress: list[dict[str, float]] = []  # the federated metrics of each closed round, for the stop rule
+        self._artifacts = artifacts
+        vector, self._exact = read_model(self.layout, mapped(artifacts.path(record.model)))
+        self._model: Vector = vector.copy()
+        self._spare: Vector = np.empty_like(self._model)
+        self._state: State = (
+            state_from_bytes(self.settings.server_optimizer, self.layout, artifacts.read(optimizer_state))
+            if optimizer_state
+            else initial_state(self.settings.server_optimizer, self.layout)
+        )
+
+    @property
+    def ref(self) -> TaskRef:
+        """The first round's."""
+        return TaskRef(self.record.run, 1, 1, self.record.plan)
+
+    def task(self, this: Round, now: float) -> Task:
+        """The order that each envoy of the cohort gets."""
+        left = this.since + self.settings.rounds.round_timeout_seconds - now
+        return Task(
+            ref=this.ref,
+            kind=this.kind,
+            model=self.model,
+            model_bytes=model_num_bytes(self.layout),
+            layout=self.layout.digest,
+            seed=self.record.seed,
+            seconds_left=max(left, 0.0),
+            min_participants=self.settings.rounds.min_participants,
+            cohort=tuple(sorted(this.cohort)),
+            payload=PayloadKind.PLAIN,
+        )
+
+    def conclude(
+        self, this: Round, submissions: Sequence[SubmissionRecord], uploads: Uploads, num_envoys: int
+    ) -> Outcome:
+        """Sum the answers of an aggregating round, always in the order of the envoys' names.
+
+        The same answers give the same model bit for bit, whoever came first and however often the director was killed
+        meanwhile.
+
+        Raises:
+            EmptyRoundError: no answers, or none with an example.
+            NonFiniteUpdateError: the sum or the step left the range of float32.
+            StorageError: the disk is full.
+        """
+        metrics = total(metric for one in submissions for metric in one.metrics)
+        if this.kind is TaskKind.EVALUATE:
+            return Outcome(self.model, metrics)
+        with ExitStack() as stack:
+            updates = [uploads.stored(one.envoy, one.num_examples) for one in submissions]
+            for update in updates:
+                stack.callback(update.close)
+            participation = min(1.0, len(submissions) / max(num_envoys, 1))
+            num_examples = aggregate(
+                self.settings.aggregation, self.layout, updates, self._spare, participation=participation
+            )
+        new, state = step(self.settings.server_optimizer, self.layout, self._model, self._spare, self._state)
+        if not is_finite(new):
+            raise NonFiniteUpdateError(f"{this.ref}: the new model holds NaN or infinity; the model before it is kept")
+        model = self._artifacts.put(model_pieces(self.layout, new, self._exact))
+        pieces = state_pieces(state)
+        kept = self._artifacts.put(pieces) if pieces else None
+        return Outcome(model, metrics, kept, num_examples, new, state)
+
+    def adopt(self, outcome: Outcome) -> None:
+        """The outcome is in the database: it is the run's model now. The old model's memory takes the next sum."""
+        if outcome.vector is not None and outcome.state is not None:
+            self._model, self._spare, self._state = outcome.vector, self._model, outcome.state
+        self.model = outcome.model
+        self.progress.append(values_of(outcome.metrics))
+
+    def check_header(self, header: UpdateHeader, envoy: EnvoyName) -> None:
+        """Does an announced update fit, before a byte of it is taken?
+
+        Raises:
+            LayoutMismatchError: another layout than the plan's.
+            LengthMismatchError: another number of bytes than the layout has.
+            UnsendableUpdateError: it counts no example, or is coded in a way that this run does not use.
+        """
+        if header.layout != self.layout.digest:
+            raise LayoutMismatchError(
+                f"{envoy} announces layout {header.layout[:12]}, expected {self.layout.digest[:12]}"
+            )
+        if header.length != self.layout.num_bytes:
+            raise LengthMismatchError(f"{envoy} announces {header.length} bytes, expected {self.layout.num_bytes}")
+        if header.num_examples < 1 or header.codec is not None:
+            raise UnsendableUpdateError(f"{envoy} announces no example, or a codec that this run does not use")
+
+
+def values_of(metrics: tuple[MetricSum, ...]) -> dict[str, float]:
+    """The metrics that have a value, by name."""
+    return {metric.name: metric.value for metric in metrics if metric.value is not None}
+
+
+def check_plan(manifest: Manifest, artifacts: ArtifactStore) -> tuple[Layout, Digest]:
+    """The layout and the initial model of a plan whose blobs are all here.
+
+    Raises:
+        PlanError, LayoutMismatchError, MalformedMessageError: the blobs do not fit each other.
+    """
+    layout = Layout.from_json(artifacts.read(manifest.file(LAYOUT_FILE).sha256))
+    initial = manifest.file(INITIAL_FILE).sha256
+    read_model(layout, mapped(artifacts.path(initial)))
+    return layout, initial

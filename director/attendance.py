@@ -1,0 +1,69 @@
+"""Who is there. Pure: ``now`` is an argument.
+
+An envoy is there from its first word. It is gone when its last line broke and it did not come back within a moment,
+or when it was silent too long. One that was never seen since the director started is not gone: it had no time to come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..utils.messages import EnvoyName
+from ..utils.transport import SILENCE_SECONDS
+
+RETURN_SECONDS = 2.0
+"""A line that broke may be another one within this time, and nothing happened."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    heard_at: float
+    lines: int = 0
+    broke_at: float | None = None
+
+
+@dataclass(slots=True)
+class Attendance:
+    """The envoys seen since the director started."""
+
+    _seen: dict[EnvoyName, _Seen] = field(default_factory=dict)
+
+    def hear(self, envoy: EnvoyName, now: float) -> None:
+        """It said something."""
+        seen = self._seen.setdefault(envoy, _Seen(now))
+        seen.heard_at = now
+        if seen.broke_at is not None:
+            seen.broke_at = now  # alive without a line: it is on its way back
+
+    def arrive(self, envoy: EnvoyName, now: float) -> None:
+        """It opened a line."""
+        self.hear(envoy, now)
+        self._seen[envoy].lines += 1
+        self._seen[envoy].broke_at = None
+
+    def leave(self, envoy: EnvoyName, now: float) -> None:
+        """One of its lines ended."""
+        seen = self._seen[envoy]
+        seen.lines -= 1
+        if seen.lines == 0:
+            seen.broke_at = now
+
+    def is_there(self, envoy: EnvoyName, now: float) -> bool:
+        """Seen, and neither silent nor without a line for too long."""
+        seen = self._seen.get(envoy)
+        if seen is None or now - seen.heard_at > SILENCE_SECONDS:
+            return False
+        return seen.broke_at is None or now - seen.broke_at <= RETURN_SECONDS
+
+    def is_gone(self, envoy: EnvoyName, now: float) -> bool:
+        """Seen, and no longer there."""
+        return envoy in self._seen and not self.is_there(envoy, now)
+
+    def there(self, now: float) -> frozenset[EnvoyName]:
+        """All who are there."""
+        return frozenset(envoy for envoy in self._seen if self.is_there(envoy, now))
+
+    def silent_seconds(self, envoy: EnvoyName, now: float) -> float:
+        """Since its last word; infinity without any."""
+        seen = self._seen.get(envoy)
+        return now - seen.heard_at if seen else float("inf")

@@ -1,0 +1,43 @@
+"""The director's gRPC door for operators: decode, ask the desk, encode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from ..utils import messages as m
+from ..utils import transport, wire
+from ..utils.artifacts import ArtifactStore
+from ..utils.identity import PeerId, Role
+from .doors import Door, download
+from .experiment_desk import ExperimentDesk
+
+
+class ControlService:
+    """All that an operator may call."""
+
+    def __init__(self, federation: str, desk: ExperimentDesk, artifacts: ArtifactStore) -> None:
+        self._federation, self._desk, self._artifacts = federation, desk, artifacts
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The calls by name, as in ``federation.proto``."""
+        door, desk = Door(self._federation, (Role.OPERATOR,)), self._desk
+        nothing = wire.acknowledgement_from_wire
+        return grpc.method_handlers_generic_handler(
+            transport.CONTROL,
+            {
+                "Status": door.unary(lambda _, __: desk.status(), nothing, wire.status_to_wire),
+                "Submit": door.unary(lambda _, x: desk.submit(x), wire.submission_from_wire, wire.submit_reply_to_wire),
+                "PutBlob": door.upload(lambda _, parts: desk.put_blob(parts), wire.acknowledgement_to_wire),
+                "List": door.unary(lambda _, __: desk.list(), nothing, wire.experiments_to_wire),
+                "Show": door.unary(lambda _, run: desk.show(run), wire.show_from_wire, wire.experiment_to_wire),
+                "Stop": door.unary(lambda _, stop: desk.stop(*stop), wire.stop_from_wire, wire.experiment_to_wire),
+                "Fetch": door.stream(self._fetch, wire.download_from_wire, wire.part_to_wire),
+            },
+        )
+
+    def _fetch(
+        self, _: PeerId, request: m.DownloadRequest, __: Callable[[Callable[[], None]], None]
+    ) -> Iterator[m.Part]:
+        return download(self._artifacts, request)

@@ -1,0 +1,454 @@
+"""The director's imperative shell: events come in, the pure rounds decide, every transition is written, then acted on.
+
+One lock guards the present round. What takes long happens outside it: uploads are streamed to disk by the calls that
+bring them, and one thread (``director-rounds``) opens, sums and closes rounds. After a kill -9 ``start`` finds the
+open round in the database and goes on: what has a receipt is there, the others are asked again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ..utils import messages as m
+from ..utils.artifacts import ArtifactStore
+from ..utils.errors import FederationError, ProtocolError, StorageError, WrongRoundError
+from ..utils.metrics import MetricSum, total
+from ..utils.tensors import canonical_json, digest_of
+from . import rounds
+from .active_run import ActiveRun, Outcome, values_of
+from .attendance import Attendance
+from .history import History
+from .lines import Line, Lines
+from .records import RoundRecord, RunRecord, RunState, SubmissionRecord
+from .rounds import Round, RoundState
+from .selection import select
+from .stop_rule import verdict
+from .uploads import Uploads
+
+_LOG = logging.getLogger(__name__)
+_TICK_SECONDS = 0.25
+_STORAGE_SECONDS = 2.0
+_GATHER_SECONDS = 3.0  # how long a planned round waits for envoys that may still come, once it has a quorum
+_TURN_SECONDS = 20.0  # how long a call that asks for a turn is held
+
+
+class Coordinator:
+    """Runs one experiment after the other.
+
+    Args:
+        history: the database of runs and rounds.
+        artifacts: models, manifests and blobs.
+        uploads: turns and spools.
+        members: the names of all envoys that joined.
+        keep_models: how many models of a run stay on disk; 0 keeps all.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        artifacts: ArtifactStore,
+        uploads: Uploads,
+        members: Callable[[], frozenset[m.EnvoyName]],
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._history, self._artifacts, self._uploads = history, artifacts, uploads
+        self._members, self._now = members, now
+        self._lock = threading.Condition(threading.RLock())
+        self._attendance = Attendance()
+        self._lines = Lines()
+        self._run: ActiveRun | None = None
+        self._round: Round | None = None
+        self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
+        self._waits_since = 0.0
+        self._up = self._down = 0
+        self._ends = False
+        self._thread = threading.Thread(target=self._work, name="director-rounds", daemon=True)
+
+    def start(self) -> None:
+        """Go on where the last director stopped, or was stopped."""
+        with self._lock:
+            self._waits_since = self._now()
+            self._resume()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finish what is being summed, end all lines, and leave the rest to the next start."""
+        with self._lock:
+            self._ends = True
+            self._lock.notify_all()
+        self._lines.close()
+        self._thread.join()
+
+    # ------------------------------------------------------------ envoys
+
+    def open_line(self, envoy: m.EnvoyName, held: tuple[m.TaskRef, ...]) -> Line:
+        """An envoy opens a line: it is there, and gets what is open for it."""
+        with self._lock:
+            self._attendance.arrive(envoy, self._now())
+            this = self._round
+            if this is not None:
+                self._save(rounds.regain(this, envoy))
+            self._lock.notify_all()
+            return self._lines.open(envoy, self._open_tasks(envoy, held))
+
+    def close_line(self, line: Line) -> None:
+        """A line ended, or broke."""
+        self._lines.drop(line)
+        with self._lock:
+            self._attendance.leave(line.envoy, self._now())
+
+    def hear(self, envoy: m.EnvoyName) -> None:
+        """An envoy said something."""
+        with self._lock:
+            self._attendance.hear(envoy, self._now())
+
+    def request_upload(self, envoy: m.EnvoyName, header: m.UpdateHeader) -> m.Grant:
+        """Give a turn, or the receipt of an update that is already here.
+
+        Raises:
+            ProtocolError: the round does not take an update of this envoy.
+            UnsendableUpdateError: what is announced does not fit the plan.
+        """
+        with self._lock:
+            self._attendance.hear(envoy, self._now())
+            kept = self._receipt_of(envoy, header.ref)
+            if kept is not None:
+                return kept
+            run, this = self._open_round(header.ref, envoy)
+            rounds.check_answer(this, header.ref, envoy)
+            if this.kind is not m.TaskKind.TRAIN:
+                raise ProtocolError(f"{header.ref} asks for an evaluation, {envoy} announces an update")
+            run.check_header(header, envoy)
+            self._check_metrics(header.metrics, envoy)
+        return self._uploads.turn(envoy, header, _TURN_SECONDS)
+
+    def upload(self, envoy: m.EnvoyName, parts: Iterator[m.Part]) -> m.Receipt:
+        """Take one update; the receipt is given once it is on disk and in the database.
+
+        Raises:
+            FederationError: as ``Uploads.receive``, and ``ProtocolError`` if the round closed meanwhile.
+        """
+        received = self._uploads.receive(envoy, parts, lambda: self.hear(envoy))
+        header = received.header
+        submission = SubmissionRecord(
+            ref=header.ref,
+            envoy=envoy,
+            digest=received.digest,
+            length=header.length,
+            num_examples=header.num_examples,
+            metrics=header.metrics,
+            spool=self._uploads.path(envoy).name,
+        )
+        self._up += header.length
+        return self._submit(submission)
+
+    def report(self, envoy: m.EnvoyName, report: m.MetricsReport) -> m.Receipt:
+        """Take the answer to an evaluation.
+
+        Raises:
+            ProtocolError: the round does not take an answer of this envoy.
+        """
+        with self._lock:
+            self._attendance.hear(envoy, self._now())
+            kept = self._receipt_of(envoy, report.ref)
+            if kept is not None:
+                return kept
+            _, this = self._open_round(report.ref, envoy)
+            if this.kind is not m.TaskKind.EVALUATE:
+                raise ProtocolError(f"{report.ref} asks for an update, {envoy} reports metrics alone")
+            self._check_metrics(report.metrics, envoy)
+            content = canonical_json([[x.name, x.kind.value, list(x.values), x.weight] for x in report.metrics])
+            return self._submit(
+                SubmissionRecord(
+                    ref=report.ref,
+                    envoy=envoy,
+                    digest=digest_of(content),
+                    length=0,
+                    num_examples=0,
+                    metrics=report.metrics,
+                    spool="",
+                )
+            )
+
+    def decline(self, envoy: m.EnvoyName, refusal: m.Refusal) -> None:
+        """An envoy will not or cannot; the round goes on without it.
+
+        Raises:
+            ProtocolError: the round does not wait for this envoy.
+        """
+        with self._lock:
+            self._attendance.hear(envoy, self._now())
+            _, this = self._open_round(refusal.ref, envoy)
+            self._save(rounds.decline(this, refusal.ref, envoy))
+            _LOG.warning(
+                "declined task=%s envoy=%s error=%s reason=%s", refusal.ref, envoy, refusal.error, refusal.reason
+            )
+            self._lock.notify_all()
+
+    def count_download(self, num_bytes: int) -> None:
+        """Some bytes went down."""
+        self._down += num_bytes
+
+    # ------------------------------------------------------------ operators
+
+    def enqueue(self, record: RunRecord) -> None:
+        """Put a run behind the others."""
+        with self._lock:
+            self._history.enqueue(record)
+            self._lock.notify_all()
+
+    def stop_run(self, run: m.RunId, reason: str) -> None:
+        """End a run now; the model of its last closed round stays.
+
+        Raises:
+            ProtocolError: there is no such run, or it is over.
+        """
+        with self._lock:
+            record = self._history.run(run)
+            if record.state not in (RunState.QUEUED, RunState.RUNNING):
+                raise ProtocolError(f"{run} is {record.state.value}; only a queued or running one can be stopped")
+            if self._run is not None and self._run.record.run == run and self._round is not None:
+                stopped = rounds.fail(self._round, f"stopped: {reason}")
+                self._history.fail_round(stopped, self._now(), None)
+                self._withdraw(stopped, stopped.cohort)
+            self._finish(run, RunState.STOPPED, f"stopped: {reason}")
+
+    def presence(self, envoy: m.EnvoyName) -> tuple[bool, float]:
+        """Is the envoy there, and for how long was it silent?"""
+        with self._lock:
+            now = self._now()
+            return self._attendance.is_there(envoy, now), self._attendance.silent_seconds(envoy, now)
+
+    # ------------------------------------------------------------ the rounds' thread
+
+    def _work(self) -> None:
+        while not self._ends:
+            try:
+                self._turn()
+            except StorageError as error:  # nothing has changed; it is tried again once there is room
+                _LOG.error("the rounds wait: %s", error)
+                with self._lock:
+                    self._lock.wait(_STORAGE_SECONDS)
+
+    def _turn(self) -> None:
+        with self._lock:
+            this = self._advance()
+            if this is None or this.state is not RoundState.AGGREGATING:
+                if not self._ends:
+                    self._lock.wait(_TICK_SECONDS)
+                return
+        self._conclude(this)
+
+    def _advance(self) -> Round | None:
+        """One look at the present round: start a run, open it, lose who is gone, close it when it is due."""
+        now = self._now()
+        if self._run is None:
+            self._start_next(now)
+        run, this = self._run, self._round
+        if run is None or this is None:
+            return None
+        if this.state is RoundState.PLANNED:
+            this = self._gather(run, this, now)
+        for envoy in this.waiting:
+            if self._attendance.is_gone(envoy, now):
+                _LOG.warning("lost task=%s envoy=%s", this.ref, envoy)
+                this = rounds.lose(this, envoy)
+        this = rounds.due(this, run.settings.round_policy, now)
+        if this.state is RoundState.FAILED:
+            self._fail(run, this)
+        else:
+            self._save(this)
+        return self._round
+
+    def _gather(self, run: ActiveRun, this: Round, now: float) -> Round:
+        there = self._attendance.there(now)
+        size = run.settings.rounds.cohort_size
+        if len(there) < run.settings.round_policy.min_participants:
+            self._waits_since = now
+            return this
+        missing = {e for e in self._members() - there if not self._attendance.is_gone(e, now)}
+        if missing and (size is None or len(there) < size) and now - self._waits_since < _GATHER_SECONDS:
+            return this
+        cohort = select(there, size, run.record.seed, this.ref.round, this.ref.attempt)
+        opened = rounds.open_round(this, cohort, run.settings.round_policy, now)
+        self._save(opened)
+        _LOG.info("round opened task=%s cohort=%d", opened.ref, len(cohort))
+        self._lines.push(sorted(cohort), run.task(opened, now))
+        return opened
+
+    def _conclude(self, this: Round) -> None:
+        """Sum outside the lock; what the arithmetic refuses fails the round, never the director."""
+        run = self._run
+        if run is None:
+            return
+        try:
+            answers = sorted(self._answers.values(), key=lambda one: one.envoy)
+            outcome = run.conclude(this, answers, self._uploads, len(self._members()))
+        except StorageError:
+            raise
+        except FederationError as error:
+            with self._lock:
+                if self._round is this:
+                    self._fail(run, rounds.fail(this, f"{type(error).__name__}: {error}"))
+            return
+        with self._lock:
+            if self._round is this:
+                self._close(run, this, outcome)
+
+    def _close(self, run: ActiveRun, this: Round, outcome: Outcome) -> None:
+        now = self._now()
+        closed = rounds.close(this)
+        following, reason = self._following(run, closed, outcome, now)
+        self._history.close_round(
+            closed,
+            model_out=outcome.model,
+            metrics=outcome.metrics,
+            optimizer_state=outcome.optimizer_state,
+            num_examples=outcome.num_examples,
+            now=now,
+            next_round=following,
+        )
+        run.adopt(outcome)
+        self._count_traffic(run.record.run)
+        _LOG.info("round closed task=%s received=%d", closed.ref, len(closed.received))
+        self._withdraw(closed, closed.cohort - closed.received)
+        self._begin(following, now)
+        if following is None:
+            self._finish(run.record.run, RunState.FINISHED, reason)
+
+    def _following(self, run: ActiveRun, closed: Round, outcome: Outcome, now: float) -> tuple[Round | None, str]:
+        if closed.kind is m.TaskKind.EVALUATE:
+            return None, closed.reason
+        progress = [*run.progress, values_of(outcome.metrics)]
+        began = run.record.started_at if run.record.started_at is not None else now
+        reason = verdict(run.settings.stop_rule, closed.ref.round, progress, now - began)
+        ref = replace(closed.ref, round=closed.ref.round + 1, attempt=1)
+        if reason is None:
+            return Round(ref, m.TaskKind.TRAIN, now), ""
+        if run.settings.rounds.final_evaluation:
+            return Round(ref, m.TaskKind.EVALUATE, now, reason=reason), ""
+        return None, reason
+
+    def _fail(self, run: ActiveRun, failed: Round) -> None:
+        now = self._now()
+        is_evaluation = failed.kind is m.TaskKind.EVALUATE
+        last = failed.ref.attempt >= run.settings.rounds.max_attempts
+        following = None if last else rounds.again(failed, now)
+        self._history.fail_round(failed, now, following)
+        _LOG.warning("round failed task=%s reason=%s", failed.ref, failed.reason)
+        self._withdraw(failed, failed.cohort)
+        self._begin(following, now)
+        if following is None and is_evaluation:
+            self._finish(run.record.run, RunState.FINISHED, f"without final evaluation: {failed.reason}")
+        elif following is None:
+            self._finish(run.record.run, RunState.FAILED, f"{failed.ref}: {failed.reason}")
+
+    def _start_next(self, now: float) -> None:
+        queued = next((r for r in self._history.runs() if r.state is RunState.QUEUED), None)
+        if queued is None:
+            return
+        try:
+            run = ActiveRun(replace(queued, started_at=now), self._artifacts)
+        except FederationError as error:
+            self._history.finish_run(queued.run, RunState.FAILED, f"{type(error).__name__}: {error}", now)
+            return
+        first = Round(run.ref, m.TaskKind.TRAIN, now)
+        self._history.start_run(queued.run, now, first)
+        self._run = run
+        self._begin(first, now)
+        _LOG.info("run started run=%s", queued.run)
+
+    def _resume(self) -> None:
+        record = next((r for r in self._history.runs() if r.state is RunState.RUNNING), None)
+        if record is None:
+            return
+        past = self._history.rounds(record.run)
+        states = [r.optimizer_state for r in past if r.optimizer_state is not None]
+        current = self._history.current_round(record.run)
+        self._run = ActiveRun(record, self._artifacts, states[-1] if states else None)
+        self._run.progress = [values_of(r.metrics) for r in past if _counts(r)]
+        if current is None:  # killed between the last round's end and the run's
+            last = past[-1].round
+            state = RunState.FAILED if last.state is RoundState.FAILED else RunState.FINISHED
+            self._finish(record.run, state, last.reason)
+            return
+        self._round = rounds.resume(current.round, self._now())
+        self._answers = {one.envoy: one for one in self._history.submissions(self._round.ref)}
+        self._history.save_round(self._round, self._now())
+        _LOG.info("run resumed run=%s task=%s state=%s", record.run, self._round.ref, self._round.state.value)
+
+    # ------------------------------------------------------------ pieces
+
+    def _submit(self, submission: SubmissionRecord) -> m.Receipt:
+        with self._lock:
+            _, this = self._open_round(submission.ref, submission.envoy)
+            answered = rounds.receive(this, submission.ref, submission.envoy)
+            self._check_metrics(submission.metrics, submission.envoy)
+            self._history.add_submission(submission, answered)
+            self._round = answered
+            self._answers[submission.envoy] = submission
+            self._lock.notify_all()
+        return m.Receipt(submission.ref, submission.digest, submission.length)
+
+    def _receipt_of(self, envoy: m.EnvoyName, ref: m.TaskRef) -> m.Receipt | None:
+        if self._round is not None and ref == self._round.ref:
+            one = self._answers.get(envoy)
+        else:
+            one = next((x for x in self._history.submissions(ref) if x.envoy == envoy), None)
+        return m.Receipt(ref, one.digest, one.length) if one else None
+
+    def _open_round(self, ref: m.TaskRef, envoy: m.EnvoyName) -> tuple[ActiveRun, Round]:
+        if self._run is None or self._round is None:
+            raise WrongRoundError(f"no round is open; {envoy} answers {ref}")
+        return self._run, self._round
+
+    def _check_metrics(self, metrics: tuple[MetricSum, ...], envoy: m.EnvoyName) -> None:
+        others = [metric for one in list(self._answers.values())[:1] for metric in one.metrics]
+        try:
+            total([*others, *metrics])
+        except ValueError as error:
+            raise ProtocolError(f"{envoy}: {error}") from error
+
+    def _open_tasks(self, envoy: m.EnvoyName, held: tuple[m.TaskRef, ...]) -> list[m.WorkItem]:
+        run, this = self._run, self._round
+        is_asked = run is not None and this is not None and this.state.takes_answers and envoy in this.cohort
+        present = this.ref if is_asked and this is not None else None
+        items: list[m.WorkItem] = [m.Withdrawal(ref, "this round is over") for ref in held if ref != present]
+        if run is not None and this is not None and is_asked and envoy not in this.received | this.declined:
+            items.append(run.task(this, self._now()))
+        return items
+
+    def _begin(self, this: Round | None, now: float) -> None:
+        self._round, self._waits_since = this, now
+        self._answers.clear()
+
+    def _save(self, this: Round) -> None:
+        if this is not self._round and this != self._round:
+            self._history.save_round(this, self._now())
+        self._round = this
+
+    def _withdraw(self, this: Round, envoys: frozenset[m.EnvoyName]) -> None:
+        self._lines.push(sorted(envoys), m.Withdrawal(this.ref, this.reason or f"{this.ref} is {this.state.value}"))
+
+    def _count_traffic(self, run: m.RunId) -> None:
+        up, down, self._up, self._down = self._up, self._down, 0, 0
+        with contextlib.suppress(ProtocolError):
+            self._history.add_traffic(run, up, down)
+
+    def _finish(self, run: m.RunId, state: RunState, reason: str) -> None:
+        self._history.finish_run(run, state, reason, self._now())
+        _LOG.info("run ended run=%s state=%s reason=%s", run, state.value, reason)
+        if self._run is not None and self._run.record.run == run:
+            self._count_traffic(run)
+            self._run = self._round = None
+        self._lock.notify_all()
+
+
+def _counts(record: RoundRecord) -> bool:
+    return record.round.state is RoundState.CLOSED and record.round.kind is m.TaskKind.TRAIN

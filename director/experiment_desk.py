@@ -1,0 +1,173 @@
+"""What operators ask for: submit an experiment, look at it, stop it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from .. import __version__
+from ..utils import messages as m
+from ..utils.artifacts import ArtifactStore
+from ..utils.config import parse_toml
+from ..utils.errors import MalformedMessageError, PlanError
+from ..utils.plan_bundle import Manifest, read_manifest
+from ..utils.tensors import model_num_bytes
+from .active_run import check_plan
+from .coordinator import Coordinator
+from .experiments import ExperimentSettings
+from .history import History
+from .identity_store import IdentityStore
+from .records import RoundRecord, RunRecord, RunState
+from .rounds import RoundState
+
+
+class ExperimentDesk:
+    """Composes history, artifacts and coordinator for the control door."""
+
+    def __init__(
+        self,
+        federation: str,
+        history: History,
+        artifacts: ArtifactStore,
+        coordinator: Coordinator,
+        members: IdentityStore,
+        *,
+        max_model_bytes: int,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._federation, self._history, self._artifacts = federation, history, artifacts
+        self._coordinator, self._members, self._max_model_bytes = coordinator, members, max_model_bytes
+        self._now, self._started_at = now, now()
+
+    def submit(self, submission: m.Submission) -> m.SubmitReply:
+        """Queue an experiment, or say which blobs of its plan are missing.
+
+        Raises:
+            ConfigError: its settings are not right.
+            MalformedMessageError, PlanError: its plan is not one, or too large.
+        """
+        settings = parse_toml(submission.settings, ExperimentSettings, "experiment.toml")
+        manifest = read_manifest(submission.manifest)
+        missing = tuple(digest for digest, _ in manifest.blobs() if not self._artifacts.has(digest))
+        if missing:
+            return m.SubmitReply(missing, None)
+        record = self._record(settings, submission, manifest)
+        self._artifacts.put([submission.manifest])
+        self._coordinator.enqueue(record)
+        return m.SubmitReply((), record.run)
+
+    def put_blob(self, parts: Iterator[m.Part]) -> None:
+        """Take one blob of a plan.
+
+        Raises:
+            MalformedMessageError: parts in another order.
+            PlanError: larger than this director takes.
+            UnsendableUpdateError: its length or SHA-256 is not the announced one.
+        """
+        opening = next(parts, None)
+        if not isinstance(opening, m.Opening) or opening.digest is None or opening.offset:
+            raise MalformedMessageError("a blob starts with an opening at 0 that says its SHA-256")
+        if opening.length > self._max_model_bytes:
+            raise PlanError(f"a blob of {opening.length} bytes; this director takes {self._max_model_bytes} at most")
+        with self._artifacts.receive(opening.digest, opening.length) as receiving:
+            for part in parts:
+                if isinstance(part, m.Data):
+                    receiving.write(part.content)
+            receiving.close()
+
+    def status(self) -> m.StatusReply:
+        """The director, who is there, and what is under way."""
+        envoys = []
+        for identity in self._members.identities():
+            if identity.role == "envoy":
+                name = m.EnvoyName(identity.name)
+                is_there, silent = self._coordinator.presence(name)
+                envoys.append(m.EnvoyView(name, identity.organization, is_there, min(silent, 1e9)))
+        under_way = [r for r in self._history.runs() if not r.state.is_over]
+        return m.StatusReply(
+            self._federation,
+            f"fedveil {__version__}",
+            self._now() - self._started_at,
+            tuple(envoys),
+            tuple(self._view(record) for record in under_way),
+        )
+
+    def list(self) -> tuple[m.ExperimentView, ...]:
+        """All experiments, without their rounds."""
+        return tuple(replace(self._view(record), rounds=()) for record in self._history.runs())
+
+    def show(self, run: m.RunId) -> m.ExperimentView:
+        """One experiment with its rounds.
+
+        Raises:
+            ProtocolError: there is none of that name.
+        """
+        return self._view(self._history.run(run))
+
+    def stop(self, run: m.RunId, reason: str) -> m.ExperimentView:
+        """End one experiment.
+
+        Raises:
+            ProtocolError: there is none of that name, or it is over.
+        """
+        self._coordinator.stop_run(run, reason)
+        return self.show(run)
+
+    def _record(self, settings: ExperimentSettings, submission: m.Submission, manifest: Manifest) -> RunRecord:
+        layout, initial = check_plan(manifest, self._artifacts)
+        if model_num_bytes(layout) > self._max_model_bytes:
+            raise PlanError(
+                f"plan {manifest.name} has a model of {model_num_bytes(layout)} bytes;"
+                f" this director takes {self._max_model_bytes} at most"
+            )
+        taken = {record.run for record in self._history.runs()}
+        number = next(n for n in range(1, len(taken) + 2) if f"{settings.name}-{n}" not in taken)
+        return RunRecord(
+            run=m.RunId(f"{settings.name}-{number}"),
+            name=settings.name,
+            state=RunState.QUEUED,
+            settings=submission.settings,
+            plan=manifest.digest,
+            layout=layout.digest,
+            seed=settings.seed_bytes or secrets.token_bytes(32),
+            submitted_at=self._now(),
+            started_at=None,
+            ended_at=None,
+            reason="",
+            model=initial,
+        )
+
+    def _view(self, record: RunRecord) -> m.ExperimentView:
+        settings = parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}")
+        return m.ExperimentView(
+            run=record.run,
+            name=record.name,
+            state=record.state.value,
+            reason=record.reason,
+            plan=record.plan,
+            model=record.model,
+            model_bytes=self._artifacts.size(record.model),
+            max_rounds=settings.rounds.max_rounds,
+            submitted_at=record.submitted_at,
+            rounds=tuple(self._round(one) for one in self._history.rounds(record.run)),
+            bytes_up=record.bytes_up,
+            bytes_down=record.bytes_down,
+        )
+
+    def _round(self, record: RoundRecord) -> m.RoundView:
+        this = record.round
+        began = record.opened_at if record.opened_at is not None else this.since
+        return m.RoundView(
+            round=this.ref.round,
+            attempt=this.ref.attempt,
+            kind=this.kind,
+            state=this.state.value,
+            invited=len(this.cohort),
+            received=len(this.received),
+            seconds=(record.closed_at if record.closed_at is not None else self._now()) - began,
+            metrics={metric.name: metric.value for metric in record.metrics if metric.value is not None},
+            model=record.model_out,
+            reason=this.reason if this.state is not RoundState.PLANNED else "waits for envoys",
+        )

@@ -1,0 +1,122 @@
+"""The operator's side of the control door: what ``director status`` and ``director experiment`` say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from ..utils import messages as m
+from ..utils import transport, wire
+from ..utils.errors import DigestMismatchError, PlanError
+from ..utils.identity import Role
+from ..utils.plan_bundle import Bundle, open_bundle
+from ..utils.tensors import Digest, digest_of
+from .founding import load_tls
+from .server import ADDRESS_FILE
+
+_TIMEOUT_SECONDS = 30.0
+
+
+class OperatorClient:
+    """A connection to a director, as the operator whose certificate lies in the director's folder.
+
+    Raises:
+        IdentityError: the operator's certificate is missing or expired.
+        UnreachableError: from each call, if no director answers.
+    """
+
+    def __init__(self, folder: Path, address: str | None, now: float) -> None:
+        tls = load_tls(folder, Role.OPERATOR, now)
+        self._address = address or (folder / ADDRESS_FILE).read_text("utf-8").strip()
+        self._channel = transport.open_channel(self._address, tls.chain, tls.key, tls.root)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def status(self) -> m.StatusReply:
+        """The director, who is there, and what is under way."""
+        return wire.status_from_wire(self._ask("Status", b""))
+
+    def submit(self, settings: str, bundle: Bundle) -> m.RunId:
+        """Submit an experiment, with the blobs of its plan that the director does not have."""
+        manifest = bundle.manifest.to_json()
+        request = wire.submission_to_wire(m.Submission(settings, manifest))
+        reply = wire.submit_reply_from_wire(self._ask("Submit", request))
+        for digest in reply.missing:
+            path = next(file.path for file in bundle.manifest.files if file.sha256 == digest)
+            self._put(digest, bundle.blob_path(path))
+        if reply.run is None:
+            reply = wire.submit_reply_from_wire(self._ask("Submit", request))
+        if reply.run is None:
+            raise PlanError(f"the director still misses {len(reply.missing)} files of the plan; submit it again")
+        return reply.run
+
+    def list(self) -> tuple[m.ExperimentView, ...]:
+        """All experiments."""
+        return wire.experiments_from_wire(self._ask("List", b""))
+
+    def show(self, run: m.RunId) -> m.ExperimentView:
+        """One experiment with its rounds."""
+        return wire.experiment_from_wire(self._ask("Show", wire.show_to_wire(run)))
+
+    def stop(self, run: m.RunId, reason: str) -> m.ExperimentView:
+        """End one experiment."""
+        return wire.experiment_from_wire(self._ask("Stop", wire.stop_to_wire((run, reason))))
+
+    def fetch(self, digest: Digest) -> bytes:
+        """A model or a blob.
+
+        Raises:
+            DigestMismatchError: what came is not it.
+        """
+        request = wire.download_to_wire(m.DownloadRequest(digest))
+        call = self._channel.unary_stream(f"/{transport.CONTROL}/Fetch", None, wire.part_from_wire)
+        pieces = [part.content for part in self._guard(call(request)) if isinstance(part, m.Data)]
+        content = b"".join(pieces)
+        if digest_of(content) != digest:
+            raise DigestMismatchError(f"the download of {digest[:12]}… came damaged; try again")
+        return content
+
+    def _put(self, digest: Digest, path: Path) -> None:
+        def parts() -> Iterator[bytes]:
+            yield wire.part_to_wire(m.Opening(path.stat().st_size, digest=digest))
+            with path.open("rb") as file:
+                while content := file.read(m.PART_BYTES):
+                    yield wire.part_to_wire(m.Data(content))
+
+        call = self._channel.stream_unary(f"/{transport.CONTROL}/PutBlob")
+        try:
+            call(parts(), timeout=None)
+        except grpc.RpcError as failure:
+            raise transport.error_of(failure) from failure
+
+    def _ask(self, method: str, request: bytes) -> bytes:
+        try:
+            answer: bytes = self._channel.unary_unary(f"/{transport.CONTROL}/{method}")(
+                request, timeout=_TIMEOUT_SECONDS
+            )
+        except grpc.RpcError as failure:
+            raise transport.error_of(failure) from failure
+        return answer
+
+    @staticmethod
+    def _guard(parts: Any) -> Iterator[m.Part]:
+        try:
+            yield from parts
+        except grpc.RpcError as failure:
+            raise transport.error_of(failure) from failure
+
+
+def open_submission(settings_file: Path, plan: str) -> Bundle:
+    """The plan that an experiment names, relative to the experiment's file.
+
+    Raises:
+        PlanError: there is none.
+    """
+    return open_bundle((settings_file.parent / plan).resolve())

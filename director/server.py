@@ -1,0 +1,104 @@
+"""The director as one object: everything it needs opened, wired together, listening, and closed again.
+
+Built by ``__main__`` (and by tests, with a history of their own); nothing else in this room makes its parts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+from sqlalchemy import Engine
+
+from ..utils import transport
+from ..utils.artifacts import ArtifactStore
+from ..utils.errors import ConfigError
+from ..utils.identity import Role
+from ..utils.messages import EnvoyName
+from .config import DirectorConfig
+from .control import ControlService
+from .coordinator import Coordinator
+from .database import DirectorLock, open_database
+from .experiment_desk import ExperimentDesk
+from .founding import load_issuer, load_tls
+from .history import History
+from .identity_store import IdentityStore
+from .registrar import Registrar
+from .service import FederationService
+from .uploads import Uploads
+
+ADDRESS_FILE = "director.address"
+_MAX_CALLS = 1024  # threads at most; made as calls come. Each envoy holds one for its work stream
+_GOODBYE_SECONDS = 0.5
+
+
+class Director:
+    """A director that listens, until it is closed.
+
+    Args:
+        folder: with ``director.toml``, the keys, and all that is kept.
+        config: read from that folder.
+        history: makes the history from the database's engine.
+
+    Raises:
+        ConfigError: the port is taken.
+        IdentityError: certificates are missing or expired.
+        StorageError: another director runs here, or the database cannot be used.
+    """
+
+    def __init__(self, folder: Path, config: DirectorConfig, history: Callable[[Engine], History] = History) -> None:
+        transport.keep_memory_low()
+        now = time.time()
+        with ExitStack() as stack:
+            stack.enter_context(DirectorLock(config.database_url(folder)))
+            engine = open_database(config.database_url(folder), config.is_durable)
+            stack.callback(engine.dispose)
+            tls = load_tls(folder, Role.DIRECTOR, now)
+            issuer, root = load_issuer(folder, now)
+            kept, members = history(engine), IdentityStore(engine)
+            artifacts = ArtifactStore(folder / "artifacts", config.is_durable)
+            uploads = Uploads(folder / "uploads", config.uploads.slots, durable=config.is_durable)
+            self._coordinator = Coordinator(kept, artifacts, uploads, lambda: _envoys(members))
+            desk = ExperimentDesk(
+                config.federation,
+                kept,
+                artifacts,
+                self._coordinator,
+                members,
+                max_model_bytes=config.uploads.max_model_bytes,
+            )
+            registrar = Registrar(config.federation, issuer, root, members, config.leaf_days)
+            service = FederationService(config.federation, self._coordinator, artifacts, registrar)
+            control = ControlService(config.federation, desk, artifacts)
+            self._server = grpc.server(ThreadPoolExecutor(_MAX_CALLS, "call"), options=transport.SERVER_OPTIONS)
+            self._server.add_generic_rpc_handlers((service.handlers(), control.handlers()))
+            self.port = _listen(self._server, str(config.listen_address), tls.chain, tls.key, tls.root)
+            (folder / ADDRESS_FILE).write_text(config.announced(self.port)[0], "utf-8")
+            self._coordinator.start()
+            self._server.start()
+            self._resources = stack.pop_all()
+
+    def close(self) -> None:
+        """Take no more calls, finish what is being summed, and leave the rest to the next start."""
+        stopped = self._server.stop(_GOODBYE_SECONDS)
+        self._coordinator.close()
+        stopped.wait()
+        self._resources.close()
+
+
+def _envoys(members: IdentityStore) -> frozenset[EnvoyName]:
+    return frozenset(EnvoyName(one.name) for one in members.identities() if one.role == Role.ENVOY.value)
+
+
+def _listen(server: grpc.Server, address: str, chain: bytes, key: bytes, root: bytes) -> int:
+    try:
+        port: int = server.add_secure_port(address, transport.server_credentials(chain, key, root))
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise ConfigError(f"cannot listen on {address}: the port is taken, or the address is not this machine's")
+    return port

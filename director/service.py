@@ -1,0 +1,94 @@
+"""The director's gRPC door for envoys: decode, ask the coordinator, encode. It decides nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from ..utils import messages as m
+from ..utils import transport, wire
+from ..utils.artifacts import ArtifactStore
+from ..utils.identity import PeerId, Role
+from .coordinator import Coordinator
+from .doors import Door, download
+from .registrar import Registrar
+
+
+class FederationService:
+    """All that an envoy may call."""
+
+    def __init__(
+        self, federation: str, coordinator: Coordinator, artifacts: ArtifactStore, registrar: Registrar
+    ) -> None:
+        self._federation = federation
+        self._coordinator, self._artifacts, self._registrar = coordinator, artifacts, registrar
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The calls by name, as in ``federation.proto``."""
+        door = Door(self._federation, (Role.ENVOY,))
+        acknowledge = wire.acknowledgement_to_wire
+        return grpc.method_handlers_generic_handler(
+            transport.FEDERATION,
+            {
+                "Join": door.unary(self._join, wire.join_request_from_wire, wire.join_reply_to_wire, (Role.JOIN,)),
+                "Work": door.stream(self._work, wire.work_request_from_wire, wire.work_item_to_wire),
+                "NextWork": door.unary(self._next_work, wire.work_request_from_wire, wire.work_item_to_wire),
+                "Download": door.stream(self._download, wire.download_from_wire, wire.part_to_wire),
+                "RequestUpload": door.unary(self._request_upload, wire.header_from_wire, wire.grant_to_wire),
+                "Upload": door.upload(self._upload, wire.receipt_to_wire),
+                "ReportMetrics": door.unary(self._report, wire.report_from_wire, wire.receipt_to_wire),
+                "Decline": door.unary(self._decline, wire.refusal_from_wire, acknowledge),
+                "Beat": door.unary(self._beat, wire.heartbeat_from_wire, acknowledge),
+            },
+        )
+
+    def _join(self, peer: PeerId, request: m.JoinRequest) -> m.JoinReply:
+        return self._registrar.join(peer, request, time.time())
+
+    def _work(
+        self, peer: PeerId, request: m.WorkRequest, on_end: Callable[[Callable[[], None]], None]
+    ) -> Iterator[m.WorkItem | None]:
+        line = self._coordinator.open_line(_envoy(peer), request.held)
+        on_end(line.close)
+        try:
+            yield None  # the line stands
+            while not line.is_closed:
+                item = line.next()
+                if item is not None:
+                    yield item
+        finally:
+            self._coordinator.close_line(line)
+
+    def _next_work(self, peer: PeerId, request: m.WorkRequest) -> m.WorkItem | None:
+        line = self._coordinator.open_line(_envoy(peer), request.held)
+        try:
+            return line.next(request.wait_seconds)
+        finally:
+            self._coordinator.close_line(line)
+
+    def _download(
+        self, peer: PeerId, request: m.DownloadRequest, _: Callable[[Callable[[], None]], None]
+    ) -> Iterator[m.Part]:
+        self._coordinator.hear(_envoy(peer))
+        return download(self._artifacts, request, self._coordinator.count_download)
+
+    def _request_upload(self, peer: PeerId, header: m.UpdateHeader) -> m.Grant:
+        return self._coordinator.request_upload(_envoy(peer), header)
+
+    def _upload(self, peer: PeerId, parts: Iterator[m.Part]) -> m.Receipt:
+        return self._coordinator.upload(_envoy(peer), parts)
+
+    def _report(self, peer: PeerId, report: m.MetricsReport) -> m.Receipt:
+        return self._coordinator.report(_envoy(peer), report)
+
+    def _decline(self, peer: PeerId, refusal: m.Refusal) -> None:
+        self._coordinator.decline(_envoy(peer), refusal)
+
+    def _beat(self, peer: PeerId, _: m.Heartbeat) -> None:
+        self._coordinator.hear(_envoy(peer))
+
+
+def _envoy(peer: PeerId) -> m.EnvoyName:
+    return m.EnvoyName(peer.name)

@@ -1,0 +1,136 @@
+"""The command line of an envoy: ``envoy join``, ``start``, ``status``, ``data ...``.
+
+Here things are built, and nowhere else in this room. Errors leave as one line on standard error and exit status 1.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..utils.errors import FederationError, UnreachableError
+from ..utils.logs import log_to_stderr
+from ..utils.messages import EnvoyName
+
+DEFAULT_FOLDER = Path("envoy-site")
+_CONSOLE = Console()
+
+app = typer.Typer(
+    help="An envoy: trains at a site, and owns everything that leaves it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data = typer.Typer(help="Add, list and check this site's datasets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Folder = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder.", envvar="FEDVEIL_ENVOY")]
+
+
+@app.command()
+def join(
+    file: Annotated[Path, typer.Argument(help="The join file that the director's operator handed over.")],
+    folder: Folder = DEFAULT_FOLDER,
+) -> None:
+    """Join a federation: make keys here, get certificates. The join file is good once."""
+    from ..utils.identity import fingerprint
+    from ..utils.join_file import read_join_file
+    from .client import bootstrap_client
+    from .enrolment import prepare_join, save_credentials
+
+    with _errors_in_words():
+        invitation = read_join_file(file, time.time())
+        _CONSOLE.print(f"Root fingerprint, to be compared by phone: {fingerprint(invitation.root)}")
+        request, keys = prepare_join(folder, invitation)
+        reply = None
+        for address in invitation.addresses:
+            client = bootstrap_client(invitation, address)
+            try:
+                reply = client.join(request)
+                break
+            except UnreachableError as error:
+                typer.echo(f"{address}: {error}", err=True)
+            finally:
+                client.close()
+        if reply is None:
+            raise UnreachableError(
+                f"no director answers at {', '.join(invitation.addresses)}; nothing is lost, try again"
+            )
+        credentials = save_credentials(folder, invitation, keys, reply, time.time())
+    _CONSOLE.print(f"{credentials.peer} ({credentials.organization}) joined; its keys are in {folder}/.")
+    _CONSOLE.print("Next: `envoy data add NAME PATH`, then `envoy start`.")
+
+
+@app.command()
+def start(folder: Folder = DEFAULT_FOLDER) -> None:
+    """Work for the federation until told to end (Ctrl-C, SIGTERM). Reconnects for as long as it takes."""
+    from .client import DirectorClient
+    from .config import load_config
+    from .enrolment import load_credentials
+    from .session import Session
+    from .status_socket import StatusSocket
+    from .trainer import ChildTrainer
+
+    with _errors_in_words():
+        config = load_config(folder)
+        log_to_stderr(config.log_level.value)
+        credentials = load_credentials(folder, time.time())
+        address = config.dialled(credentials.addresses)[0]
+        name = EnvoyName(credentials.peer.name)
+        trainer = ChildTrainer(folder / "state", preload_torch=config.training.preload_torch)
+        link = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root)
+        session = Session(name, folder, link, trainer, config)
+        socket = StatusSocket(folder, session.status)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: session.end())
+        _CONSOLE.print(f"envoy {name} works for {credentials.peer.federation} at {address}")
+        session.run()
+        socket.close()
+
+
+@app.command()
+def status(folder: Folder = DEFAULT_FOLDER) -> None:
+    """What the envoy that runs in this folder does now."""
+    from .status_socket import ask_status
+
+    with _errors_in_words():
+        reply = ask_status(folder)
+    last = (
+        dt.datetime.fromtimestamp(reply.last_receipt_at, dt.UTC).isoformat(" ", "seconds")
+        if reply.last_receipt_at
+        else "never"
+    )
+    table = Table(show_header=False)
+    table.add_row("envoy", reply.name)
+    table.add_row("connected", "yes" if reply.is_connected else "no")
+    table.add_row("works on", reply.task or "nothing")
+    table.add_row("answers received", f"{reply.rounds_received}, last {last}")
+    table.add_row("last error", reply.last_error or "none")
+    _CONSOLE.print(table)
+
+
+def main() -> None:
+    """The console script ``envoy``."""
+    app()
+
+
+@contextmanager
+def _errors_in_words() -> Iterator[None]:
+    try:
+        yield
+    except FederationError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    main()

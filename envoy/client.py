@@ -1,0 +1,117 @@
+"""The envoy's gRPC door: the only connections of a site, and all of them outbound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import grpc
+
+from .. import __version__
+from ..utils import messages as m
+from ..utils import transport, wire
+from ..utils.join_file import JoinFile
+
+SOFTWARE = f"fedveil {__version__}"
+_CALL_SECONDS = 60.0  # longer than the director holds any call
+_Answer = TypeVar("_Answer")
+
+
+class DirectorClient:
+    """A ``Link`` over mutual TLS; reconnects by itself.
+
+    Args:
+        address: host:port of the director.
+        chain: PEM of the leaf and its issuer.
+        key: PEM of the leaf's key.
+        root: PEM of the federation's root.
+    """
+
+    def __init__(self, address: str, chain: bytes, key: bytes, root: bytes) -> None:
+        self._channel = transport.open_channel(address, chain, key, root)
+        call = self._channel.unary_unary
+        self._next_work: Callable[..., m.WorkItem | None] = call(
+            _path("NextWork"), wire.work_request_to_wire, wire.work_item_from_wire
+        )
+        self._request: Callable[..., m.Grant] = call(_path("RequestUpload"), wire.header_to_wire, wire.grant_from_wire)
+        self._report: Callable[..., m.Receipt] = call(
+            _path("ReportMetrics"), wire.report_to_wire, wire.receipt_from_wire
+        )
+        self._decline: Callable[..., None] = call(
+            _path("Decline"), wire.refusal_to_wire, wire.acknowledgement_from_wire
+        )
+        self._beat: Callable[..., None] = call(_path("Beat"), wire.heartbeat_to_wire, wire.acknowledgement_from_wire)
+        self._join: Callable[..., m.JoinReply] = call(
+            _path("Join"), wire.join_request_to_wire, wire.join_reply_from_wire
+        )
+        stream = self._channel.unary_stream
+        self._work = stream(_path("Work"), wire.work_request_to_wire, wire.work_item_from_wire)
+        self._download = stream(_path("Download"), wire.download_to_wire, wire.part_from_wire)
+        self._upload: Callable[..., m.Receipt] = self._channel.stream_unary(
+            _path("Upload"), wire.part_to_wire, wire.receipt_from_wire
+        )
+
+    def join(self, request: m.JoinRequest) -> m.JoinReply:
+        """Ask for certificates, over a bootstrap certificate."""
+        return _answered(self._join, request, 30.0)
+
+    def work(self, held: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem | None]:
+        """Open a line."""
+        return _streamed(self._work(m.WorkRequest(SOFTWARE, held)))
+
+    def next_work(self, held: tuple[m.TaskRef, ...], wait_seconds: float) -> m.WorkItem | None:
+        """Ask for one item."""
+        return _answered(self._next_work, m.WorkRequest(SOFTWARE, held, wait_seconds), wait_seconds + _CALL_SECONDS)
+
+    def download(self, request: m.DownloadRequest) -> Iterator[m.Part]:
+        """Fetch an artifact."""
+        return _streamed(self._download(request))
+
+    def request_upload(self, header: m.UpdateHeader) -> m.Grant:
+        """Ask for a turn."""
+        return _answered(self._request, header, _CALL_SECONDS)
+
+    def upload(self, parts: Iterable[m.Part]) -> m.Receipt:
+        """Send one update; it takes as long as the line needs."""
+        return _answered(self._upload, iter(parts), None)
+
+    def report(self, report: m.MetricsReport) -> m.Receipt:
+        """Answer an evaluation."""
+        return _answered(self._report, report, _CALL_SECONDS)
+
+    def decline(self, refusal: m.Refusal) -> None:
+        """Say that there will be no answer."""
+        _answered(self._decline, refusal, _CALL_SECONDS)
+
+    def beat(self, heartbeat: m.Heartbeat) -> None:
+        """Say that one is there."""
+        _answered(self._beat, heartbeat, _CALL_SECONDS)
+
+    def close(self) -> None:
+        """End all calls and the connection."""
+        self._channel.close()
+
+
+def bootstrap_client(join: JoinFile, address: str) -> DirectorClient:
+    """A client that may join, and nothing else."""
+    return DirectorClient(address, join.chain, join.bootstrap_key, join.root)
+
+
+def _path(method: str) -> str:
+    return f"/{transport.FEDERATION}/{method}"
+
+
+def _answered(call: Callable[..., _Answer], asked: object, timeout: float | None) -> _Answer:
+    try:
+        return call(asked, timeout=timeout)
+    except grpc.RpcError as failure:
+        raise transport.error_of(failure) from failure
+
+
+def _streamed(call: Any) -> Iterator[Any]:
+    try:
+        yield from call
+    except grpc.RpcError as failure:
+        raise transport.error_of(failure) from failure
+    finally:
+        call.cancel()

@@ -1,0 +1,56 @@
+"""Trying again while a line is broken: for as long as it takes, and no longer than the work is wanted."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..utils.errors import ProtocolError, UnreachableError
+
+_T = TypeVar("_T")
+_FIRST_SECONDS = 0.1
+_MOST_SECONDS = 5.0
+
+
+class Patience:
+    """Tries again after growing pauses, each shortened by lot so that many envoys do not come back at once.
+
+    Args:
+        ended: when set, nothing is wanted any more.
+    """
+
+    def __init__(self, ended: threading.Event) -> None:
+        self._ended = ended
+        self._lot = random.SystemRandom()
+        self._pause = _FIRST_SECONDS
+
+    def insist(self, attempt: Callable[[], _T]) -> _T:
+        """Call until it is answered.
+
+        Raises:
+            ProtocolError: the work is not wanted any more.
+            FederationError: what the other side refused.
+        """
+        while True:
+            try:
+                answer = attempt()
+            except UnreachableError as error:
+                if not self.pause():
+                    raise ProtocolError(
+                        f"given up, as nobody waits for it any more; the line was broken: {error}"
+                    ) from error
+            else:
+                self.succeed()
+                return answer
+
+    def pause(self) -> bool:
+        """Wait a while; False when nothing is wanted any more."""
+        is_over = self._ended.wait(self._pause * self._lot.uniform(0.5, 1.0))
+        self._pause = min(self._pause * 2, _MOST_SECONDS)
+        return not is_over
+
+    def succeed(self) -> None:
+        """The line stands: the next pause is short again."""
+        self._pause = _FIRST_SECONDS

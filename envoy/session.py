@@ -1,0 +1,314 @@
+"""The envoy at work: take a task, fetch what it needs, train, send what came out; again, until it is told to end.
+
+Three threads: one holds the line down which work is pushed, one says that the envoy is there, and the caller's does
+one task after the other. A line that breaks is opened again for as long as it takes. What was trained is journalled
+before it is sent, so that it is never trained twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..utils import messages as m
+from ..utils.aggregation import is_finite
+from ..utils.data_spec import DataKind
+from ..utils.errors import (
+    DigestMismatchError,
+    FederationError,
+    LengthMismatchError,
+    NonFiniteUpdateError,
+    NotInvitedError,
+    ProtocolError,
+)
+from ..utils.plan_bundle import Bundle, mapped
+from ..utils.tensors import digest_of
+from ..utils.transport import BEAT_SECONDS
+from .config import EnvoyConfig, Work
+from .datasets import DatasetRegistry
+from .fetching import Fetcher
+from .journal import FinishedWork, Journal
+from .link import Link
+from .orders import WorkOrder
+from .patience import Patience
+from .site_state import adopt_state
+from .trainer import Trainer
+
+_LOG = logging.getLogger(__name__)
+_POLL_SECONDS = 25.0
+_MAX_MODEL_BYTES = 4 << 30
+
+
+@dataclass(slots=True)
+class _Commission:
+    """A task on its way through this envoy."""
+
+    task: m.Task
+    withdrawn: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoyStatus:
+    """What ``envoy status`` shows."""
+
+    name: str
+    is_connected: bool
+    task: str
+    rounds_received: int
+    last_receipt_at: float | None
+    last_error: str
+
+
+class Session:
+    """One envoy, from start to end.
+
+    Args:
+        name: as in its certificate.
+        folder: where plans, models, journal, datasets and site state lie.
+        link: the director.
+        trainer: does the local work.
+        config: of this envoy.
+    """
+
+    def __init__(self, name: m.EnvoyName, folder: Path, link: Link, trainer: Trainer, config: EnvoyConfig) -> None:
+        self._name, self._folder, self._link, self._trainer, self._config = name, folder, link, trainer, config
+        self._journal = Journal(folder / "envoy.sqlite")
+        self._datasets = DatasetRegistry(folder / "datasets")
+        self._fetcher = Fetcher(link, folder, _MAX_MODEL_BYTES)
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._commissions: dict[m.TaskRef, _Commission] = {}
+        self._tasks: queue.SimpleQueue[_Commission | None] = queue.SimpleQueue()
+        self._connected = False
+        self._at_work: m.TaskRef | None = None
+        self._last_error = ""
+
+    def run(self) -> None:
+        """Work until ``end`` is called, from another thread or a signal handler."""
+        threads = [threading.Thread(target=one, daemon=True) for one in (self._listen, self._beat)]
+        for thread in threads:
+            thread.start()
+        while (commission := self._tasks.get()) is not None:
+            self._perform(commission)
+            with self._lock:
+                self._commissions.pop(commission.task.ref, None)
+        for thread in threads:
+            thread.join(timeout=2.0)
+        self._trainer.close()
+        self._journal.close()
+
+    def end(self) -> None:
+        """Stop: what is being trained is given up, what was trained stays in the journal."""
+        self._ended.set()
+        with self._lock:
+            for commission in self._commissions.values():
+                commission.withdrawn.set()
+        self._tasks.put(None)
+        self._link.close()
+
+    def status(self) -> EnvoyStatus:
+        """What this envoy does now."""
+        number, last = self._journal.count()
+        at_work = str(self._at_work) if self._at_work else ""
+        return EnvoyStatus(self._name, self._connected, at_work, number, last, self._last_error)
+
+    # ------------------------------------------------------------ the line
+
+    def _listen(self) -> None:
+        patience = Patience(self._ended)
+        while not self._ended.is_set():
+            try:
+                for item in self._items():
+                    if not self._connected:
+                        _LOG.info("connected envoy=%s", self._name)
+                    self._connected = True
+                    patience.succeed()
+                    self._take(item)
+            except FederationError as error:
+                if not self._ended.is_set():
+                    self._report_break(error)
+            self._connected = False
+            if not patience.pause():
+                return
+
+    def _items(self) -> Iterator[m.WorkItem | None]:
+        if self._config.work is Work.STREAM:
+            yield from self._link.work(self._held())
+            return
+        while not self._ended.is_set():
+            yield self._link.next_work(self._held(), _POLL_SECONDS)
+
+    def _take(self, item: m.WorkItem | None) -> None:
+        match item:
+            case m.Task():
+                with self._lock:
+                    if item.ref in self._commissions:
+                        return
+                    commission = _Commission(item)
+                    self._commissions[item.ref] = commission
+                self._tasks.put(commission)
+            case m.Withdrawal(ref, reason):
+                with self._lock:
+                    held = self._commissions.get(ref)
+                if held is not None:
+                    _LOG.info("withdrawn task=%s reason=%s", ref, reason)
+                    held.withdrawn.set()
+            case None:
+                pass
+
+    def _held(self) -> tuple[m.TaskRef, ...]:
+        with self._lock:
+            return tuple(self._commissions)
+
+    def _report_break(self, error: FederationError) -> None:
+        text = f"{type(error).__name__}: {error}"
+        if text != self._last_error:
+            _LOG.warning("no line to the director: %s; trying again", text)
+        self._last_error = text
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            if self._connected:
+                try:
+                    self._link.beat(m.Heartbeat(self._held()))
+                except FederationError as error:
+                    _LOG.debug("no answer to a heartbeat: %s", error)
+
+    # ------------------------------------------------------------ one task
+
+    def _perform(self, commission: _Commission) -> None:
+        task = commission.task
+        if commission.withdrawn.is_set():
+            return
+        self._at_work = task.ref
+        patience = Patience(commission.withdrawn)
+        try:
+            self._check(task)
+            done = self._journal.finished(task.ref)
+            if done is None or not self._is_intact(done):
+                done = self._work(commission, patience)
+            self._send(task, done, commission, patience)
+            _LOG.info("received task=%s", task.ref)
+        except FederationError as error:
+            if commission.withdrawn.is_set():
+                _LOG.info("dropped task=%s", task.ref)
+            else:
+                self._last_error = f"{type(error).__name__}: {error}"
+                _LOG.warning("declined task=%s error=%s", task.ref, self._last_error)
+                self._decline(task.ref, error, patience)
+        finally:
+            self._at_work = None
+
+    def _check(self, task: m.Task) -> None:
+        if self._name not in task.cohort:
+            raise NotInvitedError(f"{task.ref} is addressed to others than {self._name}")
+        if len(task.cohort) < task.min_participants:
+            raise ProtocolError(f"{task.ref} has {len(task.cohort)} envoys, fewer than its own minimum")
+
+    def _work(self, commission: _Commission, patience: Patience) -> FinishedWork:
+        task = commission.task
+        bundle = self._fetcher.plan(task.ref, patience)
+        model = self._fetcher.model(task, bundle, patience)
+        order = self._order(task, bundle, model)
+        limit = self._config.training.max_train_seconds or task.seconds_left
+        result = self._trainer.run(order, min(limit, max(task.seconds_left, 1.0)), commission.withdrawn)
+        if task.kind is m.TaskKind.EVALUATE:
+            return self._journal.finish(task.ref, result, None, 0)
+        length = bundle.layout.num_bytes
+        view = self._update(length)
+        vector = np.frombuffer(view, np.float32)
+        if not is_finite(vector):
+            raise NonFiniteUpdateError(f"training for {task.ref} gave NaN or infinity; nothing was sent")
+        return self._journal.finish(task.ref, result, digest_of(view), length)
+
+    def _order(self, task: m.Task, bundle: Bundle, model: Path) -> WorkOrder:
+        data = bundle.manifest.data
+        dataset = self._datasets.get(data.name) if data.kind is not DataKind.NONE else None
+        return WorkOrder(
+            ref=task.ref,
+            kind=task.kind,
+            seed=task.seed,
+            envoy=self._name,
+            bundle=bundle.folder,
+            dataset=dataset,
+            index_path=self._datasets.index_path(dataset) if dataset else None,
+            model_path=model,
+            update_path=self._update_path,
+            state_folder=self._folder / "state",
+            device=self._config.training.device.value,
+            threads=self._config.training.threads,
+        )
+
+    @property
+    def _update_path(self) -> Path:
+        return self._folder / "work" / "update.f32"
+
+    def _update(self, length: int) -> memoryview:
+        size = self._update_path.stat().st_size
+        if size != length:
+            raise LengthMismatchError(f"the update has {size} bytes, the plan's layout {length}")
+        return mapped(self._update_path)
+
+    def _is_intact(self, done: FinishedWork) -> bool:
+        """Is the file of work that was journalled before this process began still what it was?"""
+        if done.digest is None or done.is_received:
+            return True
+        try:
+            return digest_of(self._update(done.length)) == done.digest
+        except (OSError, FederationError):
+            return False
+
+    # ------------------------------------------------------------ what leaves
+
+    def _send(self, task: m.Task, done: FinishedWork, commission: _Commission, patience: Patience) -> None:
+        if done.is_received:
+            return
+        if done.digest is None:
+            patience.insist(lambda: self._link.report(m.MetricsReport(task.ref, done.result.metrics)))
+        else:
+            receipt = patience.insist(lambda: self._upload(task, done, commission.withdrawn))
+            if receipt.digest != done.digest:
+                raise DigestMismatchError(f"the director holds another update of {self._name} for {task.ref}")
+        self._journal.receive(task.ref)
+        adopt_state(self._folder / "state", task.ref)
+
+    def _upload(self, task: m.Task, done: FinishedWork, withdrawn: threading.Event) -> m.Receipt:
+        header = m.UpdateHeader(
+            ref=task.ref,
+            layout=task.layout,
+            length=done.length,
+            num_examples=done.result.num_examples,
+            metrics=done.result.metrics,
+        )
+        grant = self._link.request_upload(header)
+        while isinstance(grant, m.Wait):
+            if withdrawn.is_set():
+                raise ProtocolError(f"{task.ref} was withdrawn")
+            grant = self._link.request_upload(header)
+        if isinstance(grant, m.Receipt):
+            return grant
+        return self._link.upload(self._parts(grant, done, withdrawn))
+
+    def _parts(self, turn: m.Turn, done: FinishedWork, withdrawn: threading.Event) -> Iterator[m.Part]:
+        view = self._update(done.length)
+        if done.digest is None or turn.offset > done.length:
+            raise ProtocolError(f"the director wants {turn.ref} from {turn.offset} on, it has {done.length} bytes")
+        yield m.Opening(done.length, turn.offset, turn.grant)
+        for start in range(turn.offset, done.length, turn.part_bytes):
+            if withdrawn.is_set():
+                return
+            yield m.Data(view[start : start + turn.part_bytes])
+        yield m.Closing(done.digest)
+
+    def _decline(self, ref: m.TaskRef, error: FederationError, patience: Patience) -> None:
+        refusal = m.Refusal(ref, type(error).__name__, " ".join(str(error).split())[:500])
+        try:
+            patience.insist(lambda: self._link.decline(refusal))
+        except FederationError as refused:
+            _LOG.info("the director no longer waits for task=%s: %s", ref, refused)

@@ -1,0 +1,113 @@
+"""What both gRPC doors share: the channel's settings, credentials, and the status of every error.
+
+TLS 1.3 alone: gRPC offers 1.2 by default and has no option against it. It reads its list of 1.2 ciphers from the
+environment when its core is loaded, so the package's root sets that list, before anything here imports ``grpc``, to one
+that only an RSA certificate could serve; with our P-256 certificates 1.3 is left (a test tries 1.2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import NoReturn
+
+import grpc
+
+from . import errors
+from .messages import MAX_PART_BYTES
+
+FEDERATION = "fedveil.v1.Federation"
+CONTROL = "fedveil.v1.Control"
+
+BEAT_SECONDS = 1.0
+"""An envoy says something at least this often."""
+SILENCE_SECONDS = 4.0
+"""One who said nothing for so long is lost: with a beat a second, at most 5 s after its last word."""
+
+_KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_COMMON = [
+    *_KEEPALIVE,
+    ("grpc.max_receive_message_length", MAX_PART_BYTES + 1024),
+    ("grpc.max_send_message_length", MAX_PART_BYTES + 1024),
+    ("grpc.max_metadata_size", 16 << 10),
+]
+SERVER_OPTIONS = [
+    *_COMMON,
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.lookahead_bytes", 4 << 20),
+    ("grpc.so_reuseport", 0),  # a port that is taken is an error
+]
+CHANNEL_OPTIONS = [
+    *_COMMON,
+    ("grpc.http2.lookahead_bytes", 4 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+_STATUS: dict[type[errors.FederationError], grpc.StatusCode] = {
+    errors.FederationError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.IdentityError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.NotAuthorizedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.MalformedMessageError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotInvitedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.DuplicateUpdateError: grpc.StatusCode.ALREADY_EXISTS,
+    errors.UnknownArtifactError: grpc.StatusCode.NOT_FOUND,
+    errors.UnsendableUpdateError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.StorageError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.PlanError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.UnreachableError: grpc.StatusCode.UNAVAILABLE,
+}
+_BY_NAME: dict[str, type[errors.FederationError]] = {name: getattr(errors, name) for name in errors.__all__}
+_ERROR_KEY = "fedveil-error"
+
+
+def status_of(error: errors.FederationError) -> grpc.StatusCode:
+    """The gRPC status of an error: that of its nearest class in the table."""
+    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+
+
+def refuse(context: grpc.ServicerContext, error: errors.FederationError) -> NoReturn:
+    """End a call with an error that the other side can read back."""
+    context.set_trailing_metadata(((_ERROR_KEY, type(error).__name__),))
+    context.abort(status_of(error), str(error))
+    raise error  # abort() has raised before this; the type checker does not know
+
+
+def error_of(failure: grpc.RpcError) -> errors.FederationError:
+    """What the other side refused, or why it could not be reached."""
+    metadata = dict(failure.trailing_metadata() or ())
+    kind = _BY_NAME.get(metadata.get(_ERROR_KEY, ""))
+    details = failure.details() or ""
+    if kind is not None:
+        return kind(details)
+    return errors.UnreachableError(f"{failure.code().name.lower().replace('_', ' ')}: {details}")
+
+
+def server_credentials(chain: bytes, key: bytes, root: bytes) -> grpc.ServerCredentials:
+    """Mutual TLS: a caller without a certificate of this federation's root gets no connection."""
+    return grpc.ssl_server_credentials([(key, chain)], root, require_client_auth=True)
+
+
+def open_channel(address: str, chain: bytes, key: bytes, root: bytes) -> grpc.Channel:
+    """A channel to ``host:port`` under mutual TLS; it connects, and reconnects, by itself."""
+    credentials = grpc.ssl_channel_credentials(root, key, chain)
+    return grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
+
+
+def keep_memory_low() -> None:
+    """Let glibc keep two arenas instead of eight a core.
+
+    Parts of a megabyte pass through many threads; with an arena each, freed memory of one is not reused by the others
+    and the resident size grows with the number of envoys. No effect where the C library is another.
+    """
+    m_arena_max = -8
+    mallopt: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(m_arena_max, 2)
