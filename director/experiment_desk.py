@@ -58,7 +58,7 @@ class ExperimentDesk:
         self._coordinator.enqueue(record)
         return m.SubmitReply((), record.run)
 
-    def put_blob(self, parts: Iterator[m.Part]) -> None:
+    def put_blob(self, parts: Iterator[m.Part]) -> m.Acknowledgement:
         """Take one blob of a plan.
 
         Raises:
@@ -76,6 +76,7 @@ class ExperimentDesk:
                 if isinstance(part, m.Data):
                     receiving.write(part.content)
             receiving.close()
+        return m.Acknowledgement()
 
     def status(self) -> m.StatusReply:
         """The director, who is there, and what is under way."""

@@ -49,11 +49,11 @@ class FederationService:
 
     def _work(
         self, peer: PeerId, request: m.WorkRequest, on_end: Callable[[Callable[[], None]], None]
-    ) -> Iterator[m.WorkItem | None]:
+    ) -> Iterator[m.WorkItem]:
         line = self._coordinator.open_line(_envoy(peer), request.held)
         on_end(line.close)
         try:
-            yield None  # the line stands
+            yield m.Idle()  # the line stands
             while not line.is_closed:
                 item = line.next()
                 if item is not None:
@@ -61,10 +61,10 @@ class FederationService:
         finally:
             self._coordinator.close_line(line)
 
-    def _next_work(self, peer: PeerId, request: m.WorkRequest) -> m.WorkItem | None:
+    def _next_work(self, peer: PeerId, request: m.WorkRequest) -> m.WorkItem:
         line = self._coordinator.open_line(_envoy(peer), request.held)
         try:
-            return line.next(request.wait_seconds)
+            return line.next(request.wait_seconds) or m.Idle()
         finally:
             self._coordinator.close_line(line)
 
@@ -83,11 +83,13 @@ class FederationService:
     def _report(self, peer: PeerId, report: m.MetricsReport) -> m.Receipt:
         return self._coordinator.report(_envoy(peer), report)
 
-    def _decline(self, peer: PeerId, refusal: m.Refusal) -> None:
+    def _decline(self, peer: PeerId, refusal: m.Refusal) -> m.Acknowledgement:
         self._coordinator.decline(_envoy(peer), refusal)
+        return m.Acknowledgement()
 
-    def _beat(self, peer: PeerId, _: m.Heartbeat) -> None:
+    def _beat(self, peer: PeerId, _: m.Heartbeat) -> m.Acknowledgement:
         self._coordinator.hear(_envoy(peer))
+        return m.Acknowledgement()
 
 
 def _envoy(peer: PeerId) -> m.EnvoyName:

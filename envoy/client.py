@@ -30,17 +30,17 @@ class DirectorClient:
     def __init__(self, address: str, chain: bytes, key: bytes, root: bytes) -> None:
         self._channel = transport.open_channel(address, chain, key, root)
         call = self._channel.unary_unary
-        self._next_work: Callable[..., m.WorkItem | None] = call(
+        self._next_work: Callable[..., m.WorkItem] = call(
             _path("NextWork"), wire.work_request_to_wire, wire.work_item_from_wire
         )
         self._request: Callable[..., m.Grant] = call(_path("RequestUpload"), wire.header_to_wire, wire.grant_from_wire)
         self._report: Callable[..., m.Receipt] = call(
             _path("ReportMetrics"), wire.report_to_wire, wire.receipt_from_wire
         )
-        self._decline: Callable[..., None] = call(
+        self._decline: Callable[..., m.Acknowledgement] = call(
             _path("Decline"), wire.refusal_to_wire, wire.acknowledgement_from_wire
         )
-        self._beat: Callable[..., None] = call(_path("Beat"), wire.heartbeat_to_wire, wire.acknowledgement_from_wire)
+        self._beat: Callable[..., m.Acknowledgement] = call(_path("Beat"), wire.heartbeat_to_wire, wire.acknowledgement_from_wire)
         self._join: Callable[..., m.JoinReply] = call(
             _path("Join"), wire.join_request_to_wire, wire.join_reply_from_wire
         )
@@ -55,11 +55,11 @@ class DirectorClient:
         """Ask for certificates, over a bootstrap certificate."""
         return _answered(self._join, request, 30.0)
 
-    def work(self, held: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem | None]:
+    def work(self, held: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem]:
         """Open a line."""
         return _streamed(self._work(m.WorkRequest(SOFTWARE, held)))
 
-    def next_work(self, held: tuple[m.TaskRef, ...], wait_seconds: float) -> m.WorkItem | None:
+    def next_work(self, held: tuple[m.TaskRef, ...], wait_seconds: float) -> m.WorkItem:
         """Ask for one item."""
         return _answered(self._next_work, m.WorkRequest(SOFTWARE, held, wait_seconds), wait_seconds + _CALL_SECONDS)
 

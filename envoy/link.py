@@ -15,11 +15,11 @@ class Link(Protocol):
     answer; the caller tries again.
     """
 
-    def work(self, held: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem | None]:
-        """Open a line; it gives work as it comes, and None when it begins to stand. Ends or raises when it breaks."""
+    def work(self, held: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem]:
+        """Open a line; it gives work as it comes, first of all Idle: it stands. Ends or raises when it breaks."""
         ...
 
-    def next_work(self, held: tuple[m.TaskRef, ...], wait_seconds: float) -> m.WorkItem | None:
+    def next_work(self, held: tuple[m.TaskRef, ...], wait_seconds: float) -> m.WorkItem:
         """Ask for one item and wait for it at most so long."""
         ...
 

@@ -137,14 +137,14 @@ class Session:
             if not patience.pause():
                 return
 
-    def _items(self) -> Iterator[m.WorkItem | None]:
+    def _items(self) -> Iterator[m.WorkItem]:
         if self._config.work is Work.STREAM:
             yield from self._link.work(self._held())
             return
         while not self._ended.is_set():
             yield self._link.next_work(self._held(), _POLL_SECONDS)
 
-    def _take(self, item: m.WorkItem | None) -> None:
+    def _take(self, item: m.WorkItem) -> None:
         match item:
             case m.Task():
                 with self._lock:
@@ -159,7 +159,7 @@ class Session:
                 if held is not None:
                     _LOG.info("withdrawn task=%s reason=%s", ref, reason)
                     held.withdrawn.set()
-            case None:
+            case m.Idle():
                 pass
 
     def _held(self) -> tuple[m.TaskRef, ...]:

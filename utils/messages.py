@@ -78,7 +78,17 @@ class Withdrawal:
     reason: str
 
 
-WorkItem: TypeAlias = Task | Withdrawal
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The line stands, and there is no work for now."""
+
+
+WorkItem: TypeAlias = Task | Withdrawal | Idle
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """Heard; there is nothing to say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,10 +131,10 @@ def work_request_from_wire(raw: bytes) -> m.WorkRequest:
     return m.WorkRequest(_line(request.software, "software"), held, min(max(wait, 0.0), 60.0))
 
 
-def work_item_to_wire(item: m.WorkItem | None) -> bytes:
-    """Work to do, work to drop, or (None) nothing for now."""
+def work_item_to_wire(item: m.WorkItem) -> bytes:
+    """Work to do, work to drop, or nothing for now."""
     match item:
-        case None:
+        case m.Idle():
             return pb.WorkItem(idle=pb.Idle()).SerializeToString()
         case m.Withdrawal(ref, reason):
             return pb.WorkItem(withdrawal=pb.Withdrawal(ref=ref_to_wire(ref), reason=reason)).SerializeToString()
@@ -155,12 +155,12 @@ def work_item_to_wire(item: m.WorkItem | None) -> bytes:
             return pb.WorkItem(task=task).SerializeToString()
 
 
-def work_item_from_wire(raw: bytes) -> m.WorkItem | None:
-    """Work to do, work to drop, or (None) nothing for now."""
+def work_item_from_wire(raw: bytes) -> m.WorkItem:
+    """Work to do, work to drop, or nothing for now."""
     item = _parse(pb.WorkItem, raw)
     match item.WhichOneof("item"):
         case "idle":
-            return None
+            return m.Idle()
         case "withdrawal":
             return m.Withdrawal(ref_from_wire(item.withdrawal.ref), _line(item.withdrawal.reason, "a reason"))
         case "task":
@@ -313,14 +313,15 @@ def heartbeat_from_wire(raw: bytes) -> m.Heartbeat:
     return m.Heartbeat(_refs(_parse(pb.Heartbeat, raw).held))
 
 
-def acknowledgement_to_wire(_: None) -> bytes:
+def acknowledgement_to_wire(_: m.Acknowledgement) -> bytes:
     """Heard; there is nothing to say."""
     return b""
 
 
-def acknowledgement_from_wire(raw: bytes) -> None:
+def acknowledgement_from_wire(raw: bytes) -> m.Acknowledgement:
     """Heard; there is nothing to say."""
     _parse(pb.Acknowledgement, raw)
+    return m.Acknowledgement()
 
 
 # ---------------------------------------------------------------- joining

@@ -1,0 +1,101 @@
+"""What a round costs when nobody trains: the real director, real envoys, the full path.
+
+The rounds' times are those at which the director closed them; CPU seconds are read for the same moments, so neither
+start-up nor submission counts. The floor to compare with is a bare gRPC round over mutual TLS.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...director.database import open_database
+from ...director.history import History
+from ...director.records import RoundRecord
+from ...utils.errors import FederationError
+from ...utils.messages import RunId, TaskKind
+from ...utils.plan_bundle import open_bundle
+from ..local_federation import LocalFederation
+from ..plan_builder import build_plan
+from .processes import CpuSampler, peak_megabytes
+
+_PLAN = Path(__file__).parent / "noop_plan.py"
+_SETTINGS = """
+name = "bench"
+plan = "plan"
+seed = "{seed}"
+[rounds]
+max_rounds = {rounds}
+min_participants = {envoys}
+final_evaluation = false
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundCost:
+    """One benchmark's figures. Medians and means are over all rounds but the first."""
+
+    mb: float  # of the model, 1e6 bytes
+    envoys: int
+    rounds: int
+    round_s_median: float
+    server_cpu_s_per_round: float
+    envoy_cpu_s_per_round: float  # all envoys with their training processes
+    server_peak_mb: float
+    envoy_peak_mb: float  # the largest envoy with its training process; shared pages count twice
+
+
+def measure_round(mb: float, envoys: int, rounds: int) -> RoundCost:
+    """Run the benchmark once.
+
+    Raises:
+        FederationError: the run did not finish.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedveil-bench-") as name, LocalFederation(Path(name)) as federation:
+        folder = Path(name)
+        federation.found(settings={"log_level": '"warning"'})
+        federation.start_director()
+        build_plan(_PLAN, folder / "plan", {"elements": int(mb * 1e6 / 4)})
+        federation.wait_for_director()
+        for number in range(envoys):
+            site = federation.join(f"site-{number}", f"Site {number}")
+            (site / "envoy.toml").write_text("log_level = 'warning'\n[training]\npreload_torch = false\n", "utf-8")
+            federation.start_envoy(f"site-{number}")
+        pids = [process.pid for process in (federation.director, *federation.envoys.values()) if process]
+        sampler = CpuSampler(pids)
+        settings = _SETTINGS.format(seed="0" * 64, rounds=rounds, envoys=envoys)
+        run = federation.submit(settings, open_bundle(folder / "plan"))
+        view = federation.wait_for(run)
+        sampler.end()
+        if view.state != "finished":
+            raise FederationError(f"the benchmark's run is {view.state}: {view.reason}")
+        peaks = [peak_megabytes(pid) for pid in pids]
+        ends = _ends(federation, run)
+        first, last = sampler.at(ends[0]), sampler.at(ends[-1])
+        cpu = [(b - a) / (len(ends) - 1) for a, b in zip(first, last, strict=True)]
+        return RoundCost(
+            mb=mb,
+            envoys=envoys,
+            rounds=rounds,
+            round_s_median=round(statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)), 4),
+            server_cpu_s_per_round=round(cpu[0], 4),
+            envoy_cpu_s_per_round=round(sum(cpu[1:]), 4),
+            server_peak_mb=round(peaks[0]),
+            envoy_peak_mb=round(max(peaks[1:])),
+        )
+
+
+def as_json(cost: RoundCost) -> dict[str, float]:
+    """The figures by name."""
+    return asdict(cost)
+
+
+def _ends(federation: LocalFederation, run: RunId) -> list[float]:
+    engine = open_database(f"sqlite:///{federation.director_folder / 'director.sqlite'}", durable=False)
+    try:
+        records: tuple[RoundRecord, ...] = History(engine).rounds(run)
+    finally:
+        engine.dispose()
+    return [r.closed_at for r in records if r.round.kind is TaskKind.TRAIN and r.closed_at is not None]

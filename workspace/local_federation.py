@@ -1,0 +1,199 @@
+"""A whole federation on this machine: a real director and real envoys, each a process, over mutual TLS on loopback.
+
+The demo, the benchmark and several tests run on it. Nothing is simulated: the processes are those of ``director start``
+and ``envoy start``; only the typing is spared.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self, TypeVar
+
+from ..director.config import load_config
+from ..director.database import open_database
+from ..director.founding import init_federation, load_issuer
+from ..director.identity_store import IdentityStore
+from ..director.operator_client import OperatorClient
+from ..director.registrar import Registrar
+from ..director.server import ADDRESS_FILE
+from ..envoy.client import bootstrap_client
+from ..envoy.enrolment import prepare_join, save_credentials
+from ..utils import messages as m
+from ..utils.errors import UnreachableError
+from ..utils.identity import Role
+from ..utils.join_file import JoinFile
+from ..utils.plan_bundle import Bundle
+
+_START_SECONDS = 60.0
+_END_SECONDS = 10.0
+_Answer = TypeVar("_Answer")
+
+
+class LocalFederation:
+    """Folders, keys and processes of one federation; ends its processes when it is left.
+
+    Args:
+        folder: takes ``director/`` and one folder an envoy.
+        name: of the federation.
+    """
+
+    def __init__(self, folder: Path, name: str = "local") -> None:
+        self.folder, self._name = folder, name
+        self.director_folder = folder / "director"
+        self.director: subprocess.Popen[bytes] | None = None
+        self.envoys: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def found(self, *, settings: Mapping[str, str] | None = None) -> None:
+        """Make the federation. Its root's passphrase is forgotten at once: it lives as long as this folder.
+
+        Args:
+            settings: lines of director.toml to replace, as text, by key.
+        """
+        passphrase = secrets.token_hex(16).encode()
+        init_federation(self.director_folder, self._name, ["127.0.0.1"], passphrase, time.time(), listen="127.0.0.1:0")
+        if settings:
+            file = self.director_folder / "director.toml"
+            lines = [
+                next((f"{key} = {value}" for key, value in settings.items() if line.startswith(f"{key} ")), line)
+                for line in file.read_text("utf-8").splitlines()
+            ]
+            file.write_text("\n".join(lines) + "\n", "utf-8")
+
+    def start_director(self) -> None:
+        """``director start``; returns as soon as the process runs."""
+        (self.director_folder / ADDRESS_FILE).unlink(missing_ok=True)
+        self.director = self._start("director", self.director_folder)
+
+    def wait_for_director(self) -> str:
+        """The address it listens on.
+
+        Raises:
+            UnreachableError: it ended, or does not listen in time.
+        """
+        file = self.director_folder / ADDRESS_FILE
+
+        def listens() -> bool:
+            if self.director is not None and self.director.poll() is not None:
+                raise UnreachableError(f"the director ended at once; see {self.director_folder / 'log.txt'}")
+            return file.exists() and bool(file.read_text("utf-8"))
+
+        _wait_until(listens, "the director does not listen")
+        return file.read_text("utf-8")
+
+    def join(self, name: str, organization: str) -> Path:
+        """Invite an envoy and let it join; the director must listen. Gives the envoy's folder."""
+        folder = self.folder / name
+        invitation = self._invite(name, organization)
+        request, keys = prepare_join(folder, invitation)
+        client = bootstrap_client(invitation, invitation.addresses[0])
+        try:
+            reply = _until_reachable(lambda: client.join(request))
+        finally:
+            client.close()
+        save_credentials(folder, invitation, keys, reply, time.time())
+        return folder
+
+    def start_envoy(self, name: str) -> None:
+        """``envoy start``."""
+        self.envoys[name] = self._start("envoy", self.folder / name)
+
+    def operator(self) -> OperatorClient:
+        """A connection as the operator."""
+        return OperatorClient(self.director_folder, None, time.time())
+
+    def submit(self, settings: str, bundle: Bundle) -> m.RunId:
+        """Queue an experiment."""
+        with self.operator() as operator:
+            return _until_reachable(lambda: operator.submit(settings, bundle))
+
+    def wait_for(
+        self,
+        run: m.RunId,
+        seen: Callable[[m.ExperimentView], None] = lambda _: None,
+        timeout_seconds: float = 3600.0,
+        every_seconds: float = 0.2,
+    ) -> m.ExperimentView:
+        """Wait until an experiment is over; ``seen`` gets it now and then meanwhile.
+
+        Raises:
+            UnreachableError: it is not over in time.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        pause = threading.Event()
+        with self.operator() as operator:
+            while time.monotonic() < deadline:
+                view = _until_reachable(lambda: operator.show(run))
+                seen(view)
+                if view.state not in ("queued", "running"):
+                    return view
+                pause.wait(every_seconds)
+        raise UnreachableError(f"{run} is not over after {timeout_seconds:g} s")
+
+    def end(self) -> None:
+        """End all processes, politely first."""
+        processes = [*self.envoys.values(), *([self.director] if self.director else [])]
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in processes:
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _invite(self, name: str, organization: str) -> JoinFile:
+        config = load_config(self.director_folder)
+        issuer, root = load_issuer(self.director_folder, time.time())
+        engine = open_database(config.database_url(self.director_folder), config.is_durable)
+        try:
+            registrar = Registrar(config.federation, issuer, root, IdentityStore(engine), config.leaf_days)
+            address = (self.director_folder / ADDRESS_FILE).read_text("utf-8")
+            return registrar.invite(name, organization, Role.ENVOY, [address], 3600.0, time.time())
+        finally:
+            engine.dispose()
+
+    @staticmethod
+    def _start(room: str, folder: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"fedveil.{room}", "start", "--folder", str(folder)]
+        with (folder / "log.txt").open("ab") as log:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+            )
+
+
+def _wait_until(is_so: Callable[[], bool], complaint: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    pause = threading.Event()
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise UnreachableError(f"{complaint} after {_START_SECONDS:g} s")
+        pause.wait(0.01)
+
+
+def _until_reachable(ask: Callable[[], _Answer]) -> _Answer:
+    answers: list[_Answer] = []
+
+    def asked() -> bool:
+        try:
+            answers.append(ask())
+        except UnreachableError:
+            return False
+        return True
+
+    _wait_until(asked, "the director does not answer")
+    return answers[0]
