@@ -101,12 +101,18 @@ class TrainingPlan(Plan):
     ...         return nn.functional.cross_entropy(model(features), labels)
     ...     def evaluate(self, model, loader):
     ...         for features, labels in loader:
-    ...             yield mean_of("accuracy", (model(features).argmax(1) == labels).sum(), len(labels))
+    ...             yield mean_of("accuracy", (model(features).argmax(1) == labels).sum().item(), len(labels))
     """
 
     kind = PlanKind.TORCH
-    site_local: tuple[str, ...] = ()
-    """Names of tensors that never leave the site, as patterns (``"head.*"``) or ``BATCH_NORM_LAYERS``."""
+
+    @property
+    def site_local(self) -> tuple[str, ...]:
+        """Names of tensors that never leave the site, as patterns (``"head.*"``) or ``BATCH_NORM_LAYERS``.
+
+        Write it as ``site_local = (...)`` in the class.
+        """
+        return ()
 
     @abstractmethod
     def model(self) -> torch.nn.Module:
