@@ -49,6 +49,7 @@ class ActiveRun:
         self.layout = Layout.from_json(artifacts.read(self.manifest.file(LAYOUT_FILE).sha256))
         self.model = record.model
         self.progress: list[dict[str, float]] = []  # the federated metrics of each closed round, for the stop rule
+        self.models: list[Digest] = []  # of each closed round, oldest first, as far as they are kept
         self._artifacts = artifacts
         vector, self._exact = read_model(self.layout, mapped(artifacts.path(record.model)))
         self._model: Vector = vector.copy()
@@ -117,6 +118,7 @@ class ActiveRun:
         if outcome.vector is not None and outcome.state is not None:
             self._model, self._spare, self._state = outcome.vector, self._model, outcome.state
         self.model = outcome.model
+        self.models.append(outcome.model)
         self.progress.append(values_of(outcome.metrics))
 
     def check_header(self, header: UpdateHeader, envoy: EnvoyName) -> None:

@@ -71,6 +71,7 @@ class DirectorConfig:
     addresses: tuple[str, ...]  # host or host:port, as envoys reach the director; they stand in its certificate
     listen: str = DEFAULT_LISTEN  # port 0: any that is free
     durability: Durability = Durability.PAGE_CACHE
+    keep_models: int = 2  # of a run: the last so many rounds' models stay on disk; 0 keeps all
     leaf_days: float = LEAF_DAYS  # how long certificates of envoys and operators last
     log_level: LogLevel = LogLevel.INFO
     database: DatabaseSettings = DatabaseSettings()
@@ -91,6 +92,8 @@ class DirectorConfig:
             raise ConfigError("addresses names one address twice")
         if any(address.port == 0 for address in announced):
             raise ConfigError("addresses: port 0 cannot be dialled; leave the port out to announce that of listen")
+        if self.keep_models < 0:
+            raise ConfigError(f"keep_models is {self.keep_models}, expected 0 (keep all) or more")
         if not 1 / 24 <= self.leaf_days <= ISSUER_DAYS:
             raise ConfigError(f"leaf_days is {self.leaf_days:g}, expected an hour (0.042) to {ISSUER_DAYS} days")
 

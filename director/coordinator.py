@@ -55,8 +55,10 @@ class Coordinator:
         uploads: Uploads,
         members: Callable[[], frozenset[m.EnvoyName]],
         *,
+        keep_models: int = 2,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self._keep_models = keep_models
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
         self._members, self._now = members, now
         self._lock = threading.Condition(threading.RLock())
@@ -315,6 +317,7 @@ class Coordinator:
             next_round=following,
         )
         run.adopt(outcome)
+        self._discard_old_models(run)
         self._count_traffic(run.record.run)
         _LOG.info("round closed task=%s received=%d", closed.ref, len(closed.received))
         self._withdraw(closed, closed.cohort - closed.received)
@@ -373,6 +376,7 @@ class Coordinator:
         current = self._history.current_round(record.run)
         self._run = ActiveRun(record, self._artifacts, states[-1] if states else None)
         self._run.progress = [values_of(r.metrics) for r in past if _counts(r)]
+        self._run.models = [r.model_out for r in past if r.model_out is not None and _counts(r)]
         if current is None:  # killed between the last round's end and the run's
             last = past[-1].round
             state = RunState.FAILED if last.state is RoundState.FAILED else RunState.FINISHED
@@ -435,6 +439,16 @@ class Coordinator:
 
     def _withdraw(self, this: Round, envoys: frozenset[m.EnvoyName]) -> None:
         self._lines.push(sorted(envoys), m.Withdrawal(this.ref, this.reason or f"{this.ref} is {this.state.value}"))
+
+    def _discard_old_models(self, run: ActiveRun) -> None:
+        """Keep the last models of this run, and every model that another run or a plan still needs."""
+        if not self._keep_models:
+            return
+        needed = {record.model for record in self._history.runs()} | {digest for digest, _ in run.manifest.blobs()}
+        for digest in run.models[: -self._keep_models]:
+            if digest not in needed:
+                self._artifacts.discard(digest)
+        del run.models[: -self._keep_models]
 
     def _count_traffic(self, run: m.RunId) -> None:
         up, down, self._up, self._down = self._up, self._down, 0, 0

@@ -241,6 +241,7 @@ federation = {json.dumps(config.federation)}
 addresses = [{addresses}]     # as envoys reach the director; they stand in its certificate
 listen = {json.dumps(config.listen)}
 durability = "{config.durability.value}"      # "fsync": a receipt survives a power cut too
+keep_models = {config.keep_models}                  # of a run: the last so many rounds stay on disk; 0 keeps all
 leaf_days = {config.leaf_days:g}                   # how long certificates of envoys and operators last
 log_level = "{config.log_level.value}"               # debug, info, warning, error
 

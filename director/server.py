@@ -62,7 +62,9 @@ class Director:
             kept, members = history(engine), IdentityStore(engine)
             artifacts = ArtifactStore(folder / "artifacts", config.is_durable)
             uploads = Uploads(folder / "uploads", config.uploads.slots, durable=config.is_durable)
-            self._coordinator = Coordinator(kept, artifacts, uploads, lambda: _envoys(members))
+            self._coordinator = Coordinator(
+                kept, artifacts, uploads, lambda: _envoys(members), keep_models=config.keep_models
+            )
             desk = ExperimentDesk(
                 config.federation,
                 kept,

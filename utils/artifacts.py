@@ -21,6 +21,7 @@ from .tensors import Digest
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = ".part"
+_WRITE_BYTES = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -129,6 +130,10 @@ class ArtifactStore:
                 "delete the file and fetch it again"
             )
 
+    def discard(self, digest: Digest) -> None:
+        """Forget one artifact, if it is here. Its pages are the system's again, and the next artifact's."""
+        (self.folder / _check_digest(digest)).unlink(missing_ok=True)
+
     def discard_except(self, keep: Collection[Digest]) -> int:
         """Delete all artifacts but these; what is being written meanwhile stays. Returns how many were deleted."""
         kept, deleted = frozenset(keep), 0
@@ -217,10 +222,11 @@ class _PartialFile:
         if not view.nbytes:
             return  # an empty view cannot be cast
         view = view.cast("B")
-        self._sha.update(view)
         try:
             while view:
-                view = view[os.write(self._file, view) :]
+                written = os.write(self._file, view[:_WRITE_BYTES])
+                self._sha.update(view[:written])  # while it is still in the processor's cache
+                view = view[written:]
         except OSError as error:
             raise _storage_error(self._folder, error) from error
 
