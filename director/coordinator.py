@@ -221,6 +221,12 @@ class Coordinator:
                 self._withdraw(stopped, stopped.cohort)
             self._finish(run, RunState.STOPPED, f"stopped: {reason}")
 
+    def wait_for_change(self, run: m.RunId, timeout_seconds: float = 1.0) -> None:
+        """Wait until something happened, or for a while; not at all once the run is over."""
+        with self._lock:
+            if not self._history.run(run).state.is_over:
+                self._lock.wait(timeout_seconds)
+
     def presence(self, envoy: m.EnvoyName) -> tuple[bool, float]:
         """Is the envoy there, and for how long was it silent?"""
         with self._lock:

@@ -17,9 +17,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..utils.errors import FederationError, UnreachableError
+from ..utils.errors import ConfigError, FederationError, UnreachableError
 from ..utils.logs import log_to_stderr
 from ..utils.messages import EnvoyName
+from .records import describe
+from .splits import GivenSplits, SplitRule
 
 DEFAULT_FOLDER = Path("envoy-site")
 _CONSOLE = Console()
@@ -118,9 +120,100 @@ def status(folder: Folder = DEFAULT_FOLDER) -> None:
     _CONSOLE.print(table)
 
 
+@data.command("add")
+def add_data(
+    name: Annotated[str, typer.Argument(help="The name that plans ask for.")],
+    path: Annotated[Path, typer.Argument(help="Image folder, zip of one, npz, CSV, TSV or Parquet.")],
+    folder: Folder = DEFAULT_FOLDER,
+    classes: Annotated[str, typer.Option(help="normal,pneumonia; or ill=1|2,healthy=0 where files say so.")] = "",
+    patient: Annotated[str | None, typer.Option(help="Column, or pattern with a group: '(person\\d+)'.")] = None,
+    label: Annotated[str | None, typer.Option(help="The label's column, of a table.")] = None,
+    columns: Annotated[str, typer.Option(help="Features of a table; every numeric column by default.")] = "",
+    header: Annotated[str, typer.Option(help="Column names of a table that has none.")] = "",
+    split_column: Annotated[str | None, typer.Option(help="A column that says train, validation or test.")] = None,
+    split: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0.1,0.1",
+    given: Annotated[GivenSplits, typer.Option(help="Splits that the files come with.")] = GivenSplits.KEEP,
+    replace: Annotated[bool, typer.Option(help="Record a dataset of that name anew.")] = False,
+) -> None:
+    """Look at every example once, quarantine what cannot be read, and fix the split. Nothing is copied."""
+    from .datasets import DatasetRegistry
+    from .inspection import inspect
+    from .records import DataOptions
+
+    with _errors_in_words():
+        shares = _shares(split)
+        options = DataOptions(
+            classes=_listed(classes),
+            patient=patient,
+            label_column=label,
+            columns=_listed(columns),
+            header=_listed(header),
+            split_column=split_column,
+            rule=SplitRule(*shares, given=given),
+        )
+        found = inspect(name, path, options, time.time())
+        DatasetRegistry(folder / "datasets").add(found.record, found.index, replace=replace)
+    _print_lines(found.report.lines())
+    _CONSOLE.print(_rows(describe(found.record)))
+
+
+@data.command("list")
+def list_data(
+    folder: Folder = DEFAULT_FOLDER,
+    labels: Annotated[bool, typer.Option(help="Show the counts of each class too.")] = False,
+) -> None:
+    """The datasets of this site."""
+    from .datasets import DatasetRegistry
+
+    with _errors_in_words():
+        registry = DatasetRegistry(folder / "datasets")
+        tables = [_rows(describe(one, registry.index(one.name) if labels else None)) for one in registry.list()]
+    for table in tables:
+        _CONSOLE.print(table)
+    if not tables:
+        _CONSOLE.print("No dataset yet: `envoy data add NAME PATH`.")
+
+
+@data.command("check")
+def check_data(
+    name: Annotated[str, typer.Argument(help="As `envoy data list` names it.")], folder: Folder = DEFAULT_FOLDER
+) -> None:
+    """Are the files still those that were recorded? Exit status 1 if any is missing or changed."""
+    from .datasets import DatasetRegistry
+
+    with _errors_in_words():
+        report = DatasetRegistry(folder / "datasets").check(name)
+    _print_lines(report.lines())
+    raise typer.Exit(0 if report.is_unchanged else 1)
+
+
 def main() -> None:
     """The console script ``envoy``."""
     app()
+
+
+def _shares(text: str) -> tuple[float, float, float]:
+    try:
+        train, validation, test = (float(piece) for piece in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--split {text!r}: expected three shares, as in 0.8,0.1,0.1") from error
+    return train, validation, test
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(piece.strip() for piece in text.split(",") if piece.strip())
+
+
+def _rows(rows: list[tuple[str, str]]) -> Table:
+    table = Table(show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        _CONSOLE.print(line, markup=False, highlight=False)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ before it is sent, so that it is never trained twice.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -242,7 +243,7 @@ class Session:
             update_path=self._update_path,
             state_folder=self._folder / "state",
             device=self._config.training.device.value,
-            threads=self._config.training.threads,
+            threads=self._config.training.threads or os.cpu_count() or 1,
         )
 
     @property

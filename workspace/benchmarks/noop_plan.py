@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-
 from fedveil import ArrayPlan, DataKind, DataSpec, MetricSum, PlanSettings
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from ...director.database import open_database
@@ -79,7 +80,7 @@ def measure_round(mb: float, envoys: int, rounds: int) -> RoundCost:
             mb=mb,
             envoys=envoys,
             rounds=rounds,
-            round_s_median=round(statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)), 4),
+            round_s_median=round(statistics.median(b - a for a, b in pairwise(ends)), 4),
             server_cpu_s_per_round=round(cpu[0], 4),
             envoy_cpu_s_per_round=round(sum(cpu[1:]), 4),
             server_peak_mb=round(peaks[0]),

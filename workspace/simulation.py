@@ -1,0 +1,222 @@
+"""``fedveil.simulate``: the same plan, rounds and envoy code in one process, over an in-memory transport.
+
+Nothing of a round is written again here: the director's coordinator and the envoys' sessions run as they do in their
+own processes, with a database in memory, and talk by plain calls instead of gRPC. There is no TLS, since nothing
+leaves the process.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from ..director.coordinator import Coordinator
+from ..director.database import open_database
+from ..director.doors import download
+from ..director.experiment_desk import ExperimentDesk
+from ..director.history import History
+from ..director.identity_store import Identity, IdentityStore
+from ..director.uploads import Uploads
+from ..envoy.config import EnvoyConfig
+from ..envoy.datasets import DatasetRegistry
+from ..envoy.inspection import inspect as inspect_dataset
+from ..envoy.plans import Plan
+from ..envoy.records import DataOptions
+from ..envoy.session import Session
+from ..envoy.trainer import InProcessTrainer
+from ..utils import messages as m
+from ..utils.artifacts import ArtifactStore
+from ..utils.data_spec import DataKind
+from ..utils.errors import FederationError, PlanError
+from ..utils.plan_bundle import Bundle, Setting, open_bundle
+from .plan_builder import build_plan
+
+Site: TypeAlias = Path | str | tuple[Path | str, DataOptions] | None
+"""A dataset's path, with what `envoy data add` is told about it; None for a plan that reads no data."""
+
+_MAX_MODEL_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What a simulation gave."""
+
+    view: m.ExperimentView
+    model: bytes = field(repr=False)  # safetensors
+
+    @property
+    def rounds(self) -> tuple[m.RoundView, ...]:
+        """Round by round: federated metrics, sums over sites."""
+        return self.view.rounds
+
+    @property
+    def stop_reason(self) -> str:
+        """Why it ended."""
+        return self.view.reason
+
+
+def simulate(
+    plan: Path | str | type[Plan] | Bundle,
+    sites: Mapping[str, Site],
+    *,
+    rounds: int = 10,
+    settings: Mapping[str, Setting] | None = None,
+    experiment: str = "",
+    seed: int = 0,
+    folder: Path | None = None,
+) -> Simulation:
+    """Train a plan on several sites in this process.
+
+    Args:
+        plan: the plan's file, its class (from a file), or a built bundle.
+        sites: a dataset for each site, by the site's name.
+        rounds: at most so many.
+        settings: of the plan, where they differ from its defaults.
+        experiment: further tables of experiment.toml, as text (``[aggregation]``, ``[server_optimizer]``, ``[stop]``).
+        seed: the same seed gives the same model, bit for bit.
+        folder: keeps the sites' and the director's files; a temporary one by default.
+
+    Raises:
+        FederationError: a plan, dataset or setting that is not right, or a run that failed, with its reason.
+    """
+    with ExitStack() as stack:
+        home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedveil-simulation-")))
+        bundle = plan if isinstance(plan, Bundle) else _built(plan, home / "plan", settings)
+        head = f'name = "simulation"\nplan = "plan"\nseed = "{seed % (1 << 256):064x}"\n'
+        limits = f"[rounds]\nmax_rounds = {rounds}\nmin_participants = {len(sites)}\n"
+        return _Simulator(home, bundle, sites, stack).run(head + limits + experiment)
+
+
+class _Simulator:
+    """One director and its envoys in this process."""
+
+    def __init__(self, home: Path, bundle: Bundle, sites: Mapping[str, Site], stack: ExitStack) -> None:
+        self._bundle = bundle
+        engine = open_database("sqlite://", durable=False)
+        stack.callback(engine.dispose)
+        history, members = History(engine), IdentityStore(engine)
+        self._artifacts = ArtifactStore(home / "director" / "artifacts", durable=False)
+        uploads = Uploads(home / "director" / "uploads", slots=4, durable=False)
+        names = frozenset(m.EnvoyName(name) for name in sites)
+        self._coordinator = Coordinator(history, self._artifacts, uploads, lambda: names)
+        self._desk = ExperimentDesk(
+            "simulation", history, self._artifacts, self._coordinator, members, max_model_bytes=_MAX_MODEL_BYTES
+        )
+        self._ended = threading.Event()
+        self._sessions = []
+        for name, site in sites.items():
+            members.add_identity(Identity(name, "envoy", name, "", b"", 0.0))
+            self._sessions.append(self._session(m.EnvoyName(name), home / "sites" / name, site))
+
+    def run(self, settings: str) -> Simulation:
+        """Submit, and wait for the end."""
+        self._artifacts_from_bundle()
+        reply = self._desk.submit(m.Submission(settings, self._bundle.manifest.to_json()))
+        if reply.run is None:
+            raise PlanError(f"plan {self._bundle.manifest.name} misses {len(reply.missing)} files")
+        threads = [threading.Thread(target=session.run, daemon=True) for session in self._sessions]
+        for thread in threads:
+            thread.start()
+        self._coordinator.start()
+        try:
+            view = self._wait(reply.run)
+        finally:
+            for session in self._sessions:
+                session.end()
+            self._coordinator.close()
+            for thread in threads:
+                thread.join()
+        if view.state != "finished" or view.model is None:
+            raise FederationError(f"the simulation {view.state}: {view.reason}")
+        return Simulation(view, self._artifacts.read(view.model))
+
+    def _wait(self, run: m.RunId) -> m.ExperimentView:
+        while (view := self._desk.show(run)).state in ("queued", "running"):
+            self._coordinator.wait_for_change(run)
+        return view
+
+    def _artifacts_from_bundle(self) -> None:
+        for file in self._bundle.manifest.files:
+            self._artifacts.put([self._bundle.blob(file.path)])
+
+    def _session(self, name: m.EnvoyName, folder: Path, site: Site) -> Session:
+        folder.mkdir(parents=True, exist_ok=True)
+        data = self._bundle.manifest.data
+        if data.kind is not DataKind.NONE:
+            if site is None:
+                raise PlanError(f"plan {self._bundle.manifest.name} reads data; site {name} has none")
+            path, options = site if isinstance(site, tuple) else (site, DataOptions(classes=data.classes))
+            found = inspect_dataset(data.name, Path(path), options, time.time())
+            DatasetRegistry(folder / "datasets").add(found.record, found.index, replace=True)
+        link = _InMemoryLink(name, self._coordinator, self._artifacts)
+        return Session(name, folder, link, InProcessTrainer(), EnvoyConfig())
+
+
+class _InMemoryLink:
+    """A ``Link`` of plain calls."""
+
+    def __init__(self, name: m.EnvoyName, coordinator: Coordinator, artifacts: ArtifactStore) -> None:
+        self._name, self._coordinator, self._artifacts = name, coordinator, artifacts
+        self._closed = threading.Event()
+
+    def work(self, held: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem]:
+        line = self._coordinator.open_line(self._name, held)
+        try:
+            yield m.Idle()
+            while not (line.is_closed or self._closed.is_set()):
+                item = line.next(timeout_seconds=0.2)
+                if item is not None:
+                    yield item
+        finally:
+            self._coordinator.close_line(line)
+
+    def next_work(self, held: tuple[m.TaskRef, ...], wait_seconds: float) -> m.WorkItem:
+        line = self._coordinator.open_line(self._name, held)
+        try:
+            return line.next(wait_seconds) or m.Idle()
+        finally:
+            self._coordinator.close_line(line)
+
+    def download(self, request: m.DownloadRequest) -> Iterator[m.Part]:
+        return download(self._artifacts, request, self._coordinator.count_download)
+
+    def request_upload(self, header: m.UpdateHeader) -> m.Grant:
+        return self._coordinator.request_upload(self._name, header)
+
+    def upload(self, parts: Iterable[m.Part]) -> m.Receipt:
+        return self._coordinator.upload(self._name, iter(parts))
+
+    def report(self, report: m.MetricsReport) -> m.Receipt:
+        return self._coordinator.report(self._name, report)
+
+    def decline(self, refusal: m.Refusal) -> None:
+        self._coordinator.decline(self._name, refusal)
+
+    def beat(self, _: m.Heartbeat) -> None:
+        self._coordinator.hear(self._name)
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def _built(plan: Path | str | type[Plan], out: Path, settings: Mapping[str, Setting] | None) -> Bundle:
+    if isinstance(plan, type):
+        try:
+            source = Path(inspect.getfile(plan))
+        except (TypeError, OSError) as error:
+            raise PlanError(
+                f"plan {plan.__name__} lies in no file; write it to one (in a notebook: %%writefile)"
+            ) from error
+    else:
+        source = Path(plan)
+    if source.is_dir():
+        return open_bundle(source)
+    build_plan(source, out, settings)
+    return open_bundle(out)
