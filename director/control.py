@@ -8,6 +8,7 @@ import grpc
 
 from ..utils import messages as m
 from ..utils import transport, wire
+from ..utils import wire_control as control
 from ..utils.artifacts import ArtifactStore
 from ..utils.identity import PeerId, Role
 from .doors import Door, download
@@ -27,12 +28,16 @@ class ControlService:
         return grpc.method_handlers_generic_handler(
             transport.CONTROL,
             {
-                "Status": door.unary(lambda _, __: desk.status(), nothing, wire.status_to_wire),
-                "Submit": door.unary(lambda _, x: desk.submit(x), wire.submission_from_wire, wire.submit_reply_to_wire),
+                "Status": door.unary(lambda _, __: desk.status(), nothing, control.status_to_wire),
+                "Submit": door.unary(
+                    lambda _, x: desk.submit(x), control.submission_from_wire, control.submit_reply_to_wire
+                ),
                 "PutBlob": door.upload(lambda _, parts: desk.put_blob(parts), wire.acknowledgement_to_wire),
-                "List": door.unary(lambda _, __: desk.list(), nothing, wire.experiments_to_wire),
-                "Show": door.unary(lambda _, run: desk.show(run), wire.show_from_wire, wire.experiment_to_wire),
-                "Stop": door.unary(lambda _, stop: desk.stop(*stop), wire.stop_from_wire, wire.experiment_to_wire),
+                "List": door.unary(lambda _, __: desk.list(), nothing, control.experiments_to_wire),
+                "Show": door.unary(lambda _, run: desk.show(run), control.show_from_wire, control.experiment_to_wire),
+                "Stop": door.unary(
+                    lambda _, stop: desk.stop(*stop), control.stop_from_wire, control.experiment_to_wire
+                ),
                 "Fetch": door.stream(self._fetch, wire.download_from_wire, wire.part_to_wire),
             },
         )

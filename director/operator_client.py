@@ -10,6 +10,7 @@ import grpc
 
 from ..utils import messages as m
 from ..utils import transport, wire
+from ..utils import wire_control as control
 from ..utils.errors import DigestMismatchError, PlanError
 from ..utils.identity import Role
 from ..utils.plan_bundle import Bundle, open_bundle
@@ -41,33 +42,33 @@ class OperatorClient:
 
     def status(self) -> m.StatusReply:
         """The director, who is there, and what is under way."""
-        return wire.status_from_wire(self._ask("Status", b""))
+        return control.status_from_wire(self._ask("Status", b""))
 
     def submit(self, settings: str, bundle: Bundle) -> m.RunId:
         """Submit an experiment, with the blobs of its plan that the director does not have."""
         manifest = bundle.manifest.to_json()
-        request = wire.submission_to_wire(m.Submission(settings, manifest))
-        reply = wire.submit_reply_from_wire(self._ask("Submit", request))
+        request = control.submission_to_wire(m.Submission(settings, manifest))
+        reply = control.submit_reply_from_wire(self._ask("Submit", request))
         for digest in reply.missing:
             path = next(file.path for file in bundle.manifest.files if file.sha256 == digest)
             self._put(digest, bundle.blob_path(path))
         if reply.run is None:
-            reply = wire.submit_reply_from_wire(self._ask("Submit", request))
+            reply = control.submit_reply_from_wire(self._ask("Submit", request))
         if reply.run is None:
             raise PlanError(f"the director still misses {len(reply.missing)} files of the plan; submit it again")
         return reply.run
 
     def list(self) -> tuple[m.ExperimentView, ...]:
         """All experiments."""
-        return wire.experiments_from_wire(self._ask("List", b""))
+        return control.experiments_from_wire(self._ask("List", b""))
 
     def show(self, run: m.RunId) -> m.ExperimentView:
         """One experiment with its rounds."""
-        return wire.experiment_from_wire(self._ask("Show", wire.show_to_wire(run)))
+        return control.experiment_from_wire(self._ask("Show", control.show_to_wire(run)))
 
     def stop(self, run: m.RunId, reason: str) -> m.ExperimentView:
         """End one experiment."""
-        return wire.experiment_from_wire(self._ask("Stop", wire.stop_to_wire((run, reason))))
+        return control.experiment_from_wire(self._ask("Stop", control.stop_to_wire((run, reason))))
 
     def fetch(self, digest: Digest) -> bytes:
         """A model or a blob.

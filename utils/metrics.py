@@ -52,7 +52,8 @@ class MetricSum:
     def value(self) -> float | None:
         """The metric's value; None where there is nothing to divide by (no examples, or one class alone)."""
         if self.kind is MetricKind.MEAN:
-            return self.values[0] / self.weight if self.weight else None
+            mean = self.values[0] / self.weight if self.weight else math.nan
+            return mean if math.isfinite(mean) else None  # a tiny weight, too
         return _area_under_curve(self.values[:AUC_BINS], self.values[AUC_BINS:])
 
 

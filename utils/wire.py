@@ -1,4 +1,4 @@
-"""Messages to bytes and back: the only hand-written code, beside the gRPC doors, that sees the generated stubs.
+"""What envoys and the director say, as bytes: with ``wire_control`` the only code that sees the generated stubs.
 
 Whatever a peer sends wrong becomes ``MalformedMessageError`` here, so that nothing behind this module ever sees
 a number out of range, a digest of the wrong length or a name that is no name.
@@ -9,33 +9,28 @@ saves two copies of every byte of a model and stays the same protobuf message on
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable
-from typing import Final, TypeVar
-
-from google.protobuf.message import DecodeError, Message
+from collections.abc import Iterable
+from typing import Final
 
 from ..protos import federation_pb2 as pb
 from . import messages as m
+from . import wire_fields as field
 from .errors import MalformedMessageError
 from .metrics import AUC_BINS, MetricKind, MetricSum
-from .tensors import Digest
 
-_P = TypeVar("_P", bound=Message)
-_DIGEST_BYTES = 32
 _MAX_ROUND = 1 << 30
 _MAX_LENGTH = 1 << 40
 _MAX_METRICS = 64
 _MAX_COHORT = 10_000
-_MAX_TEXT = 2_000
+_MAX_VALUE = 1e100  # of a metric: sums over all envoys, and products of two sums, stay finite
 _DATA_TAG: Final = 0x12  # field 2, length-delimited
 _UPDATE_GRANT = re.compile(r"[0-9a-f]{32}")
 
-_KINDS = {m.TaskKind.TRAIN: pb.TASK_KIND_TRAIN, m.TaskKind.EVALUATE: pb.TASK_KIND_EVALUATE}
+KINDS = {m.TaskKind.TRAIN: pb.TASK_KIND_TRAIN, m.TaskKind.EVALUATE: pb.TASK_KIND_EVALUATE}
 _PAYLOADS = {m.PayloadKind.PLAIN: pb.PAYLOAD_KIND_PLAIN}
 _METRICS = {MetricKind.MEAN: pb.Metric.KIND_MEAN, MetricKind.AUC: pb.Metric.KIND_AUC}
-_KIND_OF: dict[int, m.TaskKind] = {code: kind for kind, code in _KINDS.items()}
+KIND_OF: dict[int, m.TaskKind] = {code: kind for kind, code in KINDS.items()}
 _PAYLOAD_OF: dict[int, m.PayloadKind] = {code: kind for kind, code in _PAYLOADS.items()}
 _METRIC_OF: dict[int, MetricKind] = {code: kind for kind, code in _METRICS.items()}
 
@@ -50,11 +45,11 @@ def part_to_wire(part: m.Part) -> bytes:
             return b"".join((bytes((_DATA_TAG,)), _varint(len(content)), content))
         case m.Opening():
             opening = pb.Opening(
-                grant=part.grant, offset=part.offset, length=part.length, digest=_digest_bytes(part.digest)
+                grant=part.grant, offset=part.offset, length=part.length, digest=field.digest_bytes(part.digest)
             )
             return pb.Part(opening=opening).SerializeToString()
         case m.Closing(digest):
-            return pb.Part(closing=pb.Closing(digest=_digest_bytes(digest))).SerializeToString()
+            return pb.Part(closing=pb.Closing(digest=field.digest_bytes(digest))).SerializeToString()
 
 
 def part_from_wire(raw: bytes) -> m.Part:
@@ -68,17 +63,17 @@ def part_from_wire(raw: bytes) -> m.Part:
         if length != len(raw) - start or not 0 < length <= m.MAX_PART_BYTES:
             raise MalformedMessageError(f"a part announces {length} bytes of data and holds {len(raw) - start}")
         return m.Data(memoryview(raw)[start:])
-    part = _parse(pb.Part, raw)
+    part = field.parse(pb.Part, raw)
     match part.WhichOneof("part"):
         case "opening":
             opening = part.opening
             if opening.grant and not _UPDATE_GRANT.fullmatch(opening.grant):
                 raise MalformedMessageError("an upload opens with something that is no grant")
-            length = _bounded(opening.length, _MAX_LENGTH, "the length of a stream")
-            offset = _bounded(opening.offset, length, "the offset of a stream")
-            return m.Opening(length, offset, opening.grant, _optional_digest(opening.digest, "a stream's digest"))
+            length = field.bounded(opening.length, _MAX_LENGTH, "the length of a stream")
+            offset = field.bounded(opening.offset, length, "the offset of a stream")
+            return m.Opening(length, offset, opening.grant, field.optional_digest(opening.digest, "a stream's digest"))
         case "closing":
-            return m.Closing(_digest(part.closing.digest, "a closing"))
+            return m.Closing(field.digest(part.closing.digest, "a closing"))
         case _:
             raise MalformedMessageError("a part that is neither opening, data nor closing")
 
@@ -112,9 +107,9 @@ def ref_to_wire(ref: m.TaskRef) -> pb.TaskRef:
 
 def ref_from_wire(ref: pb.TaskRef) -> m.TaskRef:
     """A task's name, checked."""
-    number = _bounded(ref.round, _MAX_ROUND, "a round", least=1)
-    attempt = _bounded(ref.attempt, _MAX_ROUND, "an attempt", least=1)
-    return m.TaskRef(m.RunId(_name(ref.run, "a run")), number, attempt, _digest(ref.plan_digest, "a plan"))
+    number = field.bounded(ref.round, _MAX_ROUND, "a round", least=1)
+    attempt = field.bounded(ref.attempt, _MAX_ROUND, "an attempt", least=1)
+    return m.TaskRef(m.RunId(field.name(ref.run, "a run")), number, attempt, field.digest(ref.plan_digest, "a plan"))
 
 
 def work_request_to_wire(request: m.WorkRequest) -> bytes:
@@ -125,10 +120,10 @@ def work_request_to_wire(request: m.WorkRequest) -> bytes:
 
 def work_request_from_wire(raw: bytes) -> m.WorkRequest:
     """An envoy asks for work."""
-    request = _parse(pb.WorkRequest, raw)
+    request = field.parse(pb.WorkRequest, raw)
     held = _refs(request.held)
-    wait = _number(request.wait_seconds, "wait_seconds")
-    return m.WorkRequest(_line(request.software, "software"), held, min(max(wait, 0.0), 60.0))
+    wait = field.number(request.wait_seconds, "wait_seconds")
+    return m.WorkRequest(field.line(request.software, "software"), held, min(max(wait, 0.0), 60.0))
 
 
 def work_item_to_wire(item: m.WorkItem) -> bytes:
@@ -137,11 +132,13 @@ def work_item_to_wire(item: m.WorkItem) -> bytes:
         case m.Idle():
             return pb.WorkItem(idle=pb.Idle()).SerializeToString()
         case m.Withdrawal(ref, reason):
-            return pb.WorkItem(withdrawal=pb.Withdrawal(ref=ref_to_wire(ref), reason=reason)).SerializeToString()
+            return pb.WorkItem(
+                withdrawal=pb.Withdrawal(ref=ref_to_wire(ref), reason=field.said(reason))
+            ).SerializeToString()
         case m.Task():
             task = pb.Task(
                 ref=ref_to_wire(item.ref),
-                kind=_KINDS[item.kind],
+                kind=KINDS[item.kind],
                 model_digest=bytes.fromhex(item.model),
                 model_bytes=item.model_bytes,
                 layout_digest=bytes.fromhex(item.layout),
@@ -150,19 +147,19 @@ def work_item_to_wire(item: m.WorkItem) -> bytes:
                 min_participants=item.min_participants,
                 cohort=item.cohort,
                 payload=_PAYLOADS[item.payload],
-                codec_digest=_digest_bytes(item.codec),
+                codec_digest=field.digest_bytes(item.codec),
             )
             return pb.WorkItem(task=task).SerializeToString()
 
 
 def work_item_from_wire(raw: bytes) -> m.WorkItem:
     """Work to do, work to drop, or nothing for now."""
-    item = _parse(pb.WorkItem, raw)
+    item = field.parse(pb.WorkItem, raw)
     match item.WhichOneof("item"):
         case "idle":
             return m.Idle()
         case "withdrawal":
-            return m.Withdrawal(ref_from_wire(item.withdrawal.ref), _line(item.withdrawal.reason, "a reason"))
+            return m.Withdrawal(ref_from_wire(item.withdrawal.ref), field.line(item.withdrawal.reason, "a reason"))
         case "task":
             return _task(item.task)
         case _:
@@ -170,22 +167,22 @@ def work_item_from_wire(raw: bytes) -> m.WorkItem:
 
 
 def _task(task: pb.Task) -> m.Task:
-    if len(task.seed) != _DIGEST_BYTES:
-        raise MalformedMessageError(f"a task's seed has {len(task.seed)} bytes, expected {_DIGEST_BYTES}")
+    if len(task.seed) != field.DIGEST_BYTES:
+        raise MalformedMessageError(f"a task's seed has {len(task.seed)} bytes, expected {field.DIGEST_BYTES}")
     if len(task.cohort) > _MAX_COHORT:
         raise MalformedMessageError(f"a cohort of {len(task.cohort)} envoys")
     return m.Task(
         ref=ref_from_wire(task.ref),
-        kind=_known(_KIND_OF, task.kind, "kind of task"),
-        model=_digest(task.model_digest, "a model"),
-        model_bytes=_bounded(task.model_bytes, _MAX_LENGTH, "a model's length", least=1),
-        layout=_digest(task.layout_digest, "a layout"),
+        kind=field.known(KIND_OF, task.kind, "kind of task"),
+        model=field.digest(task.model_digest, "a model"),
+        model_bytes=field.bounded(task.model_bytes, _MAX_LENGTH, "a model's length", least=1),
+        layout=field.digest(task.layout_digest, "a layout"),
         seed=task.seed,
-        seconds_left=_number(task.seconds_left, "seconds_left"),
-        min_participants=_bounded(task.min_participants, _MAX_COHORT, "min_participants", least=1),
-        cohort=tuple(m.EnvoyName(_name(name, "an envoy of the cohort")) for name in task.cohort),
-        payload=_known(_PAYLOAD_OF, task.payload, "kind of payload"),
-        codec=_optional_digest(task.codec_digest, "a codec"),
+        seconds_left=field.number(task.seconds_left, "seconds_left"),
+        min_participants=field.bounded(task.min_participants, _MAX_COHORT, "min_participants", least=1),
+        cohort=tuple(m.EnvoyName(field.name(name, "an envoy of the cohort")) for name in task.cohort),
+        payload=field.known(_PAYLOAD_OF, task.payload, "kind of payload"),
+        codec=field.optional_digest(task.codec_digest, "a codec"),
     )
 
 
@@ -197,10 +194,10 @@ def download_to_wire(request: m.DownloadRequest) -> bytes:
 
 def download_from_wire(raw: bytes) -> m.DownloadRequest:
     """Asks for a model, manifest or blob."""
-    request = _parse(pb.DownloadRequest, raw)
+    request = field.parse(pb.DownloadRequest, raw)
     ref = ref_from_wire(request.ref) if request.HasField("ref") else None
     return m.DownloadRequest(
-        _digest(request.digest, "a download"), _bounded(request.offset, _MAX_LENGTH, "an offset"), ref
+        field.digest(request.digest, "a download"), field.bounded(request.offset, _MAX_LENGTH, "an offset"), ref
     )
 
 
@@ -210,7 +207,7 @@ def header_to_wire(header: m.UpdateHeader) -> bytes:
         ref=ref_to_wire(header.ref),
         layout_digest=bytes.fromhex(header.layout),
         payload=_PAYLOADS[header.payload],
-        codec_digest=_digest_bytes(header.codec),
+        codec_digest=field.digest_bytes(header.codec),
         length=header.length,
         num_examples=header.num_examples,
         metrics=_metrics_to_wire(header.metrics),
@@ -219,15 +216,15 @@ def header_to_wire(header: m.UpdateHeader) -> bytes:
 
 def header_from_wire(raw: bytes) -> m.UpdateHeader:
     """Announces an update."""
-    header = _parse(pb.UpdateHeader, raw)
+    header = field.parse(pb.UpdateHeader, raw)
     return m.UpdateHeader(
         ref=ref_from_wire(header.ref),
-        layout=_digest(header.layout_digest, "a layout"),
-        length=_bounded(header.length, _MAX_LENGTH, "an update's length"),
-        num_examples=_bounded(header.num_examples, 1 << 40, "num_examples"),
+        layout=field.digest(header.layout_digest, "a layout"),
+        length=field.bounded(header.length, _MAX_LENGTH, "an update's length"),
+        num_examples=field.bounded(header.num_examples, 1 << 40, "num_examples"),
         metrics=_metrics(header.metrics),
-        payload=_known(_PAYLOAD_OF, header.payload, "kind of payload"),
-        codec=_optional_digest(header.codec_digest, "a codec"),
+        payload=field.known(_PAYLOAD_OF, header.payload, "kind of payload"),
+        codec=field.optional_digest(header.codec_digest, "a codec"),
     )
 
 
@@ -245,15 +242,15 @@ def grant_to_wire(grant: m.Grant) -> bytes:
 
 def grant_from_wire(raw: bytes) -> m.Grant:
     """A turn, a wait, or the receipt of what came before."""
-    grant = _parse(pb.Grant, raw)
+    grant = field.parse(pb.Grant, raw)
     ref = ref_from_wire(grant.ref)
     match grant.WhichOneof("answer"):
         case "turn":
             turn = grant.turn
             if not _UPDATE_GRANT.fullmatch(turn.grant):
                 raise MalformedMessageError("a turn whose grant is no grant")
-            size = _bounded(turn.part_bytes, m.MAX_PART_BYTES, "the size of a part", least=1 << 10)
-            return m.Turn(ref, turn.grant, _bounded(turn.offset, _MAX_LENGTH, "an offset"), size)
+            size = field.bounded(turn.part_bytes, m.MAX_PART_BYTES, "the size of a part", least=1 << 10)
+            return m.Turn(ref, turn.grant, field.bounded(turn.offset, _MAX_LENGTH, "an offset"), size)
         case "wait":
             return m.Wait(ref)
         case "receipt":
@@ -269,7 +266,7 @@ def receipt_to_wire(receipt: m.Receipt) -> bytes:
 
 def receipt_from_wire(raw: bytes) -> m.Receipt:
     """The director has it."""
-    return _receipt(_parse(pb.Receipt, raw))
+    return _receipt(field.parse(pb.Receipt, raw))
 
 
 def _receipt_to_pb(receipt: m.Receipt) -> pb.Receipt:
@@ -277,8 +274,8 @@ def _receipt_to_pb(receipt: m.Receipt) -> pb.Receipt:
 
 
 def _receipt(receipt: pb.Receipt) -> m.Receipt:
-    length = _bounded(receipt.length, _MAX_LENGTH, "a receipt's length")
-    return m.Receipt(ref_from_wire(receipt.ref), _digest(receipt.digest, "a receipt"), length)
+    length = field.bounded(receipt.length, _MAX_LENGTH, "a receipt's length")
+    return m.Receipt(ref_from_wire(receipt.ref), field.digest(receipt.digest, "a receipt"), length)
 
 
 def report_to_wire(report: m.MetricsReport) -> bytes:
@@ -288,19 +285,23 @@ def report_to_wire(report: m.MetricsReport) -> bytes:
 
 def report_from_wire(raw: bytes) -> m.MetricsReport:
     """The answer to an evaluation."""
-    report = _parse(pb.MetricsReport, raw)
+    report = field.parse(pb.MetricsReport, raw)
     return m.MetricsReport(ref_from_wire(report.ref), _metrics(report.metrics))
 
 
 def refusal_to_wire(refusal: m.Refusal) -> bytes:
     """An envoy will not, or cannot."""
-    return pb.Refusal(ref=ref_to_wire(refusal.ref), error=refusal.error, reason=refusal.reason).SerializeToString()
+    return pb.Refusal(
+        ref=ref_to_wire(refusal.ref), error=field.said(refusal.error), reason=field.said(refusal.reason)
+    ).SerializeToString()
 
 
 def refusal_from_wire(raw: bytes) -> m.Refusal:
     """An envoy will not, or cannot."""
-    refusal = _parse(pb.Refusal, raw)
-    return m.Refusal(ref_from_wire(refusal.ref), _line(refusal.error, "an error"), _line(refusal.reason, "a reason"))
+    refusal = field.parse(pb.Refusal, raw)
+    return m.Refusal(
+        ref_from_wire(refusal.ref), field.line(refusal.error, "an error"), field.line(refusal.reason, "a reason")
+    )
 
 
 def heartbeat_to_wire(heartbeat: m.Heartbeat) -> bytes:
@@ -310,7 +311,7 @@ def heartbeat_to_wire(heartbeat: m.Heartbeat) -> bytes:
 
 def heartbeat_from_wire(raw: bytes) -> m.Heartbeat:
     """A sign of life."""
-    return m.Heartbeat(_refs(_parse(pb.Heartbeat, raw).held))
+    return m.Heartbeat(_refs(field.parse(pb.Heartbeat, raw).held))
 
 
 def acknowledgement_to_wire(_: m.Acknowledgement) -> bytes:
@@ -320,7 +321,7 @@ def acknowledgement_to_wire(_: m.Acknowledgement) -> bytes:
 
 def acknowledgement_from_wire(raw: bytes) -> m.Acknowledgement:
     """Heard; there is nothing to say."""
-    _parse(pb.Acknowledgement, raw)
+    field.parse(pb.Acknowledgement, raw)
     return m.Acknowledgement()
 
 
@@ -338,7 +339,7 @@ def join_request_to_wire(request: m.JoinRequest) -> bytes:
 
 def join_request_from_wire(raw: bytes) -> m.JoinRequest:
     """A signing request; its signatures are the registrar's to check."""
-    request = _parse(pb.JoinRequest, raw)
+    request = field.parse(pb.JoinRequest, raw)
     if len(request.signing_request) > 16 << 10 or len(request.identity_key) != 32 or len(request.identity_proof) != 64:
         raise MalformedMessageError("a join request whose keys or signatures have the wrong length")
     return m.JoinRequest(request.signing_request, request.identity_key, request.identity_proof)
@@ -357,244 +358,17 @@ def join_reply_to_wire(reply: m.JoinReply) -> bytes:
 
 def join_reply_from_wire(raw: bytes) -> m.JoinReply:
     """The certificates of a new envoy."""
-    reply = _parse(pb.JoinReply, raw)
+    reply = field.parse(pb.JoinReply, raw)
     return m.JoinReply(
-        federation=_name(reply.federation, "a federation"),
-        name=m.EnvoyName(_name(reply.name, "an envoy")),
-        organization=_line(reply.organization, "an organization"),
+        federation=field.name(reply.federation, "a federation"),
+        name=m.EnvoyName(field.name(reply.name, "an envoy")),
+        organization=field.line(reply.organization, "an organization"),
         chain=reply.chain,
         identity_certificate=reply.identity_certificate,
     )
 
 
-# ---------------------------------------------------------------- operators
-
-
-def submission_to_wire(submission: m.Submission) -> bytes:
-    """An experiment."""
-    return pb.SubmitRequest(settings=submission.settings, manifest=submission.manifest).SerializeToString()
-
-
-def submission_from_wire(raw: bytes) -> m.Submission:
-    """An experiment; its settings and manifest are parsed by those who own them."""
-    request = _parse(pb.SubmitRequest, raw)
-    return m.Submission(request.settings, request.manifest)
-
-
-def submit_reply_to_wire(reply: m.SubmitReply) -> bytes:
-    """What is missing, or the run."""
-    missing = [bytes.fromhex(digest) for digest in reply.missing]
-    return pb.SubmitReply(missing=missing, run=reply.run or "").SerializeToString()
-
-
-def submit_reply_from_wire(raw: bytes) -> m.SubmitReply:
-    """What is missing, or the run."""
-    reply = _parse(pb.SubmitReply, raw)
-    missing = tuple(_digest(digest, "a missing blob") for digest in reply.missing)
-    return m.SubmitReply(missing, m.RunId(_name(reply.run, "a run")) if reply.run else None)
-
-
-def show_to_wire(run: m.RunId) -> bytes:
-    """Asks for one run."""
-    return pb.ShowRequest(run=run).SerializeToString()
-
-
-def show_from_wire(raw: bytes) -> m.RunId:
-    """Asks for one run."""
-    return m.RunId(_name(_parse(pb.ShowRequest, raw).run, "a run"))
-
-
-def stop_to_wire(stop: tuple[m.RunId, str]) -> bytes:
-    """Ends one run, with the operator's reason."""
-    return pb.StopRequest(run=stop[0], reason=stop[1]).SerializeToString()
-
-
-def stop_from_wire(raw: bytes) -> tuple[m.RunId, str]:
-    """Ends one run, with the operator's reason."""
-    request = _parse(pb.StopRequest, raw)
-    return m.RunId(_name(request.run, "a run")), _line(request.reason, "a reason")
-
-
-def experiment_to_wire(view: m.ExperimentView) -> bytes:
-    """One experiment, as an operator sees it."""
-    return _experiment_to_pb(view).SerializeToString()
-
-
-def experiment_from_wire(raw: bytes) -> m.ExperimentView:
-    """One experiment, as an operator sees it."""
-    return _experiment(_parse(pb.ExperimentView, raw))
-
-
-def experiments_to_wire(views: tuple[m.ExperimentView, ...]) -> bytes:
-    """All experiments."""
-    return pb.ListReply(experiments=[_experiment_to_pb(view) for view in views]).SerializeToString()
-
-
-def experiments_from_wire(raw: bytes) -> tuple[m.ExperimentView, ...]:
-    """All experiments."""
-    return tuple(_experiment(view) for view in _parse(pb.ListReply, raw).experiments)
-
-
-def status_to_wire(status: m.StatusReply) -> bytes:
-    """The director and who is there."""
-    envoys = [
-        pb.EnvoyView(name=e.name, organization=e.organization, connected=e.connected, silent_seconds=e.silent_seconds)
-        for e in status.envoys
-    ]
-    experiments = [_experiment_to_pb(view) for view in status.experiments]
-    return pb.StatusReply(
-        federation=status.federation,
-        software=status.software,
-        up_seconds=status.up_seconds,
-        envoys=envoys,
-        experiments=experiments,
-    ).SerializeToString()
-
-
-def status_from_wire(raw: bytes) -> m.StatusReply:
-    """The director and who is there."""
-    status = _parse(pb.StatusReply, raw)
-    envoys = tuple(
-        m.EnvoyView(
-            m.EnvoyName(_name(e.name, "an envoy")),
-            _line(e.organization, "an organization"),
-            e.connected,
-            _number(e.silent_seconds, "silent_seconds"),
-        )
-        for e in status.envoys
-    )
-    experiments = tuple(_experiment(view) for view in status.experiments)
-    software = _line(status.software, "software")
-    return m.StatusReply(
-        _name(status.federation, "a federation"),
-        software,
-        _number(status.up_seconds, "up_seconds"),
-        envoys,
-        experiments,
-    )
-
-
-def _experiment_to_pb(view: m.ExperimentView) -> pb.ExperimentView:
-    return pb.ExperimentView(
-        run=view.run,
-        name=view.name,
-        state=view.state,
-        reason=view.reason,
-        plan_digest=bytes.fromhex(view.plan),
-        model_digest=_digest_bytes(view.model),
-        model_bytes=view.model_bytes,
-        max_rounds=view.max_rounds,
-        rounds=[_round_to_pb(one) for one in view.rounds],
-        submitted_at=view.submitted_at,
-        bytes_up=view.bytes_up,
-        bytes_down=view.bytes_down,
-    )
-
-
-def _round_to_pb(view: m.RoundView) -> pb.RoundView:
-    return pb.RoundView(
-        round=view.round,
-        attempt=view.attempt,
-        kind=_KINDS[view.kind],
-        state=view.state,
-        invited=view.invited,
-        received=view.received,
-        seconds=view.seconds,
-        metrics=[pb.MetricValue(name=name, value=value) for name, value in view.metrics.items()],
-        model_digest=_digest_bytes(view.model),
-        reason=view.reason,
-    )
-
-
-def _experiment(view: pb.ExperimentView) -> m.ExperimentView:
-    return m.ExperimentView(
-        run=m.RunId(_name(view.run, "a run")),
-        name=_line(view.name, "an experiment"),
-        state=_line(view.state, "a state"),
-        reason=_line(view.reason, "a reason"),
-        plan=_digest(view.plan_digest, "a plan"),
-        model=_optional_digest(view.model_digest, "a model"),
-        model_bytes=view.model_bytes,
-        max_rounds=view.max_rounds,
-        submitted_at=_number(view.submitted_at, "submitted_at"),
-        rounds=tuple(_round(one) for one in view.rounds),
-        bytes_up=view.bytes_up,
-        bytes_down=view.bytes_down,
-    )
-
-
-def _round(view: pb.RoundView) -> m.RoundView:
-    return m.RoundView(
-        round=view.round,
-        attempt=view.attempt,
-        kind=_known(_KIND_OF, view.kind, "kind of task"),
-        state=_line(view.state, "a state"),
-        invited=view.invited,
-        received=view.received,
-        seconds=_number(view.seconds, "seconds"),
-        metrics={_line(metric.name, "a metric"): _number(metric.value, "a metric") for metric in view.metrics},
-        model=_optional_digest(view.model_digest, "a model"),
-        reason=_line(view.reason, "a reason"),
-    )
-
-
 # ---------------------------------------------------------------- pieces
-
-
-def _parse(kind: Callable[[], _P], raw: bytes) -> _P:
-    message = kind()
-    try:
-        message.ParseFromString(raw)
-    except DecodeError as error:
-        raise MalformedMessageError(f"{len(raw)} bytes that are no {type(message).__name__}") from error
-    return message
-
-
-def _digest_bytes(digest: Digest | None) -> bytes:
-    return bytes.fromhex(digest) if digest else b""
-
-
-def _digest(raw: bytes, what: str) -> Digest:
-    if len(raw) != _DIGEST_BYTES:
-        raise MalformedMessageError(f"{what} has a digest of {len(raw)} bytes, expected {_DIGEST_BYTES}")
-    return Digest(raw.hex())
-
-
-def _optional_digest(raw: bytes, what: str) -> Digest | None:
-    return _digest(raw, what) if raw else None
-
-
-def _name(text: str, what: str) -> str:
-    if not m.NAME_PATTERN.fullmatch(text):
-        raise MalformedMessageError(f"{what} has a name that is no name: {text[:80]!r}")
-    return text
-
-
-def _line(text: str, what: str) -> str:
-    if len(text) > _MAX_TEXT or not all(letter.isprintable() for letter in text):
-        raise MalformedMessageError(f"{what} is not one printable line of at most {_MAX_TEXT} characters")
-    return text
-
-
-def _bounded(number: int, most: int, what: str, least: int = 0) -> int:
-    if not least <= number <= most:
-        raise MalformedMessageError(f"{what} is {number}, expected {least} to {most}")
-    return number
-
-
-def _number(number: float, what: str) -> float:
-    if not math.isfinite(number):
-        raise MalformedMessageError(f"{what} is {number}, expected a finite number")
-    return number
-
-
-_K = TypeVar("_K")
-
-
-def _known(table: dict[int, _K], code: int, what: str) -> _K:
-    if code not in table:
-        raise MalformedMessageError(f"an unknown {what} ({code}); the other side may be newer")
-    return table[code]
 
 
 def _refs(refs: Iterable[pb.TaskRef]) -> tuple[m.TaskRef, ...]:
@@ -613,7 +387,9 @@ def _metrics(metrics: Iterable[pb.Metric]) -> tuple[MetricSum, ...]:
     for metric in metrics:
         if len(read) == _MAX_METRICS or len(metric.values) > 2 * AUC_BINS:
             raise MalformedMessageError(f"more than {_MAX_METRICS} metrics, or too many values in one")
-        kind = _known(_METRIC_OF, metric.kind, "kind of metric")
+        if not all(abs(value) <= _MAX_VALUE for value in (*metric.values, metric.weight)):
+            raise MalformedMessageError(f"a metric's values and weight lie within {_MAX_VALUE:g}")
+        kind = field.known(_METRIC_OF, metric.kind, "kind of metric")
         try:
             read.append(MetricSum(metric.name, kind, tuple(metric.values), metric.weight))
         except ValueError as error:

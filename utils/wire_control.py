@@ -1,0 +1,178 @@
+"""What operators say to the director and back, as bytes; ``wire`` has what envoys say."""
+
+from __future__ import annotations
+
+from ..protos import federation_pb2 as pb
+from . import messages as m
+from . import wire_fields as field
+from .wire import KIND_OF, KINDS
+
+
+def submission_to_wire(submission: m.Submission) -> bytes:
+    """An experiment."""
+    return pb.SubmitRequest(settings=submission.settings, manifest=submission.manifest).SerializeToString()
+
+
+def submission_from_wire(raw: bytes) -> m.Submission:
+    """An experiment; its settings and manifest are parsed by those who own them."""
+    request = field.parse(pb.SubmitRequest, raw)
+    return m.Submission(request.settings, request.manifest)
+
+
+def submit_reply_to_wire(reply: m.SubmitReply) -> bytes:
+    """What is missing, or the run."""
+    missing = [bytes.fromhex(digest) for digest in reply.missing]
+    return pb.SubmitReply(missing=missing, run=reply.run or "").SerializeToString()
+
+
+def submit_reply_from_wire(raw: bytes) -> m.SubmitReply:
+    """What is missing, or the run."""
+    reply = field.parse(pb.SubmitReply, raw)
+    missing = tuple(field.digest(digest, "a missing blob") for digest in reply.missing)
+    return m.SubmitReply(missing, m.RunId(field.name(reply.run, "a run")) if reply.run else None)
+
+
+def show_to_wire(run: m.RunId) -> bytes:
+    """Asks for one run."""
+    return pb.ShowRequest(run=run).SerializeToString()
+
+
+def show_from_wire(raw: bytes) -> m.RunId:
+    """Asks for one run."""
+    return m.RunId(field.name(field.parse(pb.ShowRequest, raw).run, "a run"))
+
+
+def stop_to_wire(stop: tuple[m.RunId, str]) -> bytes:
+    """Ends one run, with the operator's reason."""
+    return pb.StopRequest(run=stop[0], reason=field.said(stop[1])).SerializeToString()
+
+
+def stop_from_wire(raw: bytes) -> tuple[m.RunId, str]:
+    """Ends one run, with the operator's reason."""
+    request = field.parse(pb.StopRequest, raw)
+    return m.RunId(field.name(request.run, "a run")), field.line(request.reason, "a reason")
+
+
+def experiment_to_wire(view: m.ExperimentView) -> bytes:
+    """One experiment, as an operator sees it."""
+    return _experiment_to_pb(view).SerializeToString()
+
+
+def experiment_from_wire(raw: bytes) -> m.ExperimentView:
+    """One experiment, as an operator sees it."""
+    return _experiment(field.parse(pb.ExperimentView, raw))
+
+
+def experiments_to_wire(views: tuple[m.ExperimentView, ...]) -> bytes:
+    """All experiments."""
+    return pb.ListReply(experiments=[_experiment_to_pb(view) for view in views]).SerializeToString()
+
+
+def experiments_from_wire(raw: bytes) -> tuple[m.ExperimentView, ...]:
+    """All experiments."""
+    return tuple(_experiment(view) for view in field.parse(pb.ListReply, raw).experiments)
+
+
+def status_to_wire(status: m.StatusReply) -> bytes:
+    """The director and who is there."""
+    envoys = [
+        pb.EnvoyView(name=e.name, organization=e.organization, connected=e.connected, silent_seconds=e.silent_seconds)
+        for e in status.envoys
+    ]
+    experiments = [_experiment_to_pb(view) for view in status.experiments]
+    return pb.StatusReply(
+        federation=status.federation,
+        software=status.software,
+        up_seconds=status.up_seconds,
+        envoys=envoys,
+        experiments=experiments,
+    ).SerializeToString()
+
+
+def status_from_wire(raw: bytes) -> m.StatusReply:
+    """The director and who is there."""
+    status = field.parse(pb.StatusReply, raw)
+    envoys = tuple(
+        m.EnvoyView(
+            m.EnvoyName(field.name(e.name, "an envoy")),
+            field.line(e.organization, "an organization"),
+            e.connected,
+            field.number(e.silent_seconds, "silent_seconds"),
+        )
+        for e in status.envoys
+    )
+    experiments = tuple(_experiment(view) for view in status.experiments)
+    software = field.line(status.software, "software")
+    return m.StatusReply(
+        field.name(status.federation, "a federation"),
+        software,
+        field.number(status.up_seconds, "up_seconds"),
+        envoys,
+        experiments,
+    )
+
+
+def _experiment_to_pb(view: m.ExperimentView) -> pb.ExperimentView:
+    return pb.ExperimentView(
+        run=view.run,
+        name=field.said(view.name),
+        state=view.state,
+        reason=field.said(view.reason),
+        plan_digest=bytes.fromhex(view.plan),
+        model_digest=field.digest_bytes(view.model),
+        model_bytes=view.model_bytes,
+        max_rounds=view.max_rounds,
+        rounds=[_round_to_pb(one) for one in view.rounds],
+        submitted_at=view.submitted_at,
+        bytes_up=view.bytes_up,
+        bytes_down=view.bytes_down,
+    )
+
+
+def _round_to_pb(view: m.RoundView) -> pb.RoundView:
+    return pb.RoundView(
+        round=view.round,
+        attempt=view.attempt,
+        kind=KINDS[view.kind],
+        state=view.state,
+        invited=view.invited,
+        received=view.received,
+        seconds=view.seconds,
+        metrics=[pb.MetricValue(name=name, value=value) for name, value in view.metrics.items()],
+        model_digest=field.digest_bytes(view.model),
+        reason=field.said(view.reason),
+    )
+
+
+def _experiment(view: pb.ExperimentView) -> m.ExperimentView:
+    return m.ExperimentView(
+        run=m.RunId(field.name(view.run, "a run")),
+        name=field.line(view.name, "an experiment"),
+        state=field.line(view.state, "a state"),
+        reason=field.line(view.reason, "a reason"),
+        plan=field.digest(view.plan_digest, "a plan"),
+        model=field.optional_digest(view.model_digest, "a model"),
+        model_bytes=view.model_bytes,
+        max_rounds=view.max_rounds,
+        submitted_at=field.number(view.submitted_at, "submitted_at"),
+        rounds=tuple(_round(one) for one in view.rounds),
+        bytes_up=view.bytes_up,
+        bytes_down=view.bytes_down,
+    )
+
+
+def _round(view: pb.RoundView) -> m.RoundView:
+    return m.RoundView(
+        round=view.round,
+        attempt=view.attempt,
+        kind=field.known(KIND_OF, view.kind, "kind of task"),
+        state=field.line(view.state, "a state"),
+        invited=view.invited,
+        received=view.received,
+        seconds=field.number(view.seconds, "seconds"),
+        metrics={
+            field.line(metric.name, "a metric"): field.number(metric.value, "a metric") for metric in view.metrics
+        },
+        model=field.optional_digest(view.model_digest, "a model"),
+        reason=field.line(view.reason, "a reason"),
+    )

@@ -1,0 +1,92 @@
+"""One field of a message at a time: what a number, a digest, a name or a line may be.
+
+``wire`` and ``wire_control`` compose these. Whatever a peer sends wrong becomes ``MalformedMessageError`` here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from . import messages as m
+from .errors import MalformedMessageError
+from .tensors import Digest
+
+_P = TypeVar("_P", bound=Message)
+_K = TypeVar("_K")
+DIGEST_BYTES = 32
+_MAX_TEXT = 2_000
+
+
+def parse(kind: Callable[[], _P], raw: bytes) -> _P:
+    """The protobuf message that some bytes are.
+
+    Raises:
+        MalformedMessageError: as every function here.
+    """
+    message = kind()
+    try:
+        message.ParseFromString(raw)
+    except DecodeError as error:
+        raise MalformedMessageError(f"{len(raw)} bytes that are no {type(message).__name__}") from error
+    return message
+
+
+def digest_bytes(digest: Digest | None) -> bytes:
+    """A digest as the wire has it: 32 bytes, or none."""
+    return bytes.fromhex(digest) if digest else b""
+
+
+def digest(raw: bytes, what: str) -> Digest:
+    """A SHA-256 that must be there."""
+    if len(raw) != DIGEST_BYTES:
+        raise MalformedMessageError(f"{what} has a digest of {len(raw)} bytes, expected {DIGEST_BYTES}")
+    return Digest(raw.hex())
+
+
+def optional_digest(raw: bytes, what: str) -> Digest | None:
+    """A SHA-256 that may be left out."""
+    return digest(raw, what) if raw else None
+
+
+def name(text: str, what: str) -> str:
+    """A federation's, an envoy's or a run's name; never a path."""
+    if not m.NAME_PATTERN.fullmatch(text):
+        raise MalformedMessageError(f"{what} has a name that is no name: {text[:80]!r}")
+    return text
+
+
+def line(text: str, what: str) -> str:
+    """One line of text that may be shown and logged."""
+    if len(text) > _MAX_TEXT or not text.isprintable():
+        raise MalformedMessageError(f"{what} is not one printable line of at most {_MAX_TEXT} characters")
+    return text
+
+
+def said(text: str) -> str:
+    """A text as a line that ``line`` takes: reasons quote what others wrote, and one must not break a whole message."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:_MAX_TEXT]
+
+
+def bounded(number: int, most: int, what: str, least: int = 0) -> int:
+    """A whole number in a range."""
+    if not least <= number <= most:
+        raise MalformedMessageError(f"{what} is {number}, expected {least} to {most}")
+    return number
+
+
+def number(number: float, what: str) -> float:
+    """A fraction that is neither infinite nor NaN."""
+    if not math.isfinite(number):
+        raise MalformedMessageError(f"{what} is {number}, expected a finite number")
+    return number
+
+
+def known(table: dict[int, _K], code: int, what: str) -> _K:
+    """What a code of an enumeration means."""
+    if code not in table:
+        raise MalformedMessageError(f"an unknown {what} ({code}); the other side may be newer")
+    return table[code]
