@@ -20,9 +20,10 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from .data_spec import DataKind, DataSpec
 from .errors import FederationError, MalformedMessageError, PlanError
@@ -383,7 +384,7 @@ def _size_of(path: Path) -> int | None:
         return None
 
 
-def _digest_of_file(file: BinaryIO) -> Digest:
+def _digest_of_file(file: BufferedReader) -> Digest:
     return Digest(hashlib.file_digest(file, "sha256").hexdigest())
 
 
