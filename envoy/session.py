@@ -128,7 +128,8 @@ class Session:
                 for item in self._items():
                     if not self._connected:
                         _LOG.info("connected envoy=%s", self._name)
-                    self._connected = True
+                        self._connected = True
+                        self._trainer.warm_up()
                     patience.succeed()
                     self._take(item)
             except FederationError as error:

@@ -47,6 +47,10 @@ class Trainer(Protocol):
         """
         ...
 
+    def warm_up(self) -> None:
+        """The line to the director stands: use the time until the first order."""
+        ...
+
     def close(self) -> None:
         """End what runs; may be called twice."""
         ...
@@ -71,6 +75,9 @@ class InProcessTrainer:
             raise TrainingError(f"{order.ref}: training did not finish within {timeout_seconds:g} s")
         return result
 
+    def warm_up(self) -> None:
+        """Nothing to do: this process has what it needs."""
+
     def close(self) -> None:
         """Let the update's file go."""
         self._workbench.close()
@@ -81,7 +88,8 @@ class ChildTrainer:
 
     Args:
         log_folder: takes the child's stdout and stderr as ``worker.log``; it stays at the site.
-        preload_torch: start a child at once, and after one was killed, that imports torch while nobody waits.
+        preload_torch: ``warm_up``, and the end of a child that was killed, start one that imports torch while nobody
+            waits.
     """
 
     def __init__(self, log_folder: Path, *, preload_torch: bool = False) -> None:
@@ -90,8 +98,12 @@ class ChildTrainer:
         self._closed = threading.Event()
         self._child: _Child | None = None
         self._plan: Digest | None = None  # what the child has run; None as long as it is fresh
-        if preload_torch:
-            self._child = _Child(log_folder, preload_torch=True)
+
+    def warm_up(self) -> None:
+        """Start a child that imports torch, if that was asked for and there is none yet."""
+        with self._lock:
+            if self._preload and self._child is None and not self._closed.is_set():
+                self._child = _Child(self._log_folder, preload_torch=True)
 
     @property
     def pid(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..utils.errors import FederationError
+from ..utils.errors import ConfigError, FederationError
 
 _CONSOLE = Console()
 
@@ -25,6 +26,38 @@ plans = typer.Typer(help="Build plans.", no_args_is_help=True)
 bench = typer.Typer(help="Measure.", no_args_is_help=True)
 app.add_typer(plans, name="plan")
 app.add_typer(bench, name="bench")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Takes summary.json, model.safetensors and curves.png.")] = Path(
+        "runs/demo"
+    ),
+    data: Annotated[
+        Path | None, typer.Option(help="MedMNIST-style npz, zip or folder of images by class (normal, pneumonia).")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How many.")] = 10,
+    image_size: Annotated[int, typer.Option(help="Images are resized to so many pixels a side.")] = 28,
+) -> None:
+    """Three hospitals train a pneumonia detector together: real processes, mutual TLS."""
+    from .demo import DemoOptions, run_demo
+
+    with _errors_in_words():
+        run_demo(DemoOptions(out, data, rounds, image_size), _CONSOLE)
+
+
+@plans.command("build")
+def build(
+    source: Annotated[Path, typer.Argument(help="A Python file with one TrainingPlan or ArrayPlan.")],
+    out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("plan"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="name=value, of the plan's settings.")] = None,
+) -> None:
+    """Make the bundle that is submitted: manifest, sources, layout, initial weights."""
+    from .plan_builder import build_plan
+
+    with _errors_in_words():
+        manifest = build_plan(source, out, dict(map(_setting, set_ or [])))
+    _CONSOLE.print(f"{out}/: plan {manifest.name}, digest {manifest.digest}", soft_wrap=True)
 
 
 @bench.command("round")
@@ -47,6 +80,18 @@ def bench_round(
 def main() -> None:
     """The console script ``fedveil``."""
     app()
+
+
+def _setting(text: str) -> tuple[str, bool | int | float | str]:
+    """``name=value`` as a setting; the value reads as in TOML, and as text where it is none."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ConfigError(f"--set {text!r}: expected name=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    return name.strip(), parsed if isinstance(parsed, bool | int | float | str) else value
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""Divide one set of images over sites that differ: in size, and in how many of their patients are ill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chest_xrays import Images3, Part
+
+
+@dataclass(frozen=True, slots=True)
+class SiteShare:
+    """What one site gets of each class; the shares of all sites sum to one."""
+
+    name: str
+    organization: str
+    of_normal: float
+    of_pneumonia: float
+
+
+DEMO_SITES = (
+    SiteShare("site-a", "University Hospital A", 0.35, 0.60),
+    SiteShare("site-b", "City Hospital B", 0.25, 0.30),
+    SiteShare("site-c", "Clinic C", 0.40, 0.10),
+)
+
+
+def divide(images: Images3, shares: tuple[SiteShare, ...], folder: Path, seed: int = 0) -> Mapping[str, Path]:
+    """Write each site's images to ``folder/SITE/images.npz``, with training and validation parts; gives the paths.
+
+    All images of one patient go to one site. The test part goes to nobody.
+    """
+    rng = np.random.default_rng(seed)
+    train = _assign(images.train, shares, rng)
+    validation = _assign(images.validation, shares, rng)
+    paths = {}
+    for number, share in enumerate(shares):
+        path = folder / share.name / "images.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {}
+        for word, part, owner in (("train", images.train, train), ("val", images.validation, validation)):
+            arrays[f"{word}_images"] = part.images[owner == number]
+            arrays[f"{word}_labels"] = part.labels[owner == number].astype(np.uint8)[:, None]
+        np.savez(path, **arrays)
+        paths[share.name] = path
+    return paths
+
+
+def _assign(part: Part, shares: tuple[SiteShare, ...], rng: np.random.Generator) -> NDArray[np.int64]:
+    """The site of each image, (count,)."""
+    owner = np.zeros(len(part.labels), np.int64)
+    groups, group_of = np.unique(np.array(part.groups), return_inverse=True)
+    label_of_group = np.zeros(len(groups), np.int64)
+    np.maximum.at(label_of_group, group_of, part.labels)  # a patient who is ill once counts as ill
+    for label in (0, 1):
+        fractions = [share.of_pneumonia if label else share.of_normal for share in shares]
+        members = rng.permutation(np.flatnonzero(label_of_group == label))
+        cuts = np.round(np.cumsum(fractions)[:-1] * len(members)).astype(np.int64)
+        for number, chosen in enumerate(np.split(members, cuts)):
+            owner[np.isin(group_of, chosen)] = number
+    return owner
