@@ -15,7 +15,13 @@ import numpy as np
 from ..utils.aggregation import aggregate, is_finite
 from ..utils.artifacts import ArtifactStore
 from ..utils.config import parse_toml
-from ..utils.errors import LayoutMismatchError, LengthMismatchError, NonFiniteUpdateError, UnsendableUpdateError
+from ..utils.errors import (
+    LayoutMismatchError,
+    LengthMismatchError,
+    NonFiniteUpdateError,
+    PlanError,
+    UnsendableUpdateError,
+)
 from ..utils.messages import EnvoyName, PayloadKind, Task, TaskKind, TaskRef, UpdateHeader
 from ..utils.metrics import MetricSum, total
 from ..utils.plan_bundle import INITIAL_FILE, LAYOUT_FILE, Manifest, mapped, read_manifest
@@ -91,10 +97,11 @@ class ActiveRun:
 
         Raises:
             EmptyRoundError: no answers, or none with an example.
+            UnsendableUpdateError: the metrics of two sites contradict each other.
             NonFiniteUpdateError: the sum or the step left the range of float32.
             StorageError: the disk is full.
         """
-        metrics = total(metric for one in submissions for metric in one.metrics)
+        metrics = _total(this, submissions)
         if this.kind is TaskKind.EVALUATE:
             return Outcome(self.model, metrics)
         with ExitStack() as stack:
@@ -139,6 +146,13 @@ class ActiveRun:
             raise UnsendableUpdateError(f"{envoy} announces no example, or a codec that this run does not use")
 
 
+def _total(this: Round, submissions: Sequence[SubmissionRecord]) -> tuple[MetricSum, ...]:
+    try:
+        return total(metric for one in submissions for metric in one.metrics)
+    except ValueError as error:
+        raise UnsendableUpdateError(f"{this.ref}: {error}") from error
+
+
 def values_of(metrics: tuple[MetricSum, ...]) -> dict[str, float]:
     """The metrics that have a value, by name."""
     return {metric.name: metric.value for metric in metrics if metric.value is not None}
@@ -150,7 +164,16 @@ def check_plan(manifest: Manifest, artifacts: ArtifactStore) -> tuple[Layout, Di
     Raises:
         PlanError, LayoutMismatchError, MalformedMessageError: the blobs do not fit each other.
     """
+    for file in manifest.files:
+        if artifacts.size(file.sha256) != file.size:
+            raise PlanError(
+                f"plan {manifest.name}: {file.path} has {artifacts.size(file.sha256)} bytes, expected {file.size}"
+            )
     layout = Layout.from_json(artifacts.read(manifest.file(LAYOUT_FILE).sha256))
+    if layout.digest != manifest.layout:
+        raise PlanError(
+            f"plan {manifest.name}: {LAYOUT_FILE} is layout {layout.digest[:12]}, not {manifest.layout[:12]}"
+        )
     initial = manifest.file(INITIAL_FILE).sha256
     read_model(layout, mapped(artifacts.path(initial)))
     return layout, initial

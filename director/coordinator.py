@@ -17,7 +17,7 @@ from dataclasses import replace
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.errors import FederationError, ProtocolError, StorageError, WrongRoundError
-from ..utils.metrics import MetricSum, total
+from ..utils.metrics import MetricSum
 from ..utils.tensors import canonical_json, digest_of
 from . import rounds
 from .active_run import ActiveRun, Outcome, values_of
@@ -419,11 +419,14 @@ class Coordinator:
         return self._run, self._round
 
     def _check_metrics(self, metrics: tuple[MetricSum, ...], envoy: m.EnvoyName) -> None:
-        others = [metric for one in list(self._answers.values())[:1] for metric in one.metrics]
-        try:
-            total([*others, *metrics])
-        except ValueError as error:
-            raise ProtocolError(f"{envoy}: {error}") from error
+        """One name is one kind of metric in the whole round: a sum of two kinds would fail it for everybody."""
+        kinds = {metric.name: metric.kind for one in self._answers.values() for metric in one.metrics}
+        for metric in metrics:
+            kind = kinds.get(metric.name, metric.kind)
+            if kind is not metric.kind:
+                raise ProtocolError(
+                    f"{envoy} reports {metric.name} as a {metric.kind.value}, another envoy as a {kind.value}"
+                )
 
     def _open_tasks(self, envoy: m.EnvoyName, held: tuple[m.TaskRef, ...]) -> list[m.WorkItem]:
         run, this = self._run, self._round

@@ -18,6 +18,8 @@ from .server_optimizer import ServerOptimizer
 from .stop_rule import Mode, StopRule
 
 _MAX_ROUNDS = 1_000_000
+_MAX_NAME = 56  # a run is the experiment's name, a hyphen and a number, together a name again
+_MAX_TIMEOUT_SECONDS = 30 * 86_400
 _SEED_PATTERN = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -42,8 +44,10 @@ class RoundSettings:
             value = getattr(self, key)
             if value < 1 or (most is not None and value > most):
                 raise ConfigError(f"{key} is {value}, expected at least 1" + (f" and at most {most}" if most else ""))
-        if not self.round_timeout_seconds > 0:
-            raise ConfigError(f"round_timeout_seconds is {self.round_timeout_seconds:g}, expected more than 0")
+        if not 0 < self.round_timeout_seconds <= _MAX_TIMEOUT_SECONDS:
+            raise ConfigError(
+                f"round_timeout_seconds is {self.round_timeout_seconds:g}, expected more than 0 and at most 30 days"
+            )
         if self.cohort_size is not None and self.cohort_size < self.min_participants:
             raise ConfigError(
                 f"cohort_size is {self.cohort_size}, which cannot give the {self.min_participants} answers of "
@@ -90,10 +94,10 @@ class ExperimentSettings:
     stop: StopSettings = field(default_factory=StopSettings)
 
     def __post_init__(self) -> None:
-        if not NAME_PATTERN.fullmatch(self.name):
+        if not NAME_PATTERN.fullmatch(self.name) or len(self.name) > _MAX_NAME:
             raise ConfigError(
-                "name: expected 1 to 63 lower-case letters, digits, dots and hyphens, the first and last no dot or "
-                "hyphen"
+                f"name: expected 1 to {_MAX_NAME} lower-case letters, digits, dots and hyphens, the first and last no "
+                "dot or hyphen"
             )
         if self.seed is not None and not self.seed:
             raise ConfigError("seed is empty; leave it out to have one drawn")

@@ -41,16 +41,22 @@ class Spool:
         ref: the task. What the file holds of another task is forgotten.
         length: bytes of the whole update.
         durable: fsync before ``finish`` returns.
+
+    Raises:
+        StorageError: the file cannot be made.
     """
 
     def __init__(self, path: Path, ref: TaskRef, length: int, *, durable: bool) -> None:
         self._task = bytes.fromhex(digest_of(canonical_json([ref.run, ref.round, ref.attempt, ref.plan])))
         self._length, self._durable, self._path = length, durable, path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _storage_error(error, path) from error
         header = os.pread(self._fd, _HEADER_BYTES, 0)
         valid = int.from_bytes(header[32:40], "little") if header[:32] == self._task else 0
         held = os.fstat(self._fd).st_size - _HEADER_BYTES
-        self.offset = min(valid, max(held, 0), length)
+        self.offset = min(valid, max(held, 0), length) // FLOAT_BYTES * FLOAT_BYTES
         self._sha = hashlib.sha256()
         for piece in self._pieces(self.offset):
             self._sha.update(piece)

@@ -40,7 +40,9 @@ class DirectorClient:
         self._decline: Callable[..., m.Acknowledgement] = call(
             _path("Decline"), wire.refusal_to_wire, wire.acknowledgement_from_wire
         )
-        self._beat: Callable[..., m.Acknowledgement] = call(_path("Beat"), wire.heartbeat_to_wire, wire.acknowledgement_from_wire)
+        self._beat: Callable[..., m.Acknowledgement] = call(
+            _path("Beat"), wire.heartbeat_to_wire, wire.acknowledgement_from_wire
+        )
         self._join: Callable[..., m.JoinReply] = call(
             _path("Join"), wire.join_request_to_wire, wire.join_reply_from_wire
         )

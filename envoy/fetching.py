@@ -148,6 +148,7 @@ class _Download:
         try:
             if os.fstat(self._file).st_size != length:
                 os.ftruncate(self._file, length)
-                os.posix_fallocate(self._file, 0, max(length, 1))
+                if length:
+                    os.posix_fallocate(self._file, 0, length)
         except OSError as error:
             raise StorageError(f"no room for {length} bytes at this site: {error.strerror}") from error

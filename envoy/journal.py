@@ -122,7 +122,11 @@ class _Transaction:
 
     def __enter__(self) -> sqlite3.Connection:
         self._lock.acquire()
-        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            self._lock.release()
+            raise StorageError(f"the journal {self._path} cannot be written: {error}") from error
         return self._database
 
     def __exit__(self, kind: object, error: object, _: object) -> None:

@@ -27,6 +27,8 @@ from ..utils.errors import (
     NonFiniteUpdateError,
     NotInvitedError,
     ProtocolError,
+    StorageError,
+    UnreachableError,
 )
 from ..utils.plan_bundle import Bundle, mapped
 from ..utils.tensors import digest_of
@@ -83,7 +85,7 @@ class Session:
         self._datasets = DatasetRegistry(folder / "datasets")
         self._fetcher = Fetcher(link, folder, _MAX_MODEL_BYTES)
         self._ended = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `end` may come as a signal to the thread that holds it
         self._commissions: dict[m.TaskRef, _Commission] = {}
         self._tasks: queue.SimpleQueue[_Commission | None] = queue.SimpleQueue()
         self._connected = False
@@ -204,6 +206,10 @@ class Session:
                 self._last_error = f"{type(error).__name__}: {error}"
                 _LOG.warning("declined task=%s error=%s", task.ref, self._last_error)
                 self._decline(task.ref, error, patience)
+        except Exception as error:  # noqa: BLE001 - one task must not end the envoy; all of it stays in the site's log
+            self._last_error = f"{type(error).__name__} in the envoy itself; see its log"
+            _LOG.exception("declined task=%s", task.ref)
+            self._decline(task.ref, FederationError(self._last_error), patience)
         finally:
             self._at_work = None
 
@@ -274,7 +280,10 @@ class Session:
         if done.digest is None:
             patience.insist(lambda: self._link.report(m.MetricsReport(task.ref, done.result.metrics)))
         else:
-            receipt = patience.insist(lambda: self._upload(task, done, commission.withdrawn))
+            try:
+                receipt = patience.insist(lambda: self._upload(task, done, commission.withdrawn))
+            except DigestMismatchError:  # the director had the beginning of an earlier training; it starts anew
+                receipt = patience.insist(lambda: self._upload(task, done, commission.withdrawn))
             if receipt.digest != done.digest:
                 raise DigestMismatchError(f"the director holds another update of {self._name} for {task.ref}")
         self._journal.receive(task.ref)
@@ -288,14 +297,18 @@ class Session:
             num_examples=done.result.num_examples,
             metrics=done.result.metrics,
         )
-        grant = self._link.request_upload(header)
-        while isinstance(grant, m.Wait):
-            if withdrawn.is_set():
-                raise ProtocolError(f"{task.ref} was withdrawn")
+        try:
             grant = self._link.request_upload(header)
-        if isinstance(grant, m.Receipt):
-            return grant
-        return self._link.upload(self._parts(grant, done, withdrawn))
+            while isinstance(grant, m.Wait):
+                if withdrawn.is_set():
+                    raise ProtocolError(f"{task.ref} was withdrawn")
+                grant = self._link.request_upload(header)
+            if isinstance(grant, m.Receipt):
+                return grant
+            return self._link.upload(self._parts(grant, done, withdrawn))
+        except StorageError as error:  # the director's disk: what came before is kept there, so it is tried again
+            self._last_error = f"the director cannot take the update of {task.ref} yet: {error}"
+            raise UnreachableError(self._last_error) from error
 
     def _parts(self, turn: m.Turn, done: FinishedWork, withdrawn: threading.Event) -> Iterator[m.Part]:
         view = self._update(done.length)

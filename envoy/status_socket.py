@@ -41,6 +41,8 @@ class StatusSocket:
     def close(self) -> None:
         """Answer no more."""
         self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in accept
         self._socket.close()
 
     def _serve(self) -> None:

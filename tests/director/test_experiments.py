@@ -90,9 +90,10 @@ def test_a_seed_is_hexadecimal_or_any_text() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (SMALL.replace("pneumonia", "Pneumonia 1"), "name: expected 1 to 63 lower-case"),
-        (SMALL.replace("pneumonia", ""), "name: expected 1 to 63 lower-case"),
+        (SMALL.replace("pneumonia", "Pneumonia 1"), "name: expected 1 to 56 lower-case"),
+        (SMALL.replace("pneumonia", ""), "name: expected 1 to 56 lower-case"),
         ('seed = ""' + SMALL, "seed is empty"),
+        (SMALL.replace("pneumonia", "a" * 57), "name: expected 1 to 56 lower-case"),  # RUN-NUMBER must be a name
         ('name = "a"', "rounds: must be given"),
         ('name = "a"\n[rounds]\nmax_rounds = 3', "rounds.min_participants: must be given"),
         (SMALL + "min_participant = 3", "did you mean min_participants"),
@@ -101,6 +102,8 @@ def test_a_seed_is_hexadecimal_or_any_text() -> None:
         (SMALL.replace("= 10", "= 1000001"), "at most 1000000"),
         (SMALL + "max_attempts = 0", "max_attempts is 0"),
         (SMALL + "round_timeout_seconds = 0", "round_timeout_seconds is 0"),
+        (SMALL + "round_timeout_seconds = 1e9", "expected more than 0 and at most 30 days"),
+        (SMALL + "round_timeout_seconds = inf", "round_timeout_seconds: .*finite"),
         (SMALL + "cohort_size = 1", "cohort_size is 1, which cannot give the 2 answers of min_participants"),
         (SMALL + '[aggregation]\nmethod = "krum"\nbyzantine = 2', "krum needs 7 updates as it is set, and rounds.min"),
         (SMALL + '[aggregation]\nmethod = "trimmed_mean"\ntrim_fraction = 0.1', "needs 10 updates"),
