@@ -12,16 +12,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
 from .errors import DigestMismatchError, LengthMismatchError, StorageError, UnknownArtifactError
-from .tensors import Digest
+from .tensors import Digest, digest_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = ".part"
-_WRITE_BYTES = 1 << 20
+_LARGE_BYTES = 4 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -46,16 +47,24 @@ class ArtifactStore:
         except OSError as error:
             raise _storage_error(folder, error) from error
 
-    def put(self, pieces: Iterable[bytes | memoryview]) -> Digest:
-        """Keep the pieces, one after the other, as one artifact; nothing is held in memory.
+    def put(self, pieces: Sequence[bytes | memoryview]) -> Digest:
+        """Keep the pieces, one after the other, as one artifact.
+
+        Large ones are hashed by a second thread while they are written: a round waits for both.
 
         Raises:
             StorageError: the disk is full or cannot be written; no trace of the artifact is left.
         """
         with _PartialFile(self.folder, self._durable) as partial:
-            for piece in pieces:
-                partial.write(piece)
-            return partial.keep()
+            if sum(memoryview(piece).nbytes for piece in pieces) < _LARGE_BYTES:
+                for piece in pieces:
+                    partial.write(piece)
+                return partial.keep()
+            with ThreadPoolExecutor(1, "hash") as hashing:
+                digest = hashing.submit(digest_of, *pieces)
+                for piece in pieces:
+                    partial.write_unhashed(piece)
+            return partial.name(digest.result())
 
     def receive(self, expected: Digest, length: int) -> Receiving:
         """Take an artifact that comes in parts, of which digest and length were announced.
@@ -218,15 +227,17 @@ class _PartialFile:
         self.is_open = True
 
     def write(self, piece: bytes | memoryview) -> None:
+        self._sha.update(piece)
+        self.write_unhashed(piece)
+
+    def write_unhashed(self, piece: bytes | memoryview) -> None:
         view = memoryview(piece)
         if not view.nbytes:
             return  # an empty view cannot be cast
         view = view.cast("B")
         try:
             while view:
-                written = os.write(self._file, view[:_WRITE_BYTES])
-                self._sha.update(view[:written])  # while it is still in the processor's cache
-                view = view[written:]
+                view = view[os.write(self._file, view) :]
         except OSError as error:
             raise _storage_error(self._folder, error) from error
 
@@ -234,6 +245,9 @@ class _PartialFile:
         digest = Digest(self._sha.hexdigest())
         if expected is not None and digest != expected:
             raise DigestMismatchError(f"bytes of digest {expected[:12]} were announced, those of {digest[:12]} came")
+        return self.name(digest)
+
+    def name(self, digest: Digest) -> Digest:
         try:
             if self._durable:
                 os.fsync(self._file)
