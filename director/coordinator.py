@@ -33,7 +33,7 @@ from .uploads import Uploads
 _LOG = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
 _STORAGE_SECONDS = 2.0
-_GATHER_SECONDS = 3.0  # how long a planned round waits for envoys that may still come, once it has a quorum
+_GATHER_SECONDS = 3.0  # from the first quorum since the start on: envoys that were not seen yet may still come
 _TURN_SECONDS = 20.0  # how long a call that asks for a turn is held
 
 
@@ -67,7 +67,7 @@ class Coordinator:
         self._run: ActiveRun | None = None
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
-        self._waits_since = 0.0
+        self._quorum_since: float | None = None
         self._up = self._down = 0
         self._ends = False
         self._thread = threading.Thread(target=self._work, name="director-rounds", daemon=True)
@@ -75,7 +75,6 @@ class Coordinator:
     def start(self) -> None:
         """Go on where the last director stopped, or was stopped."""
         with self._lock:
-            self._waits_since = self._now()
             self._resume()
         self._thread.start()
 
@@ -278,10 +277,11 @@ class Coordinator:
         there = self._attendance.there(now)
         size = run.settings.rounds.cohort_size
         if len(there) < run.settings.round_policy.min_participants:
-            self._waits_since = now
             return this
+        if self._quorum_since is None:
+            self._quorum_since = now
         missing = {e for e in self._members() - there if not self._attendance.is_gone(e, now)}
-        if missing and (size is None or len(there) < size) and now - self._waits_since < _GATHER_SECONDS:
+        if missing and (size is None or len(there) < size) and now - self._quorum_since < _GATHER_SECONDS:
             return this
         cohort = select(there, size, run.record.seed, this.ref.round, this.ref.attempt)
         opened = rounds.open_round(this, cohort, run.settings.round_policy, now)
@@ -327,7 +327,7 @@ class Coordinator:
         self._count_traffic(run.record.run)
         _LOG.info("round closed task=%s received=%d", closed.ref, len(closed.received))
         self._withdraw(closed, closed.cohort - closed.received)
-        self._begin(following, now)
+        self._begin(following)
         if following is None:
             self._finish(run.record.run, RunState.FINISHED, reason)
 
@@ -352,7 +352,7 @@ class Coordinator:
         self._history.fail_round(failed, now, following)
         _LOG.warning("round failed task=%s reason=%s", failed.ref, failed.reason)
         self._withdraw(failed, failed.cohort)
-        self._begin(following, now)
+        self._begin(following)
         if following is None and is_evaluation:
             self._finish(run.record.run, RunState.FINISHED, f"without final evaluation: {failed.reason}")
         elif following is None:
@@ -370,7 +370,7 @@ class Coordinator:
         first = Round(run.ref, m.TaskKind.TRAIN, now)
         self._history.start_run(queued.run, now, first)
         self._run = run
-        self._begin(first, now)
+        self._begin(first)
         _LOG.info("run started run=%s", queued.run)
 
     def _resume(self) -> None:
@@ -437,8 +437,8 @@ class Coordinator:
             items.append(run.task(this, self._now()))
         return items
 
-    def _begin(self, this: Round | None, now: float) -> None:
-        self._round, self._waits_since = this, now
+    def _begin(self, this: Round | None) -> None:
+        self._round = this
         self._answers.clear()
 
     def _save(self, this: Round) -> None:
