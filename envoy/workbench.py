@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,14 +43,9 @@ def preload_torch() -> None:
 
 
 class Workbench:
-    """Performs one order after the other; what does not change between them is kept.
+    """Performs one order after the other; what does not change between them is kept."""
 
-    Args:
-        owns_process: the process is the workbench's own, so that it may set the number of threads.
-    """
-
-    def __init__(self, *, owns_process: bool = False) -> None:
-        self._owns_process = owns_process
+    def __init__(self) -> None:
         self._bundle: Bundle | None = None
         self._plan: Plan | None = None
         self._dataset_key: tuple[DatasetRecord | None, str] | None = None
@@ -106,12 +102,8 @@ class Workbench:
         data: LoadedDataset,
         out: Vector | None,
     ) -> WorkResult:
-        import torch
-
         from . import training
 
-        if self._owns_process:
-            torch.set_num_threads(order.threads)
         before = state_before(order.state_folder, order.ref)
         given = training.LocalRound(
             kind=order.kind,
@@ -124,10 +116,24 @@ class Workbench:
             state=training.read_state(before) if before else {},
             device=order.device,
         )
-        result, state = training.run_round(plan, given, out)
+        with _torch_threads(order.threads):
+            result, state = training.run_round(plan, given, out)
         if state and _trains(order):
             _write_state(pending_path(order.state_folder, order.ref), state)
         return result
+
+
+@contextlib.contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """Let this thread compute with so many, wherever it runs: sums of other lengths round to other bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _trains(order: WorkOrder) -> bool:

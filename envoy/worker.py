@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if "torch" in arguments[2:]:
         preload_torch()
-    workbench = Workbench(owns_process=True)
+    workbench = Workbench()
     with socket.socket(fileno=orders) as connection, connection.makefile("rwb") as lines:
         for line in lines:
             lines.write(json.dumps(_answer(workbench, json.loads(line))).encode() + b"\n")

@@ -179,12 +179,10 @@ def _train_alone(
 
 def _alone(bundle: Path, name: str, path: Path, rounds: int) -> bytes:
     """A federation of one site, in a process of its own; gives the final model."""
-    import torch
-
     from .simulation import simulate
 
-    torch.set_num_threads(1)
-    return simulate(open_bundle(bundle), {name: (path, SITE_OPTIONS)}, rounds=rounds, seed=_SEED).model
+    sites = {name: (path, SITE_OPTIONS)}
+    return simulate(open_bundle(bundle), sites, rounds=rounds, seed=_SEED, device="cpu", threads=1).model
 
 
 def _first_opened(out: Path, view: ExperimentView) -> float:

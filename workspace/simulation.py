@@ -24,7 +24,7 @@ from ..director.experiment_desk import ExperimentDesk
 from ..director.history import History
 from ..director.identity_store import Identity, IdentityStore
 from ..director.uploads import Uploads
-from ..envoy.config import EnvoyConfig
+from ..envoy.config import Device, EnvoyConfig, TrainingSettings
 from ..envoy.datasets import DatasetRegistry
 from ..envoy.inspection import inspect as inspect_dataset
 from ..envoy.plans import Plan
@@ -34,7 +34,7 @@ from ..envoy.trainer import InProcessTrainer
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.data_spec import DataKind
-from ..utils.errors import FederationError, PlanError
+from ..utils.errors import ConfigError, FederationError, PlanError
 from ..utils.plan_bundle import Bundle, Setting, open_bundle
 from .plan_builder import build_plan
 
@@ -70,6 +70,8 @@ def simulate(
     settings: Mapping[str, Setting] | None = None,
     experiment: str = "",
     seed: int = 0,
+    device: str = "auto",
+    threads: int = 0,
     folder: Path | None = None,
 ) -> Simulation:
     """Train a plan on several sites in this process.
@@ -80,7 +82,9 @@ def simulate(
         rounds: at most so many.
         settings: of the plan, where they differ from its defaults.
         experiment: further tables of experiment.toml, as text (``[aggregation]``, ``[server_optimizer]``, ``[stop]``).
-        seed: the same seed gives the same model, bit for bit.
+        seed: the same seed, device and threads give the same model, bit for bit; also as real processes.
+        device: auto, cpu or cuda, as in envoy.toml.
+        threads: of torch, as in envoy.toml; 0 is as many as there are cores.
         folder: keeps the sites' and the director's files; a temporary one by default.
 
     Raises:
@@ -91,14 +95,18 @@ def simulate(
         bundle = plan if isinstance(plan, Bundle) else _built(plan, home / "plan", settings)
         head = f'name = "simulation"\nplan = "plan"\nseed = "{seed % (1 << 256):064x}"\n'
         limits = f"[rounds]\nmax_rounds = {rounds}\nmin_participants = {len(sites)}\n"
-        return _Simulator(home, bundle, sites, stack).run(head + limits + experiment)
+        return _Simulator(home, bundle, sites, _training_settings(device, threads), stack).run(
+            head + limits + experiment
+        )
 
 
 class _Simulator:
     """One director and its envoys in this process."""
 
-    def __init__(self, home: Path, bundle: Bundle, sites: Mapping[str, Site], stack: ExitStack) -> None:
-        self._bundle = bundle
+    def __init__(
+        self, home: Path, bundle: Bundle, sites: Mapping[str, Site], training: TrainingSettings, stack: ExitStack
+    ) -> None:
+        self._bundle, self._config = bundle, EnvoyConfig(training=training)
         engine = open_database("sqlite://", durable=False)
         stack.callback(engine.dispose)
         history, members = History(engine), IdentityStore(engine)
@@ -156,7 +164,7 @@ class _Simulator:
             found = inspect_dataset(data.name, Path(path), options, time.time())
             DatasetRegistry(folder / "datasets").add(found.record, found.index, replace=True)
         link = _InMemoryLink(name, self._coordinator, self._artifacts)
-        return Session(name, folder, link, InProcessTrainer(), EnvoyConfig())
+        return Session(name, folder, link, InProcessTrainer(), self._config)
 
 
 class _InMemoryLink:
@@ -204,6 +212,13 @@ class _InMemoryLink:
 
     def close(self) -> None:
         self._closed.set()
+
+
+def _training_settings(device: str, threads: int) -> TrainingSettings:
+    try:
+        return TrainingSettings(device=Device(device), threads=threads)
+    except ValueError as error:
+        raise ConfigError(f"device {device!r}: expected {', '.join(one.value for one in Device)}") from error
 
 
 def _built(plan: Path | str | type[Plan], out: Path, settings: Mapping[str, Setting] | None) -> Bundle:
