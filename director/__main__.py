@@ -25,7 +25,7 @@ from ..utils.logs import log_to_stderr
 from ..utils.messages import ExperimentView, RunId
 
 DEFAULT_FOLDER = Path("director")
-_CONSOLE = Console()
+_CONSOLE = Console(soft_wrap=True)
 
 app = typer.Typer(
     help="The director: coordinates rounds and aggregates.",

@@ -124,9 +124,9 @@ class ActiveRun:
         """The outcome is in the database: it is the run's model now. The old model's memory takes the next sum."""
         if outcome.vector is not None and outcome.state is not None:
             self._model, self._spare, self._state = outcome.vector, self._model, outcome.state
+            self.models.append(outcome.model)
+            self.progress.append(values_of(outcome.metrics))
         self.model = outcome.model
-        self.models.append(outcome.model)
-        self.progress.append(values_of(outcome.metrics))
 
     def check_header(self, header: UpdateHeader, envoy: EnvoyName) -> None:
         """Does an announced update fit, before a byte of it is taken?

@@ -1,7 +1,8 @@
 """Who is there. Pure: ``now`` is an argument.
 
 An envoy is there from its first word. It is gone when its last line broke and it did not come back within a moment,
-or when it was silent too long. One that was never seen since the director started is not gone: it had no time to come.
+or when it was silent too long. One that was not seen since the director started is not gone before it had the time to
+come back: until then a restarted director asks and loses nobody.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from ..utils.transport import SILENCE_SECONDS
 
 RETURN_SECONDS = 2.0
 """A line that broke may be another one within this time, and nothing happened."""
+COMEBACK_SECONDS = 5.0
+"""Envoys whose director was away come back within this time: longer than they ever pause between two attempts."""
 
 
 @dataclass(slots=True)
@@ -24,8 +27,13 @@ class _Seen:
 
 @dataclass(slots=True)
 class Attendance:
-    """The envoys seen since the director started."""
+    """The envoys seen since the director started.
 
+    Args:
+        started_at: when that was.
+    """
+
+    started_at: float
     _seen: dict[EnvoyName, _Seen] = field(default_factory=dict)
 
     def hear(self, envoy: EnvoyName, now: float) -> None:
@@ -56,8 +64,10 @@ class Attendance:
         return seen.broke_at is None or now - seen.broke_at <= RETURN_SECONDS
 
     def is_gone(self, envoy: EnvoyName, now: float) -> bool:
-        """Seen, and no longer there."""
-        return envoy in self._seen and not self.is_there(envoy, now)
+        """No longer there; or not seen at all although the director started a while ago."""
+        if envoy not in self._seen:
+            return now - self.started_at > COMEBACK_SECONDS
+        return not self.is_there(envoy, now)
 
     def there(self, now: float) -> frozenset[EnvoyName]:
         """All who are there."""

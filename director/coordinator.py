@@ -24,7 +24,7 @@ from .active_run import ActiveRun, Outcome, values_of
 from .attendance import Attendance
 from .history import History
 from .lines import Line, Lines
-from .records import RoundRecord, RunRecord, RunState, SubmissionRecord
+from .records import Ending, RoundRecord, RunRecord, RunState, SubmissionRecord
 from .rounds import Round, RoundState
 from .selection import select
 from .stop_rule import verdict
@@ -33,7 +33,6 @@ from .uploads import Uploads
 _LOG = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
 _STORAGE_SECONDS = 2.0
-_GATHER_SECONDS = 3.0  # from the first quorum since the start on: envoys that were not seen yet may still come
 _TURN_SECONDS = 20.0  # how long a call that asks for a turn is held
 
 
@@ -62,12 +61,11 @@ class Coordinator:
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
         self._members, self._now = members, now
         self._lock = threading.Condition(threading.RLock())
-        self._attendance = Attendance()
+        self._attendance = Attendance(now())
         self._lines = Lines()
         self._run: ActiveRun | None = None
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
-        self._quorum_since: float | None = None
         self._up = self._down = 0
         self._ends = False
         self._thread = threading.Thread(target=self._work, name="director-rounds", daemon=True)
@@ -91,10 +89,8 @@ class Coordinator:
     def open_line(self, envoy: m.EnvoyName, held: tuple[m.TaskRef, ...]) -> Line:
         """An envoy opens a line: it is there, and gets what is open for it."""
         with self._lock:
+            self.hear(envoy)
             self._attendance.arrive(envoy, self._now())
-            this = self._round
-            if this is not None:
-                self._save(rounds.regain(this, envoy))
             self._lock.notify_all()
             return self._lines.open(envoy, self._open_tasks(envoy, held))
 
@@ -105,9 +101,11 @@ class Coordinator:
             self._attendance.leave(line.envoy, self._now())
 
     def hear(self, envoy: m.EnvoyName) -> None:
-        """An envoy said something."""
+        """An envoy said something: if it was thought lost, it is waited for again."""
         with self._lock:
             self._attendance.hear(envoy, self._now())
+            if self._round is not None:
+                self._save(rounds.regain(self._round, envoy))
 
     def request_upload(self, envoy: m.EnvoyName, header: m.UpdateHeader) -> m.Grant:
         """Give a turn, or the receipt of an update that is already here.
@@ -117,7 +115,7 @@ class Coordinator:
             UnsendableUpdateError: what is announced does not fit the plan.
         """
         with self._lock:
-            self._attendance.hear(envoy, self._now())
+            self.hear(envoy)
             kept = self._receipt_of(envoy, header.ref)
             if kept is not None:
                 return kept
@@ -156,7 +154,7 @@ class Coordinator:
             ProtocolError: the round does not take an answer of this envoy.
         """
         with self._lock:
-            self._attendance.hear(envoy, self._now())
+            self.hear(envoy)
             kept = self._receipt_of(envoy, report.ref)
             if kept is not None:
                 return kept
@@ -184,7 +182,7 @@ class Coordinator:
             ProtocolError: the round does not wait for this envoy.
         """
         with self._lock:
-            self._attendance.hear(envoy, self._now())
+            self.hear(envoy)
             _, this = self._open_round(refusal.ref, envoy)
             self._save(rounds.decline(this, refusal.ref, envoy))
             _LOG.warning(
@@ -214,11 +212,15 @@ class Coordinator:
             record = self._history.run(run)
             if record.state not in (RunState.QUEUED, RunState.RUNNING):
                 raise ProtocolError(f"{run} is {record.state.value}; only a queued or running one can be stopped")
+            ending = Ending(RunState.STOPPED, f"stopped: {reason}")
             if self._run is not None and self._run.record.run == run and self._round is not None:
-                stopped = rounds.fail(self._round, f"stopped: {reason}")
-                self._history.fail_round(stopped, self._now(), None)
+                stopped = rounds.fail(self._round, ending.reason)
+                self._history.fail_round(stopped, self._now(), None, ending)
                 self._withdraw(stopped, stopped.cohort)
-            self._finish(run, RunState.STOPPED, f"stopped: {reason}")
+                self._begin(None, ending)
+            else:
+                self._history.finish_run(run, ending, self._now())
+            self._lock.notify_all()
 
     def wait_for_change(self, run: m.RunId, timeout_seconds: float = 1.0) -> None:
         """Wait until something happened, or for a while; not at all once the run is over."""
@@ -266,23 +268,21 @@ class Coordinator:
             if self._attendance.is_gone(envoy, now):
                 _LOG.warning("lost task=%s envoy=%s", this.ref, envoy)
                 this = rounds.lose(this, envoy)
-        this = rounds.due(this, run.settings.round_policy, now)
-        if this.state is RoundState.FAILED:
-            self._fail(run, this)
+        then = rounds.due(this, run.settings.round_policy, now)
+        if then.state is RoundState.FAILED:
+            self._fail(run, this, then)
         else:
-            self._save(this)
+            self._save(then)
         return self._round
 
     def _gather(self, run: ActiveRun, this: Round, now: float) -> Round:
+        """Open a planned round, once all are there who may be: so that a restart does not change who is asked."""
         there = self._attendance.there(now)
-        size = run.settings.rounds.cohort_size
         if len(there) < run.settings.round_policy.min_participants:
             return this
-        if self._quorum_since is None:
-            self._quorum_since = now
-        missing = {e for e in self._members() - there if not self._attendance.is_gone(e, now)}
-        if missing and (size is None or len(there) < size) and now - self._quorum_since < _GATHER_SECONDS:
+        if any(not self._attendance.is_gone(envoy, now) for envoy in self._members() - there):
             return this
+        size = run.settings.rounds.cohort_size
         cohort = select(there, size, run.record.seed, this.ref.round, this.ref.attempt)
         opened = rounds.open_round(this, cohort, run.settings.round_policy, now)
         self._save(opened)
@@ -303,7 +303,7 @@ class Coordinator:
         except FederationError as error:
             with self._lock:
                 if self._round is this:
-                    self._fail(run, rounds.fail(this, f"{type(error).__name__}: {error}"))
+                    self._fail(run, this, rounds.fail(this, f"{type(error).__name__}: {error}"))
             return
         with self._lock:
             if self._round is this:
@@ -312,7 +312,7 @@ class Coordinator:
     def _close(self, run: ActiveRun, this: Round, outcome: Outcome) -> None:
         now = self._now()
         closed = rounds.close(this)
-        following, reason = self._following(run, closed, outcome, now)
+        following, ending = self._following(run, closed, outcome, now)
         self._history.close_round(
             closed,
             model_out=outcome.model,
@@ -321,42 +321,41 @@ class Coordinator:
             num_examples=outcome.num_examples,
             now=now,
             next_round=following,
+            ending=ending,
         )
         run.adopt(outcome)
         self._discard_old_models(run)
-        self._count_traffic(run.record.run)
         _LOG.info("round closed task=%s received=%d", closed.ref, len(closed.received))
         self._withdraw(closed, closed.cohort - closed.received)
-        self._begin(following)
-        if following is None:
-            self._finish(run.record.run, RunState.FINISHED, reason)
+        self._begin(following, ending)
 
-    def _following(self, run: ActiveRun, closed: Round, outcome: Outcome, now: float) -> tuple[Round | None, str]:
+    def _following(
+        self, run: ActiveRun, closed: Round, outcome: Outcome, now: float
+    ) -> tuple[Round | None, Ending | None]:
         if closed.kind is m.TaskKind.EVALUATE:
-            return None, closed.reason
+            return None, Ending(RunState.FINISHED, closed.reason)
         progress = [*run.progress, values_of(outcome.metrics)]
         began = run.record.started_at if run.record.started_at is not None else now
         reason = verdict(run.settings.stop_rule, closed.ref.round, progress, now - began)
         ref = replace(closed.ref, round=closed.ref.round + 1, attempt=1)
         if reason is None:
-            return Round(ref, m.TaskKind.TRAIN, now), ""
+            return Round(ref, m.TaskKind.TRAIN, now), None
         if run.settings.rounds.final_evaluation:
-            return Round(ref, m.TaskKind.EVALUATE, now, reason=reason), ""
-        return None, reason
+            return Round(ref, m.TaskKind.EVALUATE, now, reason=reason), None
+        return None, Ending(RunState.FINISHED, reason)
 
-    def _fail(self, run: ActiveRun, failed: Round) -> None:
-        now = self._now()
-        is_evaluation = failed.kind is m.TaskKind.EVALUATE
-        last = failed.ref.attempt >= run.settings.rounds.max_attempts
-        following = None if last else rounds.again(failed, now)
-        self._history.fail_round(failed, now, following)
+    def _fail(self, run: ActiveRun, before: Round, failed: Round) -> None:
+        now, following, ending = self._now(), None, None
+        if failed.ref.attempt < run.settings.rounds.max_attempts:
+            following = replace(rounds.again(failed, now), reason=before.reason)  # an evaluation's: why the run ends
+        elif failed.kind is m.TaskKind.EVALUATE:
+            ending = Ending(RunState.FINISHED, f"{before.reason}; without final evaluation: {failed.reason}")
+        else:
+            ending = Ending(RunState.FAILED, f"{failed.ref}: {failed.reason}")
+        self._history.fail_round(failed, now, following, ending)
         _LOG.warning("round failed task=%s reason=%s", failed.ref, failed.reason)
         self._withdraw(failed, failed.cohort)
-        self._begin(following)
-        if following is None and is_evaluation:
-            self._finish(run.record.run, RunState.FINISHED, f"without final evaluation: {failed.reason}")
-        elif following is None:
-            self._finish(run.record.run, RunState.FAILED, f"{failed.ref}: {failed.reason}")
+        self._begin(following, ending)
 
     def _start_next(self, now: float) -> None:
         queued = next((r for r in self._history.runs() if r.state is RunState.QUEUED), None)
@@ -365,7 +364,8 @@ class Coordinator:
         try:
             run = ActiveRun(replace(queued, started_at=now), self._artifacts)
         except FederationError as error:
-            self._history.finish_run(queued.run, RunState.FAILED, f"{type(error).__name__}: {error}", now)
+            ending = Ending(RunState.FAILED, f"{type(error).__name__}: {error}")
+            self._history.finish_run(queued.run, ending, now)
             return
         first = Round(run.ref, m.TaskKind.TRAIN, now)
         self._history.start_run(queued.run, now, first)
@@ -375,19 +375,14 @@ class Coordinator:
 
     def _resume(self) -> None:
         record = next((r for r in self._history.runs() if r.state is RunState.RUNNING), None)
-        if record is None:
+        current = self._history.current_round(record.run) if record is not None else None
+        if record is None or current is None:  # a running run has a round that is not over
             return
         past = self._history.rounds(record.run)
         states = [r.optimizer_state for r in past if r.optimizer_state is not None]
-        current = self._history.current_round(record.run)
         self._run = ActiveRun(record, self._artifacts, states[-1] if states else None)
         self._run.progress = [values_of(r.metrics) for r in past if _counts(r)]
         self._run.models = [r.model_out for r in past if r.model_out is not None and _counts(r)]
-        if current is None:  # killed between the last round's end and the run's
-            last = past[-1].round
-            state = RunState.FAILED if last.state is RoundState.FAILED else RunState.FINISHED
-            self._finish(record.run, state, last.reason)
-            return
         self._round = rounds.resume(current.round, self._now())
         self._answers = {one.envoy: one for one in self._history.submissions(self._round.ref)}
         self._history.save_round(self._round, self._now())
@@ -397,6 +392,9 @@ class Coordinator:
 
     def _submit(self, submission: SubmissionRecord) -> m.Receipt:
         with self._lock:
+            kept = self._receipt_of(submission.envoy, submission.ref)
+            if kept is not None:  # two streams of one update, of which the first was thought broken
+                return kept
             _, this = self._open_round(submission.ref, submission.envoy)
             answered = rounds.receive(this, submission.ref, submission.envoy)
             self._check_metrics(submission.metrics, submission.envoy)
@@ -437,9 +435,16 @@ class Coordinator:
             items.append(run.task(this, self._now()))
         return items
 
-    def _begin(self, this: Round | None) -> None:
-        self._round = this
+    def _begin(self, following: Round | None, ending: Ending | None = None) -> None:
+        """What the history says already: another round, or the run's end."""
+        run, self._round = self._run, following
         self._answers.clear()
+        if run is not None:
+            self._count_traffic(run.record.run)
+        if run is not None and ending is not None:
+            _LOG.info("run ended run=%s state=%s reason=%s", run.record.run, ending.state.value, ending.reason)
+            self._run = None
+        self._lock.notify_all()
 
     def _save(self, this: Round) -> None:
         if this is not self._round and this != self._round:
@@ -454,6 +459,7 @@ class Coordinator:
         if not self._keep_models:
             return
         needed = {record.model for record in self._history.runs()} | {digest for digest, _ in run.manifest.blobs()}
+        needed.update(run.models[-self._keep_models :])
         for digest in run.models[: -self._keep_models]:
             if digest not in needed:
                 self._artifacts.discard(digest)
@@ -461,16 +467,9 @@ class Coordinator:
 
     def _count_traffic(self, run: m.RunId) -> None:
         up, down, self._up, self._down = self._up, self._down, 0, 0
-        with contextlib.suppress(ProtocolError):
-            self._history.add_traffic(run, up, down)
-
-    def _finish(self, run: m.RunId, state: RunState, reason: str) -> None:
-        self._history.finish_run(run, state, reason, self._now())
-        _LOG.info("run ended run=%s state=%s reason=%s", run, state.value, reason)
-        if self._run is not None and self._run.record.run == run:
-            self._count_traffic(run)
-            self._run = self._round = None
-        self._lock.notify_all()
+        if up or down:
+            with contextlib.suppress(ProtocolError):
+                self._history.add_traffic(run, up, down)
 
 
 def _counts(record: RoundRecord) -> bool:

@@ -21,6 +21,7 @@ from ..utils.metrics import MetricSum
 from ..utils.tensors import Digest
 from .database import ROUNDS, RUNS, SUBMISSIONS, reading, transaction
 from .records import (
+    Ending,
     RoundRecord,
     RunRecord,
     RunState,
@@ -35,7 +36,7 @@ from .records import (
 )
 from .rounds import Round, RoundState
 
-__all__ = ["History", "RoundRecord", "RunRecord", "RunState", "SubmissionRecord"]
+__all__ = ["Ending", "History", "RoundRecord", "RunRecord", "RunState", "SubmissionRecord"]
 
 
 class History:
@@ -97,19 +98,14 @@ class History:
                 raise ProtocolError(f"{run} is not queued; only a queued run can start")
             _plan_round(connection, first)
 
-    def finish_run(self, run: RunId, state: RunState, reason: str, now: float) -> None:
-        """The run is over: finished, failed or stopped, and why.
+    def finish_run(self, run: RunId, ending: Ending, now: float) -> None:
+        """A run ends that has no open round; one that has ends with its round.
 
         Raises:
             ProtocolError: it is over already, or unknown.
         """
-        if not state.is_over:
-            raise ValueError(f"a run does not end as {state.value}")
         with self._transition("finish_run") as connection:
-            values = {"key_run": run, "state": state.value, "reason": reason, "ended_at": now}
-            if not connection.execute(_FINISH_RUN, values).rowcount:
-                raise ProtocolError(f"{run} is over already, or unknown; it cannot be {state.value}")
-            connection.execute(_SCRUB_RUN, {"key_run": run} | _NOTHING)
+            _end_run(connection, run, ending, now)
 
     def add_traffic(self, run: RunId, up: int, down: int) -> None:
         """Count bytes that went from envoys to the director (up) and back (down)."""
@@ -164,8 +160,9 @@ class History:
         num_examples: int,
         now: float,
         next_round: Round | None,
+        ending: Ending | None = None,
     ) -> None:
-        """The round is closed, its model is the run's, single sites' values are deleted and the next round is planned.
+        """The round is closed, its model is the run's, single sites' values are deleted, and it goes on or ends.
 
         Args:
             this: the round, closed.
@@ -175,6 +172,7 @@ class History:
             num_examples: summed over sites.
             now: seconds since 1970.
             next_round: planned; None if the run ends here.
+            ending: of the run, if it ends here.
         """
         if this.state is not RoundState.CLOSED:
             raise ValueError(f"{this.ref} is {this.state.value}, not closed")
@@ -192,9 +190,11 @@ class History:
             connection.execute(_SCRUB, _key(this.ref) | _NOTHING)
             if next_round is not None:
                 _plan_round(connection, next_round)
+            if ending is not None:
+                _end_run(connection, this.ref.run, ending, now)
 
-    def fail_round(self, this: Round, now: float, next_round: Round | None) -> None:
-        """The round failed, single sites' values are deleted and its next attempt is planned, if there is one."""
+    def fail_round(self, this: Round, now: float, next_round: Round | None, ending: Ending | None = None) -> None:
+        """The round failed, single sites' values are deleted, and its next attempt is planned or the run ends."""
         if this.state is not RoundState.FAILED:
             raise ValueError(f"{this.ref} is {this.state.value}, not failed")
         with self._transition("fail_round") as connection:
@@ -202,6 +202,8 @@ class History:
             connection.execute(_SCRUB, _key(this.ref) | _NOTHING)
             if next_round is not None:
                 _plan_round(connection, next_round)
+            if ending is not None:
+                _end_run(connection, this.ref.run, ending, now)
 
     def rounds(self, run: RunId) -> tuple[RoundRecord, ...]:
         """Every attempt at every round of a run, in order."""
@@ -310,6 +312,13 @@ def _plan_round(connection: Connection, this: Round, opened_at: float | None = N
         }
         | round_values(this),
     )
+
+
+def _end_run(connection: Connection, run: RunId, ending: Ending, now: float) -> None:
+    values = {"key_run": run, "state": ending.state.value, "reason": ending.reason, "ended_at": now}
+    if not connection.execute(_FINISH_RUN, values).rowcount:
+        raise ProtocolError(f"{run} is over already, or unknown; it cannot be {ending.state.value}")
+    connection.execute(_SCRUB_RUN, {"key_run": run} | _NOTHING)
 
 
 def _move(connection: Connection, statement: Update, values: dict[str, Any]) -> None:

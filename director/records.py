@@ -33,6 +33,18 @@ class RunState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ends, and why."""
+
+    state: RunState
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not self.state.is_over:
+            raise ValueError(f"a run does not end as {self.state.value}")
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """One submitted experiment. Times are seconds since 1970."""
 

@@ -24,7 +24,7 @@ from .records import describe
 from .splits import GivenSplits, SplitRule
 
 DEFAULT_FOLDER = Path("envoy-site")
-_CONSOLE = Console()
+_CONSOLE = Console(soft_wrap=True)
 
 app = typer.Typer(
     help="An envoy: trains at a site, and owns everything that leaves it.",

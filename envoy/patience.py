@@ -11,7 +11,7 @@ from ..utils.errors import ProtocolError, UnreachableError
 
 _T = TypeVar("_T")
 _FIRST_SECONDS = 0.1
-_MOST_SECONDS = 5.0
+_MOST_SECONDS = 2.0  # a director that comes back waits for its envoys a little longer than this
 
 
 class Patience:

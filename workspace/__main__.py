@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -75,6 +76,28 @@ def bench_round(
     typer.echo(figures)
     if json_file:
         json_file.write_text(figures + "\n", "utf-8")
+
+
+@bench.command("table")
+def bench_table(
+    floor: Annotated[Path | None, typer.Option(help="floor_round.py; by default the one beside the checkout.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """All cases of the table in workspace/benchmarks/README.md, each beside the floor. Takes several minutes."""
+    from .benchmarks.table import CASES, FLOOR, as_markdown, compare
+
+    script = floor or (FLOOR if FLOOR.exists() else None)
+    if script is None:
+        typer.echo("No floor_round.py was given or found: our figures alone.", err=True)
+    rows = []
+    with _errors_in_words():
+        for case in CASES:
+            typer.echo(f"{case.mb:g} MB, {case.envoys} envoys ...", err=True)
+            rows.append(compare(case, script))
+    for line in as_markdown(rows):
+        typer.echo(line)
+    if json_file:
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
 
 
 def main() -> None:
