@@ -11,7 +11,7 @@ import grpc
 from ..utils import messages as m
 from ..utils import transport, wire
 from ..utils import wire_control as control
-from ..utils.errors import DigestMismatchError, PlanError
+from ..utils.errors import DigestMismatchError, PlanError, UnreachableError
 from ..utils.identity import Role
 from ..utils.plan_bundle import Bundle, open_bundle
 from ..utils.tensors import Digest, digest_of
@@ -26,12 +26,12 @@ class OperatorClient:
 
     Raises:
         IdentityError: the operator's certificate is missing or expired.
-        UnreachableError: from each call, if no director answers.
+        UnreachableError: no director was started here; and from each call, if none answers.
     """
 
     def __init__(self, folder: Path, address: str | None, now: float) -> None:
         tls = load_tls(folder, Role.OPERATOR, now)
-        self._address = address or (folder / ADDRESS_FILE).read_text("utf-8").strip()
+        self._address = address or announced_address(folder)
         self._channel = transport.open_channel(self._address, tls.chain, tls.key, tls.root)
 
     def __enter__(self) -> Self:
@@ -112,6 +112,19 @@ class OperatorClient:
             yield from parts
         except grpc.RpcError as failure:
             raise transport.error_of(failure) from failure
+
+
+def announced_address(folder: Path) -> str:
+    """Where the director of a folder listens, by its own word.
+
+    Raises:
+        UnreachableError: it never said so.
+    """
+    file = folder / ADDRESS_FILE
+    address = file.read_text("utf-8").strip() if file.exists() else ""
+    if not address:
+        raise UnreachableError(f"no director was started in {folder} yet: `director start`, or name its --address")
+    return address
 
 
 def open_submission(settings_file: Path, plan: str) -> Bundle:

@@ -1,20 +1,21 @@
 """Who is there, by what was heard and when."""
 
-from fedveil.director.attendance import RETURN_SECONDS, Attendance
+from fedveil.director.attendance import COMEBACK_SECONDS, RETURN_SECONDS, Attendance
 from fedveil.utils.transport import BEAT_SECONDS, SILENCE_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def test_one_who_was_never_seen_is_neither_there_nor_gone():
-    attendance = Attendance()
-    assert not attendance.is_there("a", 0.0)
-    assert not attendance.is_gone("a", 1e9)
+def test_one_who_was_not_seen_is_neither_there_nor_gone_before_it_had_time_to_come_back():
+    attendance = Attendance(100.0)
+    assert not attendance.is_there("a", 100.0)
+    assert not attendance.is_gone("a", 100.0 + COMEBACK_SECONDS)
+    assert attendance.is_gone("a", 100.1 + COMEBACK_SECONDS)
     assert attendance.silent_seconds("a", 5.0) == float("inf")
 
 
 def test_an_envoy_with_a_line_that_beats_stays():
-    attendance = Attendance()
+    attendance = Attendance(0.0)
     attendance.arrive("a", 0.0)
     for second in range(1, 100):
         attendance.hear("a", float(second))
@@ -22,7 +23,7 @@ def test_an_envoy_with_a_line_that_beats_stays():
 
 
 def test_silence_is_loss_though_the_line_seems_to_stand():
-    attendance = Attendance()
+    attendance = Attendance(0.0)
     attendance.arrive("a", 0.0)
     assert attendance.is_there("a", SILENCE_SECONDS)
     assert attendance.is_gone("a", SILENCE_SECONDS + 0.01)
@@ -34,7 +35,7 @@ def test_loss_is_noticed_within_five_seconds():
 
 
 def test_a_line_that_broke_may_come_back_within_a_moment():
-    attendance = Attendance()
+    attendance = Attendance(0.0)
     attendance.arrive("a", 0.0)
     attendance.leave("a", 1.0)
     assert attendance.is_there("a", 1.0 + RETURN_SECONDS)
@@ -44,7 +45,7 @@ def test_a_line_that_broke_may_come_back_within_a_moment():
 
 
 def test_one_of_two_lines_may_break():
-    attendance = Attendance()
+    attendance = Attendance(0.0)
     attendance.arrive("a", 0.0)
     attendance.arrive("a", 0.5)
     attendance.leave("a", 1.0)
@@ -52,7 +53,7 @@ def test_one_of_two_lines_may_break():
 
 
 def test_one_who_speaks_without_a_line_is_on_its_way_back():
-    attendance = Attendance()
+    attendance = Attendance(0.0)
     attendance.arrive("a", 0.0)
     attendance.leave("a", 1.0)
     attendance.hear("a", 2.5)
@@ -66,7 +67,7 @@ def test_one_who_speaks_without_a_line_is_on_its_way_back():
     )
 )
 def test_nobody_is_there_and_gone_at_once(events: list[tuple[str, str, float]]):
-    attendance, now, lines = Attendance(), 0.0, {"a": 0, "b": 0}
+    attendance, now, lines = Attendance(0.0), 0.0, {"a": 0, "b": 0}
     for what, envoy, pause in events:
         now += pause
         if what == "leave" and not lines[envoy]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fedveil.director import rounds
 from fedveil.director.database import open_database, reading, transaction
-from fedveil.director.history import History, RoundRecord, RunRecord, RunState, SubmissionRecord
+from fedveil.director.history import Ending, History, RoundRecord, RunRecord, RunState, SubmissionRecord
 from fedveil.director.rounds import Round, RoundPolicy, RoundState
 from fedveil.utils.errors import DuplicateUpdateError, MalformedMessageError, ProtocolError
 from fedveil.utils.messages import EnvoyName, RunId, TaskKind, TaskRef
@@ -76,7 +76,7 @@ def collect(history: History) -> Round:
     return this
 
 
-def close(history: History, this: Round, next_round: Round | None) -> None:
+def close(history: History, this: Round, next_round: Round | None, ending: Ending | None = None) -> None:
     history.close_round(
         this,
         model_out=NEXT_MODEL,
@@ -85,6 +85,7 @@ def close(history: History, this: Round, next_round: Round | None) -> None:
         num_examples=154,
         now=13.5,
         next_round=next_round,
+        ending=ending,
     )
 
 
@@ -119,19 +120,31 @@ def test_a_run_starts_once_with_its_first_round_planned_from_its_model(history: 
 @pytest.mark.parametrize("state", [RunState.FINISHED, RunState.FAILED, RunState.STOPPED])
 def test_a_run_ends_once_with_its_reason(history: History, state: RunState) -> None:
     history.enqueue(RUN)
-    history.finish_run(RUN.run, state, "max_rounds = 2", 20.0)
+    history.finish_run(RUN.run, Ending(state, "max_rounds = 2"), 20.0)
     ended = replace(RUN, state=state, reason="max_rounds = 2", ended_at=20.0)
     assert history.run(RUN.run) == ended
     with pytest.raises(ProtocolError, match="over already"):
-        history.finish_run(RUN.run, RunState.STOPPED, "again", 21.0)
+        history.finish_run(RUN.run, Ending(RunState.STOPPED, "again"), 21.0)
     with pytest.raises(ProtocolError, match="not queued"):
         history.start_run(RUN.run, 21.0, FIRST)
     assert history.run(RUN.run) == ended
 
 
-def test_a_run_does_not_end_as_running(history: History) -> None:
+def test_a_run_does_not_end_as_running() -> None:
     with pytest.raises(ValueError, match="does not end as running"):
-        history.finish_run(RUN.run, RunState.RUNNING, "", 1.0)
+        Ending(RunState.RUNNING, "")
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_run_ends_in_the_very_transition_that_ends_its_last_round(history: History, is_closed: bool) -> None:
+    this, ending = collect(history), Ending(RunState.FINISHED, "max_rounds = 1")
+    if is_closed:
+        close(history, rounds.close(this), None, ending)
+    else:
+        history.fail_round(rounds.fail(this, "stopped"), 30.0, None, ending)
+    record = history.run(RUN.run)
+    assert (record.state, record.reason, record.ended_at is not None) == (ending.state, ending.reason, True)
+    assert history.current_round(RUN.run) is None
 
 
 def test_traffic_adds_up_beyond_32_bits(history: History) -> None:
@@ -189,7 +202,7 @@ def test_a_failed_round_keeps_no_single_sites_values_and_is_tried_again(history:
 
 def test_a_run_that_ends_in_mid_round_keeps_no_single_sites_values(history: History) -> None:
     collect(history)
-    history.finish_run(RUN.run, RunState.STOPPED, "stopped by an operator", 30.0)
+    history.finish_run(RUN.run, Ending(RunState.STOPPED, "stopped by an operator"), 30.0)
     assert [(each.num_examples, each.metrics) for each in history.submissions(REF)] == [(0, ()), (0, ())]
 
 
@@ -357,12 +370,14 @@ def test_a_transition_that_is_not_committed_leaves_every_table_as_it_was(history
     for transition in (
         lambda: stops.enqueue(replace(RUN, run=RunId("run-3"))),
         lambda: stops.start_run(queued.run, 1.0, replace(FIRST, ref=replace(REF, run=queued.run))),
-        lambda: stops.finish_run(RUN.run, RunState.FINISHED, "", 1.0),
+        lambda: stops.finish_run(RUN.run, Ending(RunState.FINISHED, ""), 1.0),
         lambda: stops.add_traffic(RUN.run, 1, 1),
         lambda: stops.save_round(wider, 1.0),
         lambda: stops.add_submission(answer(third), wider),
         lambda: close(stops, closed, next_round),
+        lambda: close(stops, closed, None, Ending(RunState.FINISHED, "")),
         lambda: stops.fail_round(failed, 1.0, rounds.again(failed, 1.0)),
+        lambda: stops.fail_round(failed, 1.0, None, Ending(RunState.FAILED, "")),
     ):
         with pytest.raises(Stopped):
             transition()

@@ -60,7 +60,7 @@ def compare(case: Case, floor: Path | None) -> Compared:
 
 def as_markdown(rows: list[Compared]) -> Iterator[str]:
     """The table, with what it was measured on."""
-    yield f"Python {platform.python_version()}, grpcio {version('grpcio')}, {platform.processor() or platform.machine()}"
+    yield f"Python {platform.python_version()}, grpcio {version('grpcio')}, {platform.machine()}"
     yield ""
     yield (
         "| model, envoys | round s | floor | ratio | director CPU-s | floor | ratio"
