@@ -125,7 +125,9 @@ class Coordinator:
                 raise ProtocolError(f"{header.ref} asks for an evaluation, {envoy} announces an update")
             run.check_header(header, envoy)
             self._check_metrics(header.metrics, envoy)
-        return self._uploads.turn(envoy, header, _TURN_SECONDS)
+        turn = self._uploads.turn(envoy, header, _TURN_SECONDS)
+        with self._lock:  # received while it waited, over another stream: what has a receipt is not written to again
+            return self._receipt_of(envoy, header.ref) or turn
 
     def upload(self, envoy: m.EnvoyName, parts: Iterator[m.Part]) -> m.Receipt:
         """Take one update; the receipt is given once it is on disk and in the database.

@@ -1,0 +1,256 @@
+"""A real director on loopback, in this process, and puppets that say to it what a test wants said."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedveil.director.config import load_config
+from fedveil.director.founding import init_federation, load_issuer
+from fedveil.director.operator_client import OperatorClient
+from fedveil.director.server import Director
+from fedveil.envoy.client import DirectorClient
+from fedveil.utils import messages as m
+from fedveil.utils.certificates import Authority, certificate_pem, issue_client, key_pem, make_key
+from fedveil.utils.errors import FederationError
+from fedveil.utils.identity import PeerId, Role
+from fedveil.utils.plan_bundle import Bundle, open_bundle
+from fedveil.utils.tensors import bytes_of, digest_of, read_model
+from fedveil.workspace.plan_builder import build_plan
+
+ELEMENTS = 10_000
+PLAN = f"""
+import numpy as np
+from fedveil import ArrayPlan, DataKind, DataSpec
+
+class Toy(ArrayPlan):
+    data = DataSpec("none", DataKind.NONE)
+
+    def initial(self):
+        return {{"w": np.zeros({ELEMENTS}, np.float32)}}
+
+    def train(self, weights, data, rng):
+        return {{"w": weights["w"] + np.float32(1)}}, 1
+
+    def evaluate(self, weights, data):
+        return ()
+"""
+EXPERIMENT = """
+name = "toy"
+seed = "1"
+[rounds]
+max_rounds = {rounds}
+min_participants = {quorum}
+round_timeout_seconds = {timeout}
+max_attempts = {attempts}
+final_evaluation = false
+"""
+
+
+@dataclass
+class Tls:
+    """What a caller shows, and whom it believes."""
+
+    chain: bytes
+    key: bytes
+    root: bytes
+
+
+@dataclass
+class Puppet:
+    """An envoy that does what a test tells it."""
+
+    name: str
+    client: DirectorClient
+    items: queue.Queue[m.WorkItem] = field(default_factory=queue.Queue)
+    _ends: threading.Event = field(default_factory=threading.Event)
+
+    def attend(self) -> None:
+        """Hold a line, and beat; returns once the director answered."""
+        stands = threading.Event()
+
+        def listen() -> None:
+            try:
+                for item in self.client.work(()):
+                    self.items.put(item)
+                    stands.set()
+            except FederationError:
+                return  # the test is over
+
+        def beat() -> None:
+            while not self._ends.wait(1.0):
+                try:
+                    self.client.beat(m.Heartbeat())
+                except FederationError:
+                    return
+
+        for work in (listen, beat):
+            threading.Thread(target=work, daemon=True).start()
+        assert stands.wait(10.0)
+
+    def task(self) -> m.Task:
+        """The next task."""
+        while True:
+            item = self.items.get(timeout=10.0)
+            if isinstance(item, m.Task):
+                return item
+
+    def header(self, task: m.Task, number: int = 1, **changes: object) -> m.UpdateHeader:
+        """Announces an update."""
+        fields = {"ref": task.ref, "layout": task.layout, "length": 4 * ELEMENTS, "num_examples": number}
+        return m.UpdateHeader(**(fields | changes))
+
+    def turn(self, task: m.Task, number: int = 1) -> m.Turn:
+        """A turn to upload."""
+        given = self.client.request_upload(self.header(task, number))
+        assert isinstance(given, m.Turn)
+        return given
+
+    def send(self, task: m.Task, value: float, number: int = 1) -> m.Receipt:
+        """Everything right: an update of one value everywhere."""
+        given = self.turn(task, number)
+        return self.client.upload(parts_of(given, np.full(ELEMENTS, value, np.float32)))
+
+    def close(self) -> None:
+        """Hang up."""
+        self._ends.set()
+        self.client.close()
+
+
+def parts_of(turn: m.Turn, update: np.ndarray, size: int = 4_000) -> list[m.Part]:
+    """The stream of an update, from where the turn says."""
+    raw = bytes_of(update)
+    data = [m.Data(bytes(raw[start : start + size])) for start in range(turn.offset, len(raw), size)]
+    return [m.Opening(len(raw), turn.offset, turn.grant), *data, m.Closing(digest_of(raw))]
+
+
+class Federation:
+    """A director, its authorities, and whoever calls it."""
+
+    def __init__(self, folder: Path, bundle: Bundle) -> None:
+        self.folder, self.bundle = folder, bundle
+        init_federation(folder, "lungs", ["127.0.0.1"], b"passphrase", time.time(), listen="127.0.0.1:0")
+        self.issuer, self.root = load_issuer(folder, time.time())
+        self._puppets: list[Puppet] = []
+        self.director = Director(folder, load_config(folder))
+        self.address = f"127.0.0.1:{self.director.port}"
+
+    def certificate(
+        self,
+        role: Role = Role.ENVOY,
+        name: str = "site-a",
+        *,
+        federation: str = "lungs",
+        seconds: float = 3600.0,
+        now: float | None = None,
+        issuer: Authority | None = None,
+    ) -> Tls:
+        """A client's certificate."""
+        key, issuer = make_key(), issuer or self.issuer
+        peer = PeerId(federation, role, name)
+        leaf = issue_client(issuer, key.public_key(), peer, seconds, time.time() if now is None else now)
+        return Tls(certificate_pem(leaf, issuer.certificate), key_pem(key), certificate_pem(self.root))
+
+    def puppet(self, name: str, tls: Tls | None = None) -> Puppet:
+        """A caller, as an envoy unless it shows another certificate."""
+        tls = tls or self.certificate(name=name)
+        puppet = Puppet(name, DirectorClient(self.address, tls.chain, tls.key, tls.root))
+        self._puppets.append(puppet)
+        return puppet
+
+    def attending(self, *names: str) -> list[Puppet]:
+        """Envoys that hold a line."""
+        puppets = [self.puppet(name) for name in names]
+        for puppet in puppets:
+            puppet.attend()
+        return puppets
+
+    def operator(self) -> OperatorClient:
+        """The operator."""
+        return OperatorClient(self.folder, None, time.time())
+
+    def submit(self, quorum: int = 1, rounds: int = 1, timeout: float = 60.0, attempts: int = 1) -> m.RunId:
+        """Queue an experiment."""
+        settings = EXPERIMENT.format(quorum=quorum, rounds=rounds, timeout=timeout, attempts=attempts)
+        with self.operator() as operator:
+            return operator.submit(settings, self.bundle)
+
+    def finished(self, run: m.RunId) -> m.ExperimentView:
+        """The run, once it is over."""
+        with self.operator() as operator:
+            self.until(lambda: operator.show(run).state not in {"queued", "running"})
+            return operator.show(run)
+
+    def model(self, view: m.ExperimentView) -> np.ndarray:
+        """The run's model."""
+        assert view.model is not None
+        with self.operator() as operator:
+            return read_model(self.bundle.layout, operator.fetch(view.model))[0]
+
+    def until(self, is_so: Callable[[], bool], seconds: float = 20.0) -> None:
+        """Wait for something that will be."""
+        deadline, pause = time.monotonic() + seconds, threading.Event()
+        while not is_so():
+            assert time.monotonic() < deadline
+            pause.wait(0.01)
+
+    def close(self) -> None:
+        """End everything."""
+        for puppet in self._puppets:
+            puppet.close()
+        self.director.close()
+
+
+class OpenRound:
+    """A round of three, of whom `bad` says something wrong before it says what is right."""
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self.good = federation.attending("site-a", "site-b")
+        (self.bad,) = federation.attending("site-c")
+        self.run = federation.submit(quorum=3)
+        self.task = self.bad.task()
+        for envoy in self.good:
+            assert envoy.task() == self.task  # the very same for everybody
+
+    def closes_with_everybody(self) -> None:
+        """Right updates of all three are taken, and the model is exactly their mean."""
+        self.bad.send(self.task, 3.0, 2)
+        self.closes()
+
+    def closes(self) -> None:
+        """The other two answer; the third has."""
+        self.good[0].send(self.task, 1.0, 1)
+        self.good[1].send(self.task, 2.0, 1)
+        view = self.federation.finished(self.run)
+        assert view.state == "finished", view.reason
+        assert np.array_equal(self.federation.model(view), np.full(ELEMENTS, 2.25, np.float32))
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A plan that adds one."""
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "toy.py").write_text(PLAN)
+    build_plan(folder / "toy.py", folder / "bundle")
+    return open_bundle(folder / "bundle")
+
+
+@pytest.fixture
+def federation(tmp_path: Path, bundle: Bundle) -> Iterator[Federation]:
+    """A federation of its own for each test."""
+    made = Federation(tmp_path / "director", bundle)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def opened(federation: Federation) -> OpenRound:
+    """A round that waits for three."""
+    return OpenRound(federation)
