@@ -1,0 +1,209 @@
+"""A federation of three hospitals that train a toy: real processes, real sockets, mutual TLS, and ways to kill them."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+from fedveil.director.database import open_database
+from fedveil.director.history import History, RoundRecord, RunRecord
+from fedveil.director.rounds import RoundState
+from fedveil.utils.errors import UnreachableError
+from fedveil.utils.messages import ExperimentView, RunId
+from fedveil.utils.plan_bundle import Bundle, open_bundle
+from fedveil.workspace.benchmarks.processes import family
+from fedveil.workspace.local_federation import LocalFederation
+from fedveil.workspace.plan_builder import build_plan
+
+HERE = Path(__file__).parent
+SITES = ("site-a", "site-b", "site-c")
+_EXPERIMENT = """
+name = "{name}"
+seed = "toy"
+[rounds]
+max_rounds = {rounds}
+min_participants = {quorum}
+round_timeout_seconds = {timeout}
+[server_optimizer]
+name = "{optimizer}"
+"""
+
+
+def experiment(
+    name: str = "toy", *, rounds: int = 2, quorum: int = 3, timeout: float = 120.0, optimizer: str = "fedavg"
+) -> str:
+    """The text of experiment.toml; always of the same seed."""
+    return _EXPERIMENT.format(name=name, rounds=rounds, quorum=quorum, timeout=timeout, optimizer=optimizer)
+
+
+def wait_until(is_so: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Wait for something that another process does."""
+    deadline, pause = time.monotonic() + seconds, threading.Event()
+    while not is_so():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {seconds:g} s")
+        pause.wait(0.02)
+
+
+class ToyFederation(LocalFederation):
+    """Three envoys that are in, and a director that may die at any time and come back at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "toys")
+        self.lives = 0  # directors started
+
+    def set_up(self) -> None:
+        """A director that runs, and three envoys."""
+        self.found(settings={"listen": f'"127.0.0.1:{_free_port()}"'})
+        self.start_director()
+        self.wait_for_director()
+        for name in SITES:
+            folder = self.join(name, name.title())
+            (folder / "envoy.toml").write_text("[training]\npreload_torch = false\n", "utf-8")
+            self.start_envoy(name)
+
+    def plan(self, **settings: float) -> Bundle:
+        """The toy's bundle."""
+        out = self.folder / f"plan-{'-'.join(f'{k}-{v}' for k, v in settings.items())}"
+        build_plan(HERE / "toy_plan.py", out, settings)
+        return open_bundle(out)
+
+    def start_director(self) -> None:
+        self.lives += 1
+        super().start_director()
+
+    def start_doomed_director(self, *doom: str) -> None:
+        """A director that will kill itself; what and when as ``crashing_director.py`` takes it."""
+        self.lives += 1
+        command = [sys.executable, str(HERE / "crashing_director.py"), str(self.director_folder), *doom]
+        with (self.director_folder / "log.txt").open("ab") as log:
+            self.director = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def kill_director(self) -> None:
+        assert self.director is not None
+        self.director.kill()
+        self.director.wait()
+
+    @property
+    def is_director_dead(self) -> bool:
+        return self.director is None or self.director.poll() is not None
+
+    def kill_envoy(self, name: str) -> None:
+        self.envoys[name].kill()
+        self.envoys[name].wait()
+
+    def kill_worker(self, name: str) -> None:
+        """Kill the training processes of an envoy, not the envoy."""
+        for pid in family(self.envoys[name].pid)[1:]:
+            subprocess.run(["kill", "-9", str(pid)], check=False, stderr=subprocess.DEVNULL)
+
+    def says(self, name: str, text: str) -> int:
+        """How often a site's worker said something."""
+        log = self.folder / name / "state" / "worker.log"
+        return log.read_text("utf-8").count(text) if log.exists() else 0
+
+    def trainings(self) -> dict[str, int]:
+        """How often each site began to train."""
+        return {name: self.says(name, "training begins") for name in SITES}
+
+    def record(self, name: str) -> RunRecord | None:
+        """The run of a name, from the director's database; the director may be dead."""
+        return next((run for run in self.history.runs() if run.name == name), None)
+
+    def rounds(self, run: RunId) -> tuple[RoundRecord, ...]:
+        """All rounds of a run, from the director's database."""
+        return self.history.rounds(run)
+
+    def round(self, run: RunId) -> RoundRecord | None:
+        """The latest."""
+        return next(iter(reversed(self.rounds(run))), None)
+
+    def wait_for_round(self, run: RunId, number: int, state: RoundState) -> RoundRecord:
+        """Until the run has a round in some state."""
+        found: list[RoundRecord] = []
+
+        def is_there() -> bool:
+            found[:] = [r for r in self.rounds(run) if r.round.ref.round == number and r.round.state is state]
+            return bool(found)
+
+        wait_until(is_there, f"{run} round {number} {state.value}")
+        return found[-1]
+
+    def submit_once(self, settings: str, bundle: Bundle) -> None:
+        """As an operator does whose director may die meanwhile: looks whether it is in before submitting again."""
+        name = settings.split('"')[1]
+        while True:
+            try:
+                wait_until(lambda: self._answers() or self.is_director_dead, "the director")
+                with self.operator() as operator:
+                    operator.submit(settings, bundle)
+                return
+            except UnreachableError:
+                wait_until(lambda: self.is_director_dead, "the director's death")
+                if self.record(name):
+                    return
+                self.start_director()
+
+    def finish(self, run: RunId) -> ExperimentView:
+        """Wait for a run's end; it must have finished."""
+        view = self.wait_for(run, timeout_seconds=100.0, every_seconds=0.02)
+        assert view.state == "finished", view
+        return view
+
+    def _answers(self) -> bool:
+        try:
+            with self.operator() as operator:
+                operator.status()
+        except UnreachableError:
+            return False
+        return True
+
+    @cached_property
+    def history(self) -> History:
+        """The director's, read beside it."""
+        return History(open_database(f"sqlite:///{self.director_folder / 'director.sqlite'}", durable=False))
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[ToyFederation]:
+    """Set up, and ended after the test."""
+    with ToyFederation(tmp_path) as federation:
+        federation.set_up()
+        yield federation
+        for envoy in federation.envoys.values():
+            envoy.send_signal(signal.SIGCONT)
+        federation.history._engine.dispose()
+
+
+@pytest.fixture(name="wait_until")
+def _wait_until() -> Callable[..., None]:
+    """Waits for something that another process does."""
+    return wait_until
+
+
+@pytest.fixture
+def settings() -> Callable[..., str]:
+    """Makes an experiment.toml."""
+    return experiment
+
+
+def _free_port() -> int:
+    """One that a director may take again after each of its deaths: below those that the system lends to callers."""
+    lot = random.SystemRandom()
+    while True:
+        port = lot.randrange(20_000, 32_000)
+        with socket.socket() as trial:
+            try:
+                trial.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
