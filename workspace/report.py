@@ -39,7 +39,7 @@ def draw_curves(
     bars = right.bar(names, values, color=[_FEDERATED] + [_ALONE] * len(alone))
     right.bar_label(bars, [f"{value:.3f}" for value in values], padding=2)
     right.set_ylim(max(0.0, min(values) - 0.08), 1.0)
-    right.set_ylabel("AUC on the test images")
+    right.set_ylabel("AUC on the test images (axis cut)")
     right.set_title("Against each site alone", loc="left")
     right.tick_params(axis="x", labelsize=8)
     right.spines[["top", "right"]].set_visible(False)
