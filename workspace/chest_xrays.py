@@ -5,13 +5,14 @@ The last are no X-rays, and every place that shows a result says so.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from .. import __path__ as _package_path
 from ..envoy.datasets import load
 from ..envoy.inspection import inspect
-from ..envoy.records import DataOptions
+from ..envoy.records import DataOptions, Example
 from ..envoy.splits import GivenSplits, Split, SplitRule
 from ..utils.data_spec import DataKind, DataSpec
 from ..utils.errors import DatasetError
@@ -86,26 +87,48 @@ def _folders() -> list[Path]:
 def _of_path(path: Path, size: int, description: str) -> Images3:
     spec = DataSpec("demo", DataKind.IMAGES, (1, size, size), CLASSES)
     found = inspect("demo", path, DataOptions(CLASSES), time.time())
-    if path.suffix != ".npz" and all(_KERMANY_PATIENT.search(example.id) for example in found.index.examples):
-        rule = SplitRule(given=GivenSplits.KEEP_TEST)  # the published validation part has 16 images
-        options = DataOptions(CLASSES, patient=_KERMANY_PATIENT.pattern, rule=rule)
+    options = _options_for(path, found.index.examples)
+    if options is not None:
         found = inspect("demo", path, options, time.time())
     loaded = load(found.record, found.index, spec)
-    names = [example.id for example in sorted(found.index.examples, key=lambda example: example.split)]
+    ordered = sorted(found.index.examples, key=lambda example: example.split)
+    patients = _patients(path, [example.id for example in ordered], options)
     parts = []
     for split in (Split.TRAIN, Split.VALIDATION, Split.TEST):
         features, labels = loaded.part(split)
-        images = (features * 255).astype(np.uint8) if loaded.features.dtype == np.float32 else features.astype(np.uint8)
-        groups = tuple(_patient(name) for name, kept in zip(names, loaded.split == split, strict=True) if kept)
+        images = ((features * 255).round() if features.dtype == np.float32 else features).astype(np.uint8)
+        groups = tuple(itertools.compress(patients, loaded.split == split))
         parts.append(Part(images[:, 0], labels, groups))
-    if any(not len(part.labels) for part in parts):
-        raise DatasetError(f"{path}: the demo needs images for training, validation and test")
+        lacking = [name for label, name in enumerate(CLASSES) if label not in labels]
+        if lacking:
+            raise DatasetError(f"{path}: no image of {' and '.join(lacking)} for {split.word}; the demo needs both")
     return Images3(description, True, *parts)
 
 
-def _patient(name: str) -> str:
-    found = _KERMANY_PATIENT.search(name)
-    return found[1] if found else name
+def _options_for(path: Path, examples: Sequence[Example]) -> DataOptions | None:
+    """Where patients are known, by an array of the npz or by Kermany's file names, no two parts share one."""
+    if path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            names = set(arrays.files)
+        patient = "patient" if names & {"patient", "train_patient"} else None
+        split = "split" if {"images", "split"} <= names else None
+        return DataOptions(CLASSES, patient=patient, split_column=split) if patient or split else None
+    if all(_KERMANY_PATIENT.search(example.id) for example in examples):
+        rule = SplitRule(given=GivenSplits.KEEP_TEST)  # the published validation part has 16 images
+        return DataOptions(CLASSES, patient=_KERMANY_PATIENT.pattern, rule=rule)
+    return None
+
+
+def _patients(path: Path, ids: Sequence[str], options: DataOptions | None) -> list[str]:
+    """The patient of each example; the example itself where nothing is known."""
+    if options is None or options.patient is None:
+        return list(ids)
+    if path.suffix.lower() != ".npz":
+        return [found[1] if (found := _KERMANY_PATIENT.search(id_)) else id_ for id_ in ids]
+    with np.load(path, allow_pickle=False) as arrays:
+        named = {name: arrays[name] for name in arrays.files if name.endswith("patient")}
+    places = [id_.rpartition("/") for id_ in ids]
+    return [str(named[f"{part}_patient" if part else "patient"][int(number)]) for part, _, number in places]
 
 
 def _fetch(cache: Path) -> Path | None:
@@ -133,7 +156,7 @@ def _digits(size: int) -> Images3:
     order = np.random.default_rng(0).permutation(len(labels))
     ends = (0, int(0.7 * len(order)), int(0.8 * len(order)), len(order))
     parts = []
-    for start, end in pairwise(ends):
+    for start, end in itertools.pairwise(ends):
         chosen = order[start:end]
         parts.append(Part(images[chosen], labels[chosen], tuple(map(str, chosen))))
     return Images3("scikit-learn's handwritten digits, odd against even - NOT X-rays", False, *parts)

@@ -115,8 +115,10 @@ def _start_sites(federation: LocalFederation, paths: Mapping[str, Path], options
     joining = threading.Thread(target=join_all)
     joining.start()
     plan = federation.folder / "plan"
-    build_plan(PLAN, plan, {"image_size": options.image_size})
-    joining.join()
+    try:
+        build_plan(PLAN, plan, {"image_size": options.image_size})
+    finally:
+        joining.join()  # else an envoy might start after all others were ended
     if len(federation.envoys) != len(DEMO_SITES):
         raise FederationError(f"the envoys could not join; see {federation.director_folder / 'log.txt'}")
     return open_bundle(plan)
