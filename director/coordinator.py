@@ -66,6 +66,7 @@ class Coordinator:
         self._run: ActiveRun | None = None
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
+        self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
         self._up = self._down = 0
         self._ends = False
         self._thread = threading.Thread(target=self._work, name="director-rounds", daemon=True)
@@ -187,6 +188,7 @@ class Coordinator:
             self.hear(envoy)
             _, this = self._open_round(refusal.ref, envoy)
             self._save(rounds.decline(this, refusal.ref, envoy))
+            self._refusals[envoy] = f"{envoy}: {refusal.error}: {refusal.reason}"
             _LOG.warning(
                 "declined task=%s envoy=%s error=%s reason=%s", refusal.ref, envoy, refusal.error, refusal.reason
             )
@@ -348,6 +350,9 @@ class Coordinator:
 
     def _fail(self, run: ActiveRun, before: Round, failed: Round) -> None:
         now, following, ending = self._now(), None, None
+        told = failed  # what sites said of themselves is the operator's to read
+        said = "; ".join([text for envoy, text in sorted(self._refusals.items()) if envoy in failed.declined][:3])
+        failed = replace(failed, reason=f"{failed.reason} ({said})" if said else failed.reason)
         if failed.ref.attempt < run.settings.rounds.max_attempts:
             following = replace(rounds.again(failed, now), reason=before.reason)  # an evaluation's: why the run ends
         elif failed.kind is m.TaskKind.EVALUATE:
@@ -356,7 +361,7 @@ class Coordinator:
             ending = Ending(RunState.FAILED, f"{failed.ref}: {failed.reason}")
         self._history.fail_round(failed, now, following, ending)
         _LOG.warning("round failed task=%s reason=%s", failed.ref, failed.reason)
-        self._withdraw(failed, failed.cohort)
+        self._withdraw(told, told.cohort)
         self._begin(following, ending)
 
     def _start_next(self, now: float) -> None:
@@ -441,6 +446,7 @@ class Coordinator:
         """What the history says already: another round, or the run's end."""
         run, self._round = self._run, following
         self._answers.clear()
+        self._refusals.clear()
         if run is not None:
             self._count_traffic(run.record.run)
         if run is not None and ending is not None:
