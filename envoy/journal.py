@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..utils.errors import StorageError
-from ..utils.messages import TaskRef
+from ..utils.messages import RunId, TaskRef
 from ..utils.tensors import Digest
 from .orders import WorkResult, result_from_json, result_to_json
 
@@ -85,19 +85,11 @@ class Journal:
 
     def finished(self, ref: TaskRef) -> FinishedWork | None:
         """What was done for a task, if it was."""
-        with self._lock:
-            query = f"SELECT result, digest, length, received_at FROM work WHERE {_KEY}"  # noqa: S608
-            row = self._database.execute(query, _key(ref)).fetchone()
-        if row is None:
-            return None
-        result, digest, length, received_at = row
-        return FinishedWork(
-            ref,
-            result_from_json(json.loads(result)),
-            Digest(digest) if digest else None,
-            length,
-            received_at is not None,
-        )
+        return next(iter(self._select(_KEY, _key(ref))), None)
+
+    def unreceived(self, run: RunId) -> list[FinishedWork]:
+        """What was done for a run and, as far as is known here, has no receipt."""
+        return self._select("run = ? AND received_at IS NULL", (run,))
 
     def count(self) -> tuple[int, float | None]:
         """How many tasks have a receipt, and when the last came (seconds since 1970)."""
@@ -109,6 +101,24 @@ class Journal:
         """Close the file."""
         with self._lock:
             self._database.close()
+
+    def _select(self, where: str, values: tuple[str | int, ...]) -> list[FinishedWork]:
+        query = (
+            "SELECT run, round, attempt, plan, result, digest, length, received_at FROM work "  # noqa: S608 - constants
+            f"WHERE {where}"
+        )
+        with self._lock:
+            rows = self._database.execute(query, values).fetchall()
+        return [
+            FinishedWork(
+                TaskRef(RunId(run), number, attempt, Digest(plan)),
+                result_from_json(json.loads(result)),
+                Digest(digest) if digest else None,
+                length,
+                received_at is not None,
+            )
+            for run, number, attempt, plan, result, digest, length, received_at in rows
+        ]
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._database, self._lock, self._path)
@@ -129,12 +139,14 @@ class _Transaction:
             raise StorageError(f"the journal {self._path} cannot be written: {error}") from error
         return self._database
 
-    def __exit__(self, kind: object, error: object, _: object) -> None:
+    def __exit__(self, _: object, error: object, __: object) -> None:
         try:
-            self._database.execute("ROLLBACK" if kind else "COMMIT")
-        except sqlite3.Error as failure:
-            raise StorageError(f"the journal {self._path} cannot be written: {failure}") from failure
+            if error is None:
+                self._database.execute("COMMIT")
+        except sqlite3.Error as refused:
+            error = refused
         finally:
+            self._database.rollback()  # SQLite may have done it already: on a full disk, it says that alone
             self._lock.release()
         if isinstance(error, sqlite3.Error):
             raise StorageError(f"the journal {self._path} cannot be written: {error}") from error

@@ -1,0 +1,170 @@
+"""What was trained is remembered, over any end of the process."""
+
+import sqlite3
+import threading
+
+import pytest
+from fedveil.envoy.journal import Journal
+from fedveil.envoy.orders import WorkResult
+from fedveil.utils.errors import StorageError
+from fedveil.utils.messages import TaskRef
+from fedveil.utils.metrics import auc_of, mean_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+PLAN = "ab" * 32
+REF = TaskRef("lungs-1", 1, 1, PLAN)
+OTHERS = [
+    TaskRef("lungs-2", 1, 1, PLAN),
+    TaskRef("lungs-1", 2, 1, PLAN),
+    TaskRef("lungs-1", 1, 2, PLAN),
+    TaskRef("lungs-1", 1, 1, "cd" * 32),
+]
+RESULT = WorkResult(17, (mean_of("loss", 1.25, 17), auc_of("auc", [0.1, 0.9], [0, 1])))
+DIGEST = "ef" * 32
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "envoy.sqlite"
+
+
+@pytest.fixture
+def journal(path):
+    made = Journal(path)
+    yield made
+    made.close()
+
+
+def test_finished_work_is_found_again_and_for_its_task_alone(journal):
+    done = journal.finish(REF, RESULT, DIGEST, 400)
+    assert journal.finished(REF) == done
+    assert (done.result, done.digest, done.length, done.is_received) == (RESULT, DIGEST, 400, False)
+    assert [journal.finished(ref) for ref in OTHERS] == [None] * 4
+
+
+def test_finished_work_survives_the_process(path, journal):
+    journal.finish(REF, RESULT, DIGEST, 400)
+    again = Journal(path)  # the first was not closed: a kill -9
+    assert again.finished(REF).result == RESULT
+    again.close()
+
+
+def test_an_evaluation_has_no_update(journal):
+    assert journal.finish(REF, RESULT, None, 0).digest is None
+    assert journal.finished(REF).digest is None
+
+
+def test_a_receipt_is_kept_and_counted(journal):
+    assert journal.count() == (0, None)
+    journal.finish(REF, RESULT, DIGEST, 400)
+    assert journal.count() == (0, None)
+    journal.receive(REF)
+    number, last = journal.count()
+    assert number == 1
+    assert last > 0
+    assert journal.finished(REF).is_received
+
+
+def test_work_that_was_not_received_is_forgotten_when_its_file_is_written_over(journal):
+    journal.finish(REF, RESULT, DIGEST, 400)
+    journal.finish(OTHERS[0], RESULT, DIGEST, 400)
+    assert journal.finished(REF) is None
+    journal.receive(OTHERS[0])
+    journal.finish(OTHERS[1], RESULT, DIGEST, 400)
+    assert journal.finished(OTHERS[0]).is_received
+
+
+def test_work_may_be_done_anew_and_forgotten(journal):
+    journal.finish(REF, RESULT, DIGEST, 400)
+    journal.finish(REF, RESULT, "01" * 32, 400)
+    assert journal.finished(REF).digest == "01" * 32
+    journal.forget(REF)
+    assert journal.finished(REF) is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(
+        st.builds(
+            mean_of,
+            st.text("abc", min_size=1, max_size=3),
+            st.floats(-1e300, 1e300),
+            st.floats(0, 1e9),
+        ),
+        max_size=4,
+    ),
+    st.integers(0, 1 << 40),
+)
+def test_every_result_comes_back_as_it_was(tmp_path_factory, metrics, number):
+    journal = Journal(tmp_path_factory.mktemp("journal") / "x.sqlite")
+    result = WorkResult(number, tuple(metrics))
+    journal.finish(REF, result, None, 0)
+    assert journal.finished(REF).result == result
+    journal.close()
+
+
+def test_threads_share_it(journal):
+    refs = [TaskRef("lungs-1", number, 1, PLAN) for number in range(1, 21)]
+
+    def work(ref):
+        for _ in range(5):
+            journal.finished(ref)
+            journal.count()
+
+    journal.finish(refs[0], RESULT, DIGEST, 4)
+    threads = [threading.Thread(target=work, args=(ref,)) for ref in refs]
+    for thread in threads:
+        thread.start()
+    for ref in refs:
+        journal.finish(ref, RESULT, DIGEST, 4)
+        journal.receive(ref)
+    for thread in threads:
+        thread.join(10.0)
+    assert journal.count()[0] == 20
+
+
+@pytest.mark.parametrize("content", [b"this is no database, " * 200, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_file_that_is_no_journal_is_said_so(path, content):
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match=r"the journal .*envoy.sqlite cannot be used"):
+        Journal(path)
+
+
+def test_a_journal_of_a_newer_program_is_left_alone(path):
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(StorageError, match="newer fedveil"):
+        Journal(path)
+
+
+def test_a_folder_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(StorageError, match="cannot be used"):
+        Journal(tmp_path / "nowhere" / "envoy.sqlite")
+
+
+def test_a_full_disk_is_said_and_what_was_written_stays(journal):
+    journal.finish(REF, RESULT, DIGEST, 400)
+    journal.receive(REF)
+    pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
+    journal._database.execute(f"PRAGMA max_page_count = {pages + 1}")
+    large = WorkResult(1, tuple(auc_of(f"auc-{number}", [0.5], [1]) for number in range(8)))
+    with pytest.raises(StorageError, match=r"cannot be written: .*full"):
+        journal.finish(OTHERS[0], large, DIGEST, 400)
+    assert journal.finished(REF).is_received
+    assert journal.finished(OTHERS[0]) is None
+    journal._database.execute("PRAGMA max_page_count = 1000000")
+    journal.finish(OTHERS[0], large, DIGEST, 400)
+    assert journal.finished(OTHERS[0]).result == large
+
+
+def test_a_journal_that_another_process_holds_is_said_and_can_be_used_afterwards(path, journal):
+    journal._database.execute("PRAGMA busy_timeout = 1")
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StorageError, match=r"cannot be written: .*locked"):
+        journal.finish(REF, RESULT, DIGEST, 400)
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert not journal.finish(REF, RESULT, DIGEST, 400).is_received
