@@ -27,6 +27,7 @@ from ..director.uploads import Uploads
 from ..envoy.config import Device, EnvoyConfig, TrainingSettings
 from ..envoy.datasets import DatasetRegistry
 from ..envoy.inspection import inspect as inspect_dataset
+from ..envoy.orders import WorkOrder, WorkResult
 from ..envoy.plans import Plan
 from ..envoy.records import DataOptions
 from ..envoy.session import Session
@@ -88,7 +89,8 @@ def simulate(
         folder: keeps the sites' and the director's files; a temporary one by default.
 
     Raises:
-        FederationError: a plan, dataset or setting that is not right, or a run that failed, with its reason.
+        FederationError: a plan, dataset or setting that is not right, or a run that failed, with its reason; a plan's
+            own error is its cause.
     """
     with ExitStack() as stack:
         home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedveil-simulation-")))
@@ -118,7 +120,8 @@ class _Simulator:
             "simulation", history, self._artifacts, self._coordinator, members, max_model_bytes=_MAX_MODEL_BYTES
         )
         self._ended = threading.Event()
-        self._sessions = []
+        self._sessions: list[Session] = []
+        self._trainers: list[_Trainer] = []
         for name, site in sites.items():
             members.add_identity(Identity(name, "envoy", name, "", b"", 0.0))
             self._sessions.append(self._session(m.EnvoyName(name), home / "sites" / name, site))
@@ -142,7 +145,8 @@ class _Simulator:
             for thread in threads:
                 thread.join()
         if view.state != "finished" or view.model is None:
-            raise FederationError(f"the simulation {view.state}: {view.reason}")
+            cause = next((one.error for one in self._trainers if one.error is not None), None)
+            raise FederationError(f"the simulation {view.state}: {view.reason}") from cause
         return Simulation(view, self._artifacts.read(view.model))
 
     def _wait(self, run: m.RunId) -> m.ExperimentView:
@@ -164,7 +168,24 @@ class _Simulator:
             found = inspect_dataset(data.name, Path(path), options, time.time())
             DatasetRegistry(folder / "datasets").add(found.record, found.index, replace=True)
         link = _InMemoryLink(name, self._coordinator, self._artifacts)
-        return Session(name, folder, link, InProcessTrainer(), self._config)
+        self._trainers.append(_Trainer())
+        return Session(name, folder, link, self._trainers[-1], self._config)
+
+
+class _Trainer(InProcessTrainer):
+    """Keeps what went wrong first, with the plan's own traceback: here whoever simulates may see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: FederationError | None = None
+
+    def run(self, order: WorkOrder, timeout_seconds: float, cancelled: threading.Event) -> WorkResult:
+        try:
+            return super().run(order, timeout_seconds, cancelled)
+        except FederationError as error:
+            if self.error is None and not cancelled.is_set():
+                self.error = error
+            raise
 
 
 class _InMemoryLink:

@@ -1,0 +1,160 @@
+"""``simulate`` gives what the arithmetic says, and what real processes give."""
+
+import hashlib
+import json
+import time
+import traceback
+
+import fedveil
+import numpy as np
+import pytest
+from fedveil.envoy.datasets import DatasetRegistry
+from fedveil.envoy.inspection import inspect
+from fedveil.envoy.records import DataOptions
+from fedveil.utils.errors import ConfigError, DatasetError, FederationError, PlanError
+from fedveil.utils.messages import TaskKind
+from fedveil.utils.plan_bundle import open_bundle
+from fedveil.workspace.local_federation import LocalFederation
+from fedveil.workspace.plan_builder import build_plan
+from safetensors.numpy import load
+
+SIZES = {"site-a": 20, "site-b": 7, "site-c": 13}
+CLASSES = ("normal", "pneumonia")
+ROUNDS = 3
+SEED = 11
+
+
+@pytest.fixture
+def sites(toy_site):
+    return {name: toy_site(name, count) for name, count in SIZES.items()}
+
+
+def rng_of(site, number, seed=SEED):
+    """The lot of one site's training, as `WorkOrder.seed_for` states it."""
+    words = ["fedveil/local", "training", f"{seed:064x}", site, number]
+    text = json.dumps(words, separators=(",", ":")).encode()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1)
+
+
+def trained(model, path, site, number):
+    with np.load(path) as arrays:
+        features, labels = arrays["train_images"][:, None].astype(np.float32) / np.float32(255), arrays["train_labels"]
+    image = (model["image"] + features.mean(0)) / 2 + rng_of(site, number).standard_normal((1, 4, 4), np.float32) / 100
+    return {"image": image, "share": (model["share"] + np.float32(labels.mean())) / 2}, len(labels)
+
+
+def federated(sites, rounds):
+    """FedAvg, written down plainly: the model before each round, and the last."""
+    models = [{"image": np.full((1, 4, 4), 0.5, np.float32), "share": np.float32(0)}]
+    for number in range(1, rounds + 1):
+        answers = [trained(models[-1], path, site, number) for site, path in sorted(sites.items())]
+        total = sum(count for _, count in answers)
+        old = models[-1]
+        models.append({k: old[k] + sum((new[k] - old[k]) * np.float32(n / total) for new, n in answers) for k in old})
+    return models
+
+
+def test_a_simulation_computes_what_numpy_does(toy_plan, sites):
+    done = fedveil.simulate(toy_plan, sites, rounds=ROUNDS, seed=SEED)
+    models, model = federated(sites, ROUNDS), load(done.model)
+    assert model.keys() == models[-1].keys()
+    for name, array in models[-1].items():
+        np.testing.assert_allclose(model[name], array, rtol=1e-6)
+    assert [one.kind for one in done.rounds] == [TaskKind.TRAIN] * ROUNDS + [TaskKind.EVALUATE]
+    assert done.stop_reason == f"max_rounds: {ROUNDS} rounds are closed"
+    # Each round reports the model that entered it, pooled over the validation images of all sites.
+    held = np.concatenate([np.load(path)["val_images"] for path in sites.values()])[:, None] / 255
+    distances = [np.abs(held - one["image"]).sum((1, 2, 3)).mean() for one in models]
+    np.testing.assert_allclose([one.metrics["distance"] for one in done.rounds], distances, rtol=1e-5)
+    assert done.view.bytes_up == ROUNDS * len(sites) * 4 * 17
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(toy_plan, sites):
+    first = fedveil.simulate(toy_plan, sites, rounds=2, seed=1)
+    assert fedveil.simulate(toy_plan, sites, rounds=2, seed=1).model == first.model
+    assert fedveil.simulate(toy_plan, dict(reversed(sites.items())), rounds=2, seed=1).model == first.model
+    assert fedveil.simulate(toy_plan, sites, rounds=2, seed=2).model != first.model
+
+
+def test_a_simulation_gives_the_bits_of_real_processes(toy_plan, sites, tmp_path):
+    build_plan(toy_plan, tmp_path / "plan")
+    bundle = open_bundle(tmp_path / "plan")
+    limits = f"[rounds]\nmax_rounds = {ROUNDS}\nmin_participants = {len(sites)}\n"
+    with LocalFederation(tmp_path, "real") as federation:
+        federation.found()
+        federation.start_director()
+        federation.wait_for_director()
+        for name, path in sites.items():
+            folder = federation.join(name, name.title())
+            (folder / "envoy.toml").write_text("[training]\npreload_torch = false\n")
+            found = inspect("toy", path, DataOptions(CLASSES), time.time())
+            DatasetRegistry(folder / "datasets").add(found.record, found.index)
+            federation.start_envoy(name)
+        view = federation.wait_for(federation.submit(f'name = "toy"\nseed = "{SEED:064x}"\n{limits}', bundle))
+        assert view.state == "finished", view
+        with federation.operator() as operator:
+            model = operator.fetch(view.model)
+    simulated = fedveil.simulate(bundle, sites, rounds=ROUNDS, seed=SEED)
+    assert model == simulated.model
+    assert [one.metrics for one in view.rounds] == [one.metrics for one in simulated.rounds]
+    assert view.bytes_up == simulated.view.bytes_up
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_uses_the_threads_that_were_asked_for_and_leaves_the_process_its_own(sites, tmp_path, threads):
+    import torch
+
+    plan = tmp_path / "threads.py"
+    plan.write_text(
+        "import torch\n"
+        "from fedveil import DataKind, DataSpec, TrainingPlan, mean_of\n"
+        "class Threads(TrainingPlan):\n"
+        "    data = DataSpec('toy', DataKind.IMAGES, (1, 4, 4), ('normal', 'pneumonia'))\n"
+        "    def model(self):\n"
+        "        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 1))\n"
+        "    def train_step(self, model, batch):\n"
+        "        return model(batch[0]).square().mean()\n"
+        "    def evaluate(self, model, loader):\n"
+        "        yield mean_of('threads', torch.get_num_threads(), 1)\n"
+    )
+    before = torch.get_num_threads()
+    done = fedveil.simulate(plan, sites, rounds=1, device="cpu", threads=threads)
+    assert {one.metrics["threads"] for one in done.rounds} == {threads}
+    assert torch.get_num_threads() == before
+
+
+def test_further_tables_of_experiment_toml_are_heeded(toy_plan, sites):
+    stop = '[stop]\nmetric = "distance"\nmode = "min"\npatience = 1\nmin_delta = 100.0\n'
+    done = fedveil.simulate(toy_plan, sites, rounds=9, experiment=stop)
+    assert len(done.rounds) < 9
+    assert "distance" in done.stop_reason
+
+
+def test_a_plan_that_breaks_at_one_site_is_told_with_its_reason(toy_plan, sites):
+    with pytest.raises(FederationError, match=r"round 1 .*site-b: TrainingError: the plan raised ValueError") as caught:
+        fedveil.simulate(toy_plan, sites, rounds=2, settings={"fails_at": SIZES["site-b"]})
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "ValueError: a toy that breaks" in shown  # for whoever simulates; a real director gets the first line alone
+    assert "toy.py" in shown
+
+
+def test_what_cannot_be_simulated_is_refused(toy_plan, sites, tmp_path):
+    with pytest.raises(PlanError, match="site-b has none"):
+        fedveil.simulate(toy_plan, sites | {"site-b": None})
+    with pytest.raises(DatasetError, match="is not there"):
+        fedveil.simulate(toy_plan, sites | {"site-b": tmp_path / "nothing.npz"})
+    with pytest.raises(ConfigError, match="device 'tpu': expected auto, cpu, cuda"):
+        fedveil.simulate(toy_plan, sites, device="tpu")
+    with pytest.raises(PlanError, match="unknown setting depth"):
+        fedveil.simulate(toy_plan, sites, settings={"depth": 1})
+    with pytest.raises(PlanError, match="cannot be read"):
+        fedveil.simulate(tmp_path / "no.py", sites)
+    in_no_file = type("Plan", (fedveil.ArrayPlan,), {"__module__": "builtins"})
+    with pytest.raises(PlanError, match="lies in no file"):
+        fedveil.simulate(in_no_file, sites)
+
+
+def test_a_folder_keeps_the_files_of_a_simulation(toy_plan, sites, tmp_path):
+    fedveil.simulate(toy_plan, sites, rounds=1, folder=tmp_path / "kept")
+    assert {path.name for path in (tmp_path / "kept" / "sites").iterdir()} == set(sites)
+    assert open_bundle(tmp_path / "kept" / "plan").manifest.name == "Toy"
