@@ -37,6 +37,8 @@ def divide(images: Images3, shares: tuple[SiteShare, ...], folder: Path, seed: i
     rng = np.random.default_rng(seed)
     train = _assign(images.train, shares, rng)
     validation = _assign(images.validation, shares, rng)
+    owner_of = dict(zip(images.train.groups, train, strict=True))  # a given set may validate with patients it trains on
+    validation = np.array([owner_of.get(*pair) for pair in zip(images.validation.groups, validation, strict=True)])
     paths = {}
     for number, share in enumerate(shares):
         path = folder / share.name / "images.npz"
