@@ -54,6 +54,14 @@ class Fetcher:
         """
         if ref.plan in self._bundles:
             return self._bundles[ref.plan]
+        try:
+            bundle = self._fetch_plan(ref, patience)
+        except OSError as error:
+            raise StorageError(f"a plan cannot be kept at this site: {error.strerror}") from error
+        self._bundles[ref.plan] = bundle
+        return bundle
+
+    def _fetch_plan(self, ref: m.TaskRef, patience: Patience) -> Bundle:
         folder = self._plans / ref.plan
         arriving = self._work / "arriving"
         manifest_path = self._fetch(ref, ref.plan, arriving, MAX_MANIFEST_BYTES, patience)
@@ -64,9 +72,7 @@ class Fetcher:
                     f"plan {manifest.name} holds a file of {size} bytes; this envoy takes {self._max_bytes}"
                 )
             adopt_blob(folder, digest, self._fetch(ref, digest, arriving, size, patience))
-        bundle = open_bundle(folder, ref.plan)
-        self._bundles[ref.plan] = bundle
-        return bundle
+        return open_bundle(folder, ref.plan)
 
     def model(self, task: m.Task, bundle: Bundle, patience: Patience) -> Path:
         """The file that holds a task's model.
@@ -134,15 +140,23 @@ class _Download:
         for part in parts:
             if not isinstance(part, m.Data) or self.offset + len(part.content) > opening.length:
                 raise MalformedMessageError(f"the download of {digest[:12]}… is not {opening.length} bytes of data")
-            os.pwrite(self._file, part.content, self.offset)
-            self._sha.update(part.content)
-            self.offset += len(part.content)
+            self._write(part.content)
         if self.offset != opening.length:
             raise LengthMismatchError(f"the download of {digest[:12]}… ended at {self.offset} bytes")
 
     def close(self) -> None:
         """Give the file back."""
         os.close(self._file)
+
+    def _write(self, content: memoryview | bytes) -> None:
+        rest = memoryview(content)
+        try:
+            while rest:
+                written = os.pwrite(self._file, rest, self.offset)
+                self._sha.update(rest[:written])
+                self.offset, rest = self.offset + written, rest[written:]
+        except OSError as error:
+            raise StorageError(f"a download cannot be kept at this site: {error.strerror}") from error
 
     def _make_room(self, length: int) -> None:
         try:
