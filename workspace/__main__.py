@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..utils.errors import ConfigError, FederationError
+from ..utils.errors import ConfigError, FederationError, TrainingError
 
 _CONSOLE = Console()
 
@@ -122,6 +123,8 @@ def _errors_in_words() -> Iterator[None]:
     try:
         yield
     except FederationError as error:
+        if isinstance(error, TrainingError) and error.__cause__ is not None:  # the researcher's own code
+            typer.echo("".join(traceback.format_exception(error.__cause__)), err=True, nl=False)
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         raise typer.Exit(1) from error
 
