@@ -1,0 +1,120 @@
+"""The main job, as it is typed: real processes, and what they leave behind."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedveil.utils.errors import DatasetError, PlanError
+from fedveil.utils.plan_bundle import open_bundle
+from fedveil.workspace import chest_xrays, demo
+from fedveil.workspace.chest_xrays import DATA_VARIABLE
+from fedveil.workspace.demo import DemoOptions, run_demo
+from PIL import Image
+from rich.console import Console
+from safetensors.numpy import load_file
+
+MARK = "FEDVEIL_TEST_MARK"
+SITES = ("site-a", "site-b", "site-c")
+KEYS = {
+    "test_auc": float,
+    "test_accuracy": float,
+    "sites": dict,
+    "rounds": int,
+    "stop_reason": str,
+    "transport": str,
+    "data_source": str,
+    "first_round_open_seconds": float,
+    "wall_seconds": float,
+    "cpu_seconds": float,
+    "bytes_up": int,
+    "bytes_down": int,
+}
+
+
+def marked(mark: str) -> list[str]:
+    """Command lines of living processes that were started under this mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # it ended, or is another user's
+    return found
+
+
+def without_images(monkeypatch, tmp_path):
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "empty"))
+    monkeypatch.setattr(chest_xrays, "_fetch", lambda _: None)
+
+
+@pytest.mark.slow
+def test_the_demo_trains_and_leaves_its_results_and_no_process(tmp_path):
+    mark, out = uuid.uuid4().hex, tmp_path / "out"
+    command = [str(Path(sys.executable).parent / "fedveil"), "demo", "--rounds", "2", "--out", str(out)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {MARK: mark}, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+    assert not marked(mark)
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert {key: type(value) for key, value in summary.items()} == KEYS
+    assert summary["rounds"] == 2
+    assert summary["transport"] == "mtls"
+    assert summary["stop_reason"] == "max_rounds: 2 rounds are closed"
+    assert tuple(summary["sites"]) == SITES
+    for site in summary["sites"].values():
+        assert 0 <= site["alone_auc"] <= 1
+        assert site["num_examples"] > 100
+    assert 0 <= summary["test_auc"] <= 1
+    assert 0 <= summary["test_accuracy"] <= 1
+    assert 0 < summary["first_round_open_seconds"] < summary["wall_seconds"]
+
+    bundle = open_bundle(out / "federation" / "plan")
+    model = load_file(out / "model.safetensors")
+    assert {name: array.shape for name, array in model.items()} == {e.name: e.shape for e in bundle.layout.entries}
+    assert all(np.isfinite(array).all() for array in model.values())
+    update_bytes = sum(array.nbytes for array in model.values())
+    assert summary["bytes_up"] == 2 * len(SITES) * update_bytes
+    assert summary["bytes_down"] > 3 * len(SITES) * update_bytes  # two rounds and the evaluation, and the plan once
+    with Image.open(out / "curves.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+    assert 5_000 < (out / "curves.png").stat().st_size < 500_000
+    assert summary["data_source"].split(" (")[0] in done.stdout
+    assert f"{summary['test_auc']:.4f}" in done.stdout
+
+
+@pytest.mark.slow
+def test_images_that_are_no_xrays_are_said_to_be_none(tmp_path, monkeypatch):
+    without_images(monkeypatch, tmp_path)
+    said = io.StringIO()
+    summary = run_demo(DemoOptions(tmp_path / "out", rounds=1), Console(file=said, width=200))
+    text = " ".join(said.getvalue().split())
+    assert "NOT X-rays" in summary["data_source"]
+    assert "these are NOT X-rays, and the figures say nothing about pneumonia" in text
+    assert "These figures are of handwritten digits, not of X-rays." in text
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["images", "plan"])
+def test_a_demo_that_fails_says_why_and_leaves_no_process(tmp_path, monkeypatch, broken):
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    without_images(monkeypatch, tmp_path)
+    options = DemoOptions(tmp_path / "out", data=tmp_path / "absent.npz" if broken == "images" else None)
+    if broken == "plan":
+        monkeypatch.setattr(demo, "PLAN", tmp_path / "absent.py")
+    with pytest.raises(DatasetError if broken == "images" else PlanError, match="absent"):
+        run_demo(options, Console(file=io.StringIO()))
+    assert not marked(mark)
+    assert not (tmp_path / "out" / "summary.json").exists()
