@@ -7,12 +7,14 @@ before it is sent, so that it is never trained twice.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ from ..utils.errors import (
     UnreachableError,
 )
 from ..utils.plan_bundle import Bundle, mapped
-from ..utils.tensors import digest_of
+from ..utils.tensors import Digest, digest_of
 from ..utils.transport import BEAT_SECONDS
 from .config import EnvoyConfig, Work
 from .datasets import DatasetRegistry
@@ -194,6 +196,7 @@ class Session:
         patience = Patience(commission.withdrawn)
         try:
             self._check(task)
+            self._settle(task, patience)
             done = self._journal.finished(task.ref)
             if done is None or not self._is_intact(done):
                 done = self._work(commission, patience)
@@ -286,17 +289,24 @@ class Session:
                 receipt = patience.insist(lambda: self._upload(task, done, commission.withdrawn))
             if receipt.digest != done.digest:
                 raise DigestMismatchError(f"the director holds another update of {self._name} for {task.ref}")
-        self._journal.receive(task.ref)
-        adopt_state(self._folder / "state", task.ref)
+        self._keep_receipt(task.ref)
+
+    def _settle(self, task: m.Task, patience: Patience) -> None:
+        """Ask again for receipts of the run that were lost on their way: what counted has its local state in force."""
+        for done in self._journal.unreceived(task.ref.run):
+            if done.ref == task.ref or done.digest is None:
+                continue
+            with contextlib.suppress(ProtocolError):  # its round closed without it
+                answer = patience.insist(partial(self._link.request_upload, _header(done, task.layout)))
+                if isinstance(answer, m.Receipt) and answer.digest == done.digest:
+                    self._keep_receipt(done.ref)
+
+    def _keep_receipt(self, ref: m.TaskRef) -> None:
+        adopt_state(self._folder / "state", ref)  # first: with the receipt in the journal, nobody asks again
+        self._journal.receive(ref)
 
     def _upload(self, task: m.Task, done: FinishedWork, withdrawn: threading.Event) -> m.Receipt:
-        header = m.UpdateHeader(
-            ref=task.ref,
-            layout=task.layout,
-            length=done.length,
-            num_examples=done.result.num_examples,
-            metrics=done.result.metrics,
-        )
+        header = _header(done, task.layout)
         try:
             grant = self._link.request_upload(header)
             while isinstance(grant, m.Wait):
@@ -327,3 +337,13 @@ class Session:
             patience.insist(lambda: self._link.decline(refusal))
         except FederationError as refused:
             _LOG.info("the director no longer waits for task=%s: %s", ref, refused)
+
+
+def _header(done: FinishedWork, layout: Digest) -> m.UpdateHeader:
+    return m.UpdateHeader(
+        ref=done.ref,
+        layout=layout,
+        length=done.length,
+        num_examples=done.result.num_examples,
+        metrics=done.result.metrics,
+    )
