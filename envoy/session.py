@@ -139,6 +139,8 @@ class Session:
             except FederationError as error:
                 if not self._ended.is_set():
                     self._report_break(error)
+            except Exception:  # noqa: BLE001 - an envoy that no longer listens would look alive
+                _LOG.exception("the line to the director is opened again")
             self._connected = False
             if not patience.pause():
                 return

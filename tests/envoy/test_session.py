@@ -333,6 +333,15 @@ def test_the_line_is_opened_again_for_as_long_as_it_takes(site):
     site.received(site.task(2))
 
 
+def test_the_envoy_goes_on_listening_whatever_a_line_gives(site, caplog):
+    site.start()
+    until(lambda: site.director.opened == 1)
+    site.director.items.put(ZeroDivisionError("a fault of ours"))
+    until(lambda: site.director.opened == 2)
+    assert "the line to the director is opened again" in caplog.text
+    site.received(site.task())
+
+
 def test_finished_training_is_not_repeated_in_a_storm_of_broken_lines(site):
     broken = [UnreachableError("the line broke")] * 20
     for method in ("download", "request_upload", "upload", "after_upload"):
@@ -391,7 +400,6 @@ def test_finished_training_is_not_repeated_after_a_restart(site):
 
 def test_a_half_sent_update_goes_on_after_a_restart(site):
     site.director.cuts = [1500]
-    site.director.fail("upload")
     site.start()
     task = site.task()
     site.director.on_upload = lambda: site.director.is_down.set() if site.director.spool else None
@@ -417,7 +425,6 @@ def test_a_receipt_that_was_lost_is_asked_for_again_after_a_restart(site):
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone", "empty"])
 def test_an_update_that_was_damaged_at_the_site_is_trained_again_and_never_sent(site, damage):
-    site.director.is_down.clear()
     site.director.fail("upload", *[UnreachableError("down")] * 1_000_000)
     site.start()
     task = site.task()
@@ -589,8 +596,8 @@ def test_a_director_that_does_not_want_the_refusal_either_is_no_trouble(site):
         ("return {'w': weights['w'] * np.float32('nan')}, 5", "NonFiniteUpdateError", "NaN or infinity"),
         ("return {'w': weights['w']}, 0", "TrainingError", "no number of examples"),
         ("return {'w': weights['w']}, 'many'", "TrainingError", "no number of examples"),
-        ("return None", "", ""),
-        ("import sys; sys.exit(3)", "TrainingError", ""),
+        ("return None", "TrainingError", "the plan"),
+        ("import sys; sys.exit(3)", "TrainingError", "the plan raised SystemExit in train"),
     ],
 )
 def test_a_plan_that_does_wrong_is_declined_in_words_without_its_traceback(tmp_path, body, error, words):
