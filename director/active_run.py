@@ -55,6 +55,7 @@ class ActiveRun:
         self.layout = Layout.from_json(artifacts.read(self.manifest.file(LAYOUT_FILE).sha256))
         self.model = record.model
         self.progress: list[dict[str, float]] = []  # the federated metrics of each closed round, for the stop rule
+        self.spare: Digest | None = None  # an old model whose file the next one may be written over
         self.models: list[Digest] = []  # of each closed round, oldest first, as far as they are kept
         self._artifacts = artifacts
         vector, self._exact = read_model(self.layout, mapped(artifacts.path(record.model)))
@@ -115,7 +116,8 @@ class ActiveRun:
         new, state = step(self.settings.server_optimizer, self.layout, self._model, self._spare, self._state)
         if not is_finite(new):
             raise NonFiniteUpdateError(f"{this.ref}: the new model holds NaN or infinity; the model before it is kept")
-        model = self._artifacts.put(model_pieces(self.layout, new, self._exact))
+        spare, self.spare = self.spare, None
+        model = self._artifacts.put(model_pieces(self.layout, new, self._exact), over=spare)
         pieces = state_pieces(state)
         kept = self._artifacts.put(pieces) if pieces else None
         return Outcome(model, metrics, kept, num_examples, new, state)

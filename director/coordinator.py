@@ -450,6 +450,7 @@ class Coordinator:
         if run is not None:
             self._count_traffic(run.record.run)
         if run is not None and ending is not None:
+            self._discard_spare(run)
             _LOG.info("run ended run=%s state=%s reason=%s", run.record.run, ending.state.value, ending.reason)
             self._run = None
         self._lock.notify_all()
@@ -463,15 +464,21 @@ class Coordinator:
         self._lines.push(sorted(envoys), m.Withdrawal(this.ref, this.reason or f"{this.ref} is {this.state.value}"))
 
     def _discard_old_models(self, run: ActiveRun) -> None:
-        """Keep the last models of this run, and every model that another run or a plan still needs."""
+        """Keep the last models of this run, and all that another run or a plan needs; spare one file for the next."""
         if not self._keep_models:
             return
         needed = {record.model for record in self._history.runs()} | {digest for digest, _ in run.manifest.blobs()}
         needed.update(run.models[-self._keep_models :])
         for digest in run.models[: -self._keep_models]:
             if digest not in needed:
-                self._artifacts.discard(digest)
+                self._discard_spare(run)
+                run.spare = digest
         del run.models[: -self._keep_models]
+
+    def _discard_spare(self, run: ActiveRun) -> None:
+        spare, run.spare = run.spare, None
+        if spare is not None:
+            self._artifacts.discard(spare)
 
     def _count_traffic(self, run: m.RunId) -> None:
         up, down, self._up, self._down = self._up, self._down, 0, 0

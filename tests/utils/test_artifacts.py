@@ -214,3 +214,15 @@ def test_a_writer_killed_midway_leaves_no_artifact(tmp_path: Path) -> None:
     assert left[0].endswith(".part")
     ArtifactStore(tmp_path, durable=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_artifact_written_over_another_is_the_new_one_alone(tmp_path):
+    store = ArtifactStore(tmp_path, durable=False)
+    old = store.put([b"x" * (5 << 20)])
+    large, small = b"y" * (4 << 20), b"z"
+    new = store.put([large], over=old)
+    assert (store.read(new), store.has(old)) == (large, False)
+    last = store.put([small], over=new)
+    assert (store.read(last), store.has(new)) == (small, False)
+    assert store.put([small], over=digest_of(b"never there")) == last
+    assert [path.name for path in tmp_path.iterdir()] == [last]
