@@ -1,0 +1,239 @@
+"""The arithmetic of a round, and what fits a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedveil.director.active_run import ActiveRun, check_plan
+from fedveil.director.records import RunRecord, RunState, SubmissionRecord
+from fedveil.director.rounds import Round, RoundState
+from fedveil.director.spool import Spool
+from fedveil.director.uploads import Uploads
+from fedveil.utils.artifacts import ArtifactStore
+from fedveil.utils.data_spec import DataKind, DataSpec
+from fedveil.utils.errors import (
+    EmptyRoundError,
+    LayoutMismatchError,
+    LengthMismatchError,
+    NonFiniteUpdateError,
+    StorageError,
+    UnsendableUpdateError,
+)
+from fedveil.utils.messages import TaskKind, TaskRef, UpdateHeader
+from fedveil.utils.metrics import auc_of, mean_of
+from fedveil.utils.plan_bundle import Manifest, PlanKind, open_bundle, write_bundle
+from fedveil.utils.tensors import ExactEntry, Layout, Role, digest_of, exact_arrays, exact_bytes, read_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+LAYOUT = Layout.of([("w", (3,), Role.PARAMETER), ("mean", (1,), Role.BUFFER)], [ExactEntry("n", (2,), "I64")])
+INITIAL = np.array([1.0, 2.0, 3.0, 10.0], np.float32)
+EXACT = exact_bytes(LAYOUT, {"n": np.array([7, -(2**62)])})
+SETTINGS = 'name = "toy"\n[rounds]\nmax_rounds = 9\nmin_participants = 1\n'
+
+
+class Director:
+    """Artifacts, uploads and one run."""
+
+    def __init__(self, folder: Path, text: str = SETTINGS) -> None:
+        self.artifacts = ArtifactStore(folder / "artifacts", durable=False)
+        self.uploads = Uploads(folder / "uploads", 4, durable=False)
+        manifest = self._bundle(folder)
+        self.record = RunRecord(
+            run="toy-1",
+            name="toy",
+            state=RunState.RUNNING,
+            settings=text,
+            plan=manifest.digest,
+            layout=LAYOUT.digest,
+            seed=bytes(32),
+            submitted_at=0.0,
+            started_at=0.0,
+            ended_at=None,
+            reason="",
+            model=manifest.file("initial.safetensors").sha256,
+        )
+        self.run = ActiveRun(self.record, self.artifacts)
+
+    def _bundle(self, folder: Path) -> Manifest:
+        write_bundle(
+            folder / "bundle",
+            name="Toy",
+            kind=PlanKind.ARRAY,
+            entry="plan.py:Toy",
+            sources={"plan.py": b"class Toy: pass\n"},
+            settings={},
+            layout=LAYOUT,
+            initial=(INITIAL, EXACT),
+            data=DataSpec("none", DataKind.NONE),
+            software="0.1.0",
+        )
+        bundle = open_bundle(folder / "bundle")
+        for file in bundle.manifest.files:
+            self.artifacts.put([bundle.blob(file.path)])
+        self.artifacts.put([bundle.manifest.to_json()])
+        return bundle.manifest
+
+    @property
+    def ref(self) -> TaskRef:
+        return self.run.ref
+
+    def answered(self, envoy: str, update: list[float], number: int = 1, metrics: tuple = ()) -> SubmissionRecord:
+        raw = np.array(update, np.float32).tobytes()
+        spool = Spool(self.uploads.path(envoy), self.ref, len(raw), durable=False)
+        spool.reset()  # of the round before
+        spool.write(raw)
+        spool.finish(digest_of(raw))
+        spool.close()
+        return SubmissionRecord(self.ref, envoy, digest_of(raw), len(raw), number, metrics, f"{envoy}.spool")
+
+    def round(self, kind: TaskKind = TaskKind.TRAIN, *, state: RoundState = RoundState.AGGREGATING) -> Round:
+        return Round(self.ref, kind, 0.0, state, frozenset({"a", "b", "c"}), frozenset({"a", "b"}))
+
+    def model(self, digest: str) -> tuple[np.ndarray, np.ndarray]:
+        vector, exact = read_model(LAYOUT, self.artifacts.read(digest))
+        return vector, exact_arrays(LAYOUT, exact)["n"]
+
+
+@pytest.fixture
+def director(tmp_path: Path) -> Director:
+    return Director(tmp_path)
+
+
+def test_a_round_adds_the_weighted_mean_and_carries_integers_bit_by_bit(director: Director):
+    answers = [
+        director.answered("a", [1, 1, 1, 4], 1, (mean_of("loss", 2.0, 1),)),
+        director.answered("b", [5, 5, 5, 8], 3, (mean_of("loss", 6.0, 3),)),
+    ]
+    outcome = director.run.conclude(director.round(), answers, director.uploads, 2)
+    vector, exact = director.model(outcome.model)
+    assert vector.tolist() == [5.0, 6.0, 7.0, 17.0]
+    assert exact.tolist() == [7, -(2**62)]
+    assert outcome.metrics == (mean_of("loss", 8.0, 4),)
+    assert outcome.num_examples == 4
+
+
+def test_nothing_changes_before_an_outcome_is_adopted(director: Director):
+    answers = [director.answered("a", [1, 1, 1, 1])]
+    before = director.run.model
+    first = director.run.conclude(director.round(), answers, director.uploads, 1)
+    assert director.run.model == before
+    assert director.run.progress == []
+    again = director.run.conclude(director.round(), answers, director.uploads, 1)  # killed, or the disk was full
+    assert again.model == first.model
+    director.run.adopt(again)
+    assert director.run.model == first.model
+    assert director.run.conclude(director.round(), answers, director.uploads, 1).model != first.model
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.permutations("abcd"), st.integers(0, 2**32 - 1))
+def test_the_model_does_not_depend_on_who_answers_first(tmp_path_factory, order: list[str], seed: int):
+    """As ``coordinator`` sorts the answers by name."""
+    models = set()
+    for names in ("abcd", order):
+        director = Director(tmp_path_factory.mktemp("run"))
+        rng = np.random.default_rng(seed)
+        updates = {name: (rng.standard_normal(4) * 1e3).tolist() for name in "abcd"}
+        answers = [director.answered(name, updates[name], ord(name)) for name in names]
+        answers.sort(key=lambda one: one.envoy)
+        models.add(director.run.conclude(director.round(), answers, director.uploads, 4).model)
+    assert len(models) == 1
+
+
+def test_an_evaluation_sums_metrics_and_leaves_the_model(director: Director):
+    answers = [
+        SubmissionRecord(director.ref, name, "ab" * 32, 0, 0, (mean_of("loss", value, 1),), "")
+        for name, value in (("a", 1.0), ("b", 2.0))
+    ]
+    outcome = director.run.conclude(director.round(TaskKind.EVALUATE), answers, director.uploads, 2)
+    assert outcome.model == director.run.model
+    assert outcome.metrics[0].value == 1.5
+    assert outcome.vector is None
+
+
+def test_metrics_that_contradict_each_other_fail_the_round_and_not_the_director(director: Director):
+    answers = [
+        director.answered("a", [1, 1, 1, 1], 1, (mean_of("x", 1, 1),)),
+        director.answered("b", [1, 1, 1, 1], 1, (auc_of("x", [0.5], [1]),)),
+    ]
+    with pytest.raises(UnsendableUpdateError, match="round 1 of toy-1: metric x is a mean at one site"):
+        director.run.conclude(director.round(), answers, director.uploads, 2)
+
+
+def test_a_step_out_of_the_range_of_a_float_keeps_the_model_before_it(director: Director):
+    largest = float(np.finfo(np.float32).max)
+    answers = [director.answered("a", [largest] * 4)]
+    first = director.run.conclude(director.round(), answers, director.uploads, 1)
+    director.run.adopt(first)
+    with np.errstate(over="ignore"), pytest.raises(NonFiniteUpdateError):
+        director.run.conclude(director.round(), answers, director.uploads, 1)
+    assert director.run.model == first.model
+
+
+def test_without_an_answer_there_is_no_model(director: Director):
+    with pytest.raises(EmptyRoundError):
+        director.run.conclude(director.round(), [], director.uploads, 2)
+
+
+def test_an_update_that_is_gone_from_the_disk_is_a_storage_error(director: Director):
+    answer = director.answered("a", [1, 1, 1, 1])
+    director.uploads.path("a").write_bytes(director.uploads.path("a").read_bytes()[:-4])
+    with pytest.raises(StorageError, match="a was cut short"):
+        director.run.conclude(director.round(), [answer], director.uploads, 1)
+
+
+@pytest.mark.parametrize("optimizer", ["fedavg", "fedadam", "fedyogi", "fedadagrad"])
+def test_a_director_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path, optimizer: str):
+    text = SETTINGS + f'[server_optimizer]\nname = "{optimizer}"\n'
+    text += "momentum = 0.9\n" if optimizer == "fedavg" else ""
+    undisturbed, killed = Director(tmp_path / "one", text), Director(tmp_path / "two", text)
+    for number in range(1, 5):
+        update = [0.1 * number, -0.2, 0.3 * number, 1.0]
+        for director in (undisturbed, killed):
+            outcome = director.run.conclude(director.round(), [director.answered("a", update)], director.uploads, 1)
+            director.run.adopt(outcome)
+        resumed = replace(killed.record, model=outcome.model)
+        killed.run = ActiveRun(resumed, killed.artifacts, outcome.optimizer_state)
+    assert killed.run.model == undisturbed.run.model
+
+
+def _header(director: Director, **changes: object) -> UpdateHeader:
+    fields = {"ref": director.ref, "layout": LAYOUT.digest, "length": LAYOUT.num_bytes, "num_examples": 1}
+    return UpdateHeader(**(fields | changes))
+
+
+def test_a_header_that_fits_is_taken(director: Director):
+    director.run.check_header(_header(director), "a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"layout": "ab" * 32}, LayoutMismatchError),
+        ({"length": LAYOUT.num_bytes + 4}, LengthMismatchError),
+        ({"length": 0}, LengthMismatchError),
+        ({"num_examples": 0}, UnsendableUpdateError),
+        ({"codec": "ab" * 32}, UnsendableUpdateError),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(director: Director, changes: dict[str, object], error: type[Exception]):
+    with pytest.raises(error, match="a announces"):
+        director.run.check_header(_header(director, **changes), "a")
+
+
+def test_the_plan_of_a_run_gives_its_layout_and_first_model(director: Director):
+    layout, initial = check_plan(director.run.manifest, director.artifacts)
+    assert layout == LAYOUT
+    assert initial == director.record.model
+
+
+def test_a_task_says_what_the_envoys_need(director: Director):
+    task = director.run.task(director.round(state=RoundState.OPEN), 100.0)
+    assert task.cohort == ("a", "b", "c")
+    assert task.seconds_left == 500.0
+    assert task.model_bytes == director.artifacts.size(task.model)
+    assert director.run.task(director.round(), 1e9).seconds_left == 0.0
