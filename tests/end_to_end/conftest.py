@@ -32,6 +32,7 @@ seed = "toy"
 [rounds]
 max_rounds = {rounds}
 min_participants = {quorum}
+{cohort}
 round_timeout_seconds = {timeout}
 [server_optimizer]
 name = "{optimizer}"
@@ -39,10 +40,19 @@ name = "{optimizer}"
 
 
 def experiment(
-    name: str = "toy", *, rounds: int = 2, quorum: int = 3, timeout: float = 120.0, optimizer: str = "fedavg"
+    name: str = "toy",
+    *,
+    rounds: int = 2,
+    quorum: int = 3,
+    cohort: int | None = None,
+    timeout: float = 120.0,
+    optimizer: str = "fedavg",
 ) -> str:
     """The text of experiment.toml; always of the same seed."""
-    return _EXPERIMENT.format(name=name, rounds=rounds, quorum=quorum, timeout=timeout, optimizer=optimizer)
+    sample = f"cohort_size = {cohort}" if cohort else ""
+    return _EXPERIMENT.format(
+        name=name, rounds=rounds, quorum=quorum, cohort=sample, timeout=timeout, optimizer=optimizer
+    )
 
 
 def wait_until(is_so: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
@@ -152,6 +162,15 @@ class ToyFederation(LocalFederation):
                 if self.record(name):
                     return
                 self.start_director()
+
+    def connected(self) -> set[str]:
+        """Which envoys the director sees."""
+        with self.operator() as operator:
+            return {envoy.name for envoy in operator.status().envoys if envoy.connected}
+
+    def wait_for_all(self, seconds: float = 30.0) -> None:
+        """Until the director sees every envoy."""
+        wait_until(lambda: self._answers() and self.connected() == set(SITES), "all envoys", seconds)
 
     def finish(self, run: RunId) -> ExperimentView:
         """Wait for a run's end; it must have finished."""
