@@ -14,6 +14,7 @@ from typing import NoReturn
 import grpc
 
 from . import errors
+from .addresses import Address
 from .messages import MAX_PART_BYTES
 
 FEDERATION = "fedveil.v1.Federation"
@@ -96,9 +97,18 @@ def server_credentials(chain: bytes, key: bytes, root: bytes) -> grpc.ServerCred
 
 
 def open_channel(address: str, chain: bytes, key: bytes, root: bytes) -> grpc.Channel:
-    """A channel to ``host:port`` under mutual TLS; it connects, and reconnects, by itself."""
+    """A channel to ``host:port`` under mutual TLS; it connects, and reconnects, by itself.
+
+    A proxy that the environment names is used (``https_proxy``, by CONNECT), but not for this machine itself.
+    """
     credentials = grpc.ssl_channel_credentials(root, key, chain)
-    return grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
+    return grpc.secure_channel(address, credentials, [*CHANNEL_OPTIONS, *_proxy_options(address)])
+
+
+def _proxy_options(address: str) -> list[tuple[str, int]]:
+    dialled = Address.parse(address)
+    is_here = dialled.host == "localhost" if dialled.ip is None else dialled.ip.is_loopback
+    return [("grpc.enable_http_proxy", 0)] if is_here else []
 
 
 def keep_memory_low() -> None:
