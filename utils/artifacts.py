@@ -60,7 +60,8 @@ class ArtifactStore:
         Raises:
             StorageError: the disk is full or cannot be written; no trace of the artifact is left.
         """
-        with _PartialFile(self.folder, self._durable, over and self.folder / _check_digest(over)) as partial:
+        old = None if over is None else self.folder / _check_digest(over)
+        with _PartialFile(self.folder, self._durable, old) as partial:
             if sum(memoryview(piece).nbytes for piece in pieces) < _LARGE_BYTES:
                 for piece in pieces:
                     partial.write(piece)
