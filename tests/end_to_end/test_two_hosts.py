@@ -1,0 +1,253 @@
+"""The README's set-up with two sites, command by command, and a cable that is pulled; hosts are network namespaces.
+
+It needs root, `ip` (Debian: iproute2) and a kernel that lets namespaces be made; elsewhere it is skipped.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedveil.director.database import open_database
+from fedveil.director.history import History
+from fedveil.utils.messages import RunId
+from PIL import Image
+from safetensors.numpy import load_file
+
+BIN = Path(sys.executable).parent
+DIRECTOR = "10.87.0.1"
+PLAN = '''
+import numpy as np
+from fedveil import ArrayPlan, DataKind, DataSpec, mean_of
+
+class Brightness(ArrayPlan):
+    """Logistic regression on one number: how bright an image is."""
+
+    data = DataSpec("chest-xray", DataKind.IMAGES, (1, 8, 8), ("normal", "pneumonia"))
+
+    def initial(self):
+        return {"weight": np.zeros(2, np.float32)}
+
+    def _probability(self, weights, data):
+        brightness = data.features.mean(axis=(1, 2, 3)) - 0.5
+        return brightness, 1 / (1 + np.exp(-(weights["weight"][0] * brightness + weights["weight"][1])))
+
+    def train(self, weights, data, rng):
+        brightness, probability = self._probability(weights, data)
+        error = probability - data.labels
+        slope = np.array([(error * brightness).mean(), error.mean()], np.float32)
+        return {"weight": weights["weight"] - np.float32(10) * slope}, len(data)
+
+    def evaluate(self, weights, data):
+        _, probability = self._probability(weights, data)
+        yield mean_of("accuracy", float(((probability > 0.5) == data.labels).sum()), len(data))
+'''
+EXPERIMENT = """
+name = "brightness"
+plan = "brightness.bundle"
+[rounds]
+max_rounds = 3
+min_participants = 2
+"""
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+class Host:
+    """A network namespace, and the commands that are typed there."""
+
+    def __init__(self, name: str, home: Path, variables: dict[str, str]) -> None:
+        self._name, self._inside, self.home = name, ["ip", "netns", "exec", name], home
+        self._environment = os.environ | variables | {"COLUMNS": "200", "NO_COLOR": "1"}
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def types(self, command: str, expected: int = 0) -> str:
+        done = subprocess.run(
+            self._command(command),
+            cwd=self.home,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == expected, done.stdout
+        return done.stdout
+
+    def starts(self, command: str) -> subprocess.Popen[bytes]:
+        with (self.home / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                self._command(command),
+                cwd=self.home,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
+
+    def listening(self) -> list[str]:
+        """TCP sockets that wait for callers."""
+        return _run(*self._inside, "ss", "-Hltn").stdout.splitlines()
+
+    def cable(self, state: str) -> None:
+        """Pull it (down) or plug it in (up); what is on its way is lost, and nobody is told."""
+        assert not _run("ip", "-n", self._name, "link", "set", "eth0", state).returncode
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            process.wait(20)
+
+    def _command(self, command: str) -> list[str]:
+        program, *rest = command.split()
+        return [*self._inside, str(BIN / program) if (BIN / program).exists() else program, *rest]
+
+
+@pytest.fixture
+def network() -> Iterator[Callable[[str, str], str]]:
+    """Makes hosts on one switch; the switch is in a namespace too, so nothing of this machine's network is touched."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    if shutil.which("ip") is None or shutil.which("ss") is None:
+        pytest.skip("there is no `ip` and `ss` here; on Debian: apt-get install iproute2")
+    tag, number = f"fv{secrets.token_hex(3)}", 0
+    switch = f"{tag}-switch"
+    with ExitStack() as stack:
+
+        def namespace(name: str) -> None:
+            made = _run("ip", "netns", "add", name)
+            if made.returncode:
+                pytest.skip(f"this machine lets no network namespace be made: {made.stderr.strip()}")
+            stack.callback(_run, "ip", "netns", "del", name)
+            _run("ip", "-n", name, "link", "set", "lo", "up")
+
+        def must(*command: str) -> None:
+            done = _run("ip", *command)
+            if done.returncode:
+                pytest.skip(f"this machine has no bridge or no veth: {done.stderr.strip()}")
+
+        namespace(switch)
+        must("-n", switch, "link", "add", "switch", "type", "bridge")
+        must("-n", switch, "link", "set", "switch", "up")
+
+        def host(name: str, address: str) -> str:
+            nonlocal number
+            number += 1
+            full, port = f"{tag}-{name}", f"port{number}"
+            namespace(full)
+            must("-n", full, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", switch)
+            must("-n", switch, "link", "set", port, "master", "switch", "up")
+            must("-n", full, "address", "add", f"{address}/24", "dev", "eth0")
+            must("-n", full, "link", "set", "eth0", "up")
+            return full
+
+        yield host
+
+
+@pytest.fixture
+def hosts(network: Callable[[str, str], str], tmp_path: Path) -> Iterator[tuple[Host, Host, Host]]:
+    """The director's, and two hospitals'."""
+    made = []
+    for name, address in (("director", DIRECTOR), ("hospital-a", "10.87.0.2"), ("hospital-b", "10.87.0.3")):
+        home = tmp_path / name
+        home.mkdir()
+        room = {"FEDVEIL_DIRECTOR" if name == "director" else "FEDVEIL_ENVOY": str(home / "folder")}
+        secret = {"FEDVEIL_CA_PASSPHRASE": "a long enough passphrase"} if name == "director" else {}
+        made.append(Host(network(name, address), home, room | secret))
+    yield tuple(made)
+    for host in made:
+        host.end()
+
+
+def xrays(folder: Path, seed: int) -> None:
+    """Forty images whose classes differ in brightness."""
+    rng = np.random.default_rng(seed)
+    for label, name in enumerate(("normal", "pneumonia")):
+        (folder / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(10, 100, (8, 8), np.uint8) + np.uint8(120 * label)
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            (folder / name / f"{number}.png").write_bytes(file.getvalue())
+
+
+def set_up(director: Host, hospitals: list[Host], wait_until: Callable[..., None]) -> None:
+    """As the README says it."""
+    shown = director.types(f"director init lungs --address {DIRECTOR}")
+    fingerprint = shown.partition("read out to sites: ")[2].splitlines()[0].strip()
+    director.starts("director start")
+    wait_until((director.home / "folder" / "director.address").exists, "the director")
+    for nth, (hospital, name) in enumerate(zip(hospitals, ("hospital-a", "hospital-b"), strict=True)):
+        director.types(f"director invite {name} --organization H --out {name}.join")
+        shutil.move(director.home / f"{name}.join", hospital.home)  # handed over like a password
+        (hospital.home / "folder").mkdir(mode=0o700)
+        (hospital.home / "folder" / "envoy.toml").write_text("[training]\npreload_torch = false\n", "utf-8")
+        assert fingerprint in hospital.types(f"envoy join {name}.join").replace("\n", "")
+        xrays(hospital.home / "xrays", nth)
+        hospital.types("envoy data add chest-xray xrays")
+        hospital.starts("envoy start")
+    (director.home / "plan.py").write_text(PLAN, "utf-8")
+    director.types("fedveil plan build plan.py --out brightness.bundle")
+
+
+@pytest.mark.slow
+def test_two_hospitals_on_hosts_of_their_own_train_together_as_the_readme_says(hosts, wait_until):
+    director, *hospitals = hosts
+    set_up(director, hospitals, wait_until)
+    (director.home / "experiment.toml").write_text(EXPERIMENT, "utf-8")
+    assert "brightness-1 is queued" in director.types("director experiment submit experiment.toml")
+    wait_until(lambda: "finished" in director.types("director experiment list"), "the end of the run", 60)
+    status = director.types("director status")
+    assert all(name in status for name in ("hospital-a", "hospital-b"))
+    shown = director.types("director experiment show brightness-1 --model model.safetensors")
+    assert "max_rounds: 3 rounds are closed" in " ".join(shown.split())
+    assert load_file(director.home / "model.safetensors")["weight"][0] > 0  # pneumonia is the brighter here
+    assert "4, last" in " ".join(hospitals[0].types("envoy status").split())
+    assert len(director.listening()) == 1  # one port at the director, none at a site
+    assert [hospital.listening() for hospital in hospitals] == [[], []]
+
+
+@pytest.mark.slow
+def test_a_site_whose_cable_is_pulled_is_lost_in_five_seconds_and_back_when_it_is_plugged_in(hosts, wait_until):
+    director, *hospitals = hosts
+    set_up(director, hospitals, wait_until)
+    (director.home / "experiment.toml").write_text(
+        EXPERIMENT.replace("= 3", "= 5000").replace("= 2\n", "= 1\n"), "utf-8"
+    )
+    folder = director.home / "folder"
+    history = History(open_database(f"sqlite:///{folder / 'director.sqlite'}", durable=False))
+
+    def answers() -> list[int]:
+        return [len(r.round.received) for r in history.rounds(RunId("brightness-1")) if r.closed_at is not None]
+
+    wait_until(lambda: director.types("director status").count(" yes ") == 2, "both hospitals")
+    director.types("director experiment submit experiment.toml")
+    wait_until(lambda: 2 in answers(), "a round of two")
+    hospitals[1].cable("down")
+    pulled_at = time.time()
+    wait_until(lambda: 1 in answers(), "a round of one", 20)
+    alone = next(r for r in history.rounds(RunId("brightness-1")) if len(r.round.received) == 1)
+    print(f"a round closed {alone.closed_at - pulled_at:.2f} s after the cable was pulled")  # noqa: T201
+    assert alone.closed_at - pulled_at < 5.5  # silence is noticed in 5 s; and the other's part of the round
+    hospitals[1].cable("up")
+    wait_until(lambda: 2 in answers()[answers().index(1) :], "a round of two again")
+    history._engine.dispose()
