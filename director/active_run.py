@@ -55,6 +55,7 @@ class ActiveRun:
         self.layout = Layout.from_json(artifacts.read(self.manifest.file(LAYOUT_FILE).sha256))
         self.model = record.model
         self.progress: list[dict[str, float]] = []  # the federated metrics of each closed round, for the stop rule
+        self.states: list[Digest] = []  # of the server optimizer, oldest first, as far as they are kept
         self.spare: Digest | None = None  # an old model whose file the next one may be written over
         self.models: list[Digest] = []  # of each closed round, oldest first, as far as they are kept
         self._artifacts = artifacts
@@ -127,6 +128,7 @@ class ActiveRun:
         if outcome.vector is not None and outcome.state is not None:
             self._model, self._spare, self._state = outcome.vector, self._model, outcome.state
             self.models.append(outcome.model)
+            self.states += [outcome.optimizer_state] if outcome.optimizer_state else []
             self.progress.append(values_of(outcome.metrics))
         self.model = outcome.model
 

@@ -389,6 +389,7 @@ class Coordinator:
         states = [r.optimizer_state for r in past if r.optimizer_state is not None]
         self._run = ActiveRun(record, self._artifacts, states[-1] if states else None)
         self._run.progress = [values_of(r.metrics) for r in past if _counts(r)]
+        self._run.states = states
         self._run.models = [r.model_out for r in past if r.model_out is not None and _counts(r)]
         self._round = rounds.resume(current.round, self._now())
         self._answers = {one.envoy: one for one in self._history.submissions(self._round.ref)}
@@ -464,7 +465,13 @@ class Coordinator:
         self._lines.push(sorted(envoys), m.Withdrawal(this.ref, this.reason or f"{this.ref} is {this.state.value}"))
 
     def _discard_old_models(self, run: ActiveRun) -> None:
-        """Keep the last models of this run, and all that another run or a plan needs; spare one file for the next."""
+        """Keep the last models of this run, and all that another run or a plan needs; spare one file for the next.
+
+        Of the server optimizer's states the last one is needed, and by this run alone.
+        """
+        for digest in set(run.states[:-1]) - set(run.states[-1:]):
+            self._artifacts.discard(digest)
+        del run.states[:-1]
         if not self._keep_models:
             return
         needed = {record.model for record in self._history.runs()} | {digest for digest, _ in run.manifest.blobs()}
