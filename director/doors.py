@@ -1,25 +1,30 @@
 """What the two gRPC doors share: who calls, may it, and how an error leaves.
 
-The caller's name comes from its certificate alone. Every call passes ``_peer``: that is where a registry of revoked
-certificates will be asked, once there is one.
+The caller's name comes from its certificate alone. Every call passes ``_admit``: that is where a registry of revoked
+certificates will be asked, once there is one. Each call holds a thread for as long as it lasts, an upload that never
+begins too, so one name has at most ``MAX_CALLS`` of them: it can hold up itself, and nobody else.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 import grpc
 
 from ..utils.artifacts import ArtifactStore
-from ..utils.errors import FederationError, IdentityError, NotAuthorizedError, ProtocolError
+from ..utils.errors import FederationError, IdentityError, NotAuthorizedError, ProtocolError, TooManyCallsError
 from ..utils.identity import PeerId, Role, parse_spiffe
 from ..utils.messages import PART_BYTES, Data, DownloadRequest, Opening, Part
 from ..utils.transport import refuse
 from ..utils.wire import part_from_wire
 
 _LOG = logging.getLogger(__name__)
+MAX_CALLS = 8  # at once, of one name: an envoy has five, and after a cut some that the director has yet to miss
 _Asked = TypeVar("_Asked")
 _Answer = TypeVar("_Answer")
 
@@ -48,6 +53,8 @@ class Door:
 
     def __init__(self, federation: str, roles: Collection[Role]) -> None:
         self._federation, self._roles = federation, roles
+        self._lock = threading.Lock()
+        self._calls: Counter[PeerId] = Counter()
 
     def unary(
         self,
@@ -60,7 +67,8 @@ class Door:
 
         def call(raw: bytes, context: grpc.ServicerContext) -> bytes:
             try:
-                return encode(ask(self._peer(context, roles), decode(raw)))
+                with self._admit(context, roles) as peer:
+                    return encode(ask(peer, decode(raw)))
             except FederationError as error:
                 self._refuse(context, error)
 
@@ -73,7 +81,8 @@ class Door:
 
         def call(raws: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             try:
-                return encode(take(self._peer(context, ()), map(part_from_wire, raws)))
+                with self._admit(context) as peer:
+                    return encode(take(peer, map(part_from_wire, raws)))
             except FederationError as error:
                 self._refuse(context, error)
 
@@ -93,12 +102,28 @@ class Door:
                     callback()  # it ended already
 
             try:
-                for item in answer(self._peer(context, ()), decode(raw), on_end):
-                    yield encode(item)
+                with self._admit(context) as peer:
+                    for item in answer(peer, decode(raw), on_end):
+                        yield encode(item)
             except FederationError as error:
                 self._refuse(context, error)
 
         return grpc.unary_stream_rpc_method_handler(call)
+
+    @contextmanager
+    def _admit(self, context: grpc.ServicerContext, roles: Collection[Role] = ()) -> Iterator[PeerId]:
+        """One call of a caller, from its start to the end of its thread's work."""
+        peer = self._peer(context, roles)
+        with self._lock:
+            if self._calls[peer] >= MAX_CALLS:
+                raise TooManyCallsError(f"{peer} has {MAX_CALLS} calls open already: too many calls at once; end one")
+            self._calls[peer] += 1
+        try:
+            yield peer
+        finally:
+            with self._lock:
+                self._calls[peer] -= 1
+                self._calls += Counter()  # forget who has none
 
     def _peer(self, context: grpc.ServicerContext, roles: Collection[Role]) -> PeerId:
         peer = caller(context, self._federation)

@@ -1,5 +1,6 @@
-"""The lines on which work goes down: one for each stream or long poll that an envoy holds open.
+"""The lines on which work goes down: one an envoy, a stream or a long poll.
 
+A new line of an envoy ends its older one: that is a stream that broke unnoticed, or one too many.
 What is pushed while no line is open is not kept: a new line starts with all that is open for the envoy.
 """
 
@@ -40,36 +41,39 @@ class Line:
 
 
 class Lines:
-    """All open lines."""
+    """All open lines: the newest of each envoy."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lines: dict[EnvoyName, list[Line]] = {}
+        self._lines: dict[EnvoyName, Line] = {}
 
     def open(self, envoy: EnvoyName, items: Iterable[WorkItem]) -> Line:
-        """A new line to an envoy, beginning with some items."""
+        """A new line to an envoy, beginning with some items; its older one ends."""
         line = Line(envoy, items)
         with self._lock:
-            self._lines.setdefault(envoy, []).append(line)
+            older = self._lines.pop(envoy, None)
+            self._lines[envoy] = line
+        if older is not None:
+            older.close()
         return line
 
     def drop(self, line: Line) -> None:
         """The line is no more."""
         line.close()
         with self._lock:
-            if line in self._lines.get(line.envoy, []):
-                self._lines[line.envoy].remove(line)
+            if self._lines.get(line.envoy) is line:
+                del self._lines[line.envoy]
 
     def push(self, envoys: Iterable[EnvoyName], item: WorkItem) -> None:
-        """Send one item down every line of these envoys."""
+        """Send one item down the lines of these envoys."""
         with self._lock:
-            lines = [line for envoy in envoys for line in self._lines.get(envoy, [])]
+            lines = [self._lines[envoy] for envoy in envoys if envoy in self._lines]
         for line in lines:
             line.push(item)
 
     def close(self) -> None:
         """End all lines."""
         with self._lock:
-            lines = [line for held in self._lines.values() for line in held]
+            lines = list(self._lines.values())
         for line in lines:
             line.close()

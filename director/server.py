@@ -32,7 +32,8 @@ from .service import FederationService
 from .uploads import Uploads
 
 ADDRESS_FILE = "director.address"
-_MAX_CALLS = 1024  # threads at most; made as calls come. Each envoy holds one for its work stream
+_MAX_THREADS = 1024  # made as calls come. Each envoy holds one for its work stream
+_MAX_CALLS = 1000  # more are refused at once instead of waiting for a thread, unheard
 _GOODBYE_SECONDS = 0.5
 
 
@@ -43,6 +44,7 @@ class Director:
         folder: with ``director.toml``, the keys, and all that is kept.
         config: read from that folder.
         history: makes the history from the database's engine.
+        broken: called when the rounds cannot go on in this process.
 
     Raises:
         ConfigError: the port is taken.
@@ -50,7 +52,13 @@ class Director:
         StorageError: another director runs here, or the database cannot be used.
     """
 
-    def __init__(self, folder: Path, config: DirectorConfig, history: Callable[[Engine], History] = History) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: DirectorConfig,
+        history: Callable[[Engine], History] = History,
+        broken: Callable[[], None] = lambda: None,
+    ) -> None:
         transport.keep_memory_low()
         now = time.time()
         with ExitStack() as stack:
@@ -63,7 +71,7 @@ class Director:
             artifacts = ArtifactStore(folder / "artifacts", config.is_durable)
             uploads = Uploads(folder / "uploads", config.uploads.slots, durable=config.is_durable)
             self._coordinator = Coordinator(
-                kept, artifacts, uploads, lambda: _envoys(members), keep_models=config.keep_models
+                kept, artifacts, uploads, lambda: _envoys(members), keep_models=config.keep_models, broken=broken
             )
             desk = ExperimentDesk(
                 config.federation,
@@ -76,7 +84,11 @@ class Director:
             registrar = Registrar(config.federation, issuer, root, members, config.leaf_days)
             service = FederationService(config.federation, self._coordinator, artifacts, registrar)
             control = ControlService(config.federation, desk, artifacts)
-            self._server = grpc.server(ThreadPoolExecutor(_MAX_CALLS, "call"), options=transport.SERVER_OPTIONS)
+            self._server = grpc.server(
+                ThreadPoolExecutor(_MAX_THREADS, "call"),
+                options=transport.SERVER_OPTIONS,
+                maximum_concurrent_rpcs=_MAX_CALLS,
+            )
             self._server.add_generic_rpc_handlers((service.handlers(), control.handlers()))
             self.port = _listen(self._server, str(config.listen_address), tls.chain, tls.key, tls.root)
             (folder / ADDRESS_FILE).write_text(config.announced(self.port)[0], "utf-8")

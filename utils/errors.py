@@ -29,6 +29,7 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     ├── DatasetError                no such dataset, empty, or not what the plan declares
     ├── StorageError                the disk is full, or a state directory is not what it should be
     └── UnreachableError            the other side does not answer
+        └── TooManyCallsError       it will, once fewer calls of the same name are open
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ __all__ = [
     "PlanError",
     "ProtocolError",
     "StorageError",
+    "TooManyCallsError",
     "TrainingError",
     "UnknownArtifactError",
     "UnreachableError",
@@ -155,3 +157,7 @@ class StorageError(FederationError):
 
 class UnreachableError(FederationError):
     """The other side does not answer."""
+
+
+class TooManyCallsError(UnreachableError):
+    """The caller has as many calls open as one name may; it tries again."""

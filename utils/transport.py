@@ -64,6 +64,7 @@ _STATUS: dict[type[errors.FederationError], grpc.StatusCode] = {
     errors.StorageError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.PlanError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.UnreachableError: grpc.StatusCode.UNAVAILABLE,
+    errors.TooManyCallsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _BY_NAME: dict[str, type[errors.FederationError]] = {name: getattr(errors, name) for name in errors.__all__}
 _ERROR_KEY = "fedveil-error"

@@ -28,18 +28,28 @@ def test_a_line_begins_with_what_is_open_and_keeps_the_order(lines: Lines):
     assert all_of(line) == [FIRST, Idle(), SECOND]
 
 
-def test_what_is_pushed_goes_down_every_line_of_those_envoys_alone(lines: Lines):
-    one, two, other = lines.open("a", []), lines.open("a", []), lines.open("b", [])
-    lines.push(["a", "nobody"], FIRST)
+def test_what_is_pushed_goes_down_the_lines_of_those_envoys_alone(lines: Lines):
+    one, two, other = lines.open("a", []), lines.open("b", []), lines.open("c", [])
+    lines.push(["a", "b", "nobody"], FIRST)
     assert all_of(one) == all_of(two) == [FIRST]
     assert all_of(other) == []
 
 
+def test_a_new_line_of_an_envoy_ends_its_older_one(lines: Lines):
+    older = lines.open("a", [])
+    newer = lines.open("a", [FIRST])
+    assert older.is_closed
+    lines.drop(older)  # as its own thread does then
+    lines.push(["a"], SECOND)
+    assert all_of(newer) == [FIRST, SECOND]
+    assert not newer.is_closed
+
+
 def test_a_dropped_line_gets_nothing_more_and_may_be_dropped_twice(lines: Lines):
-    line, rest = lines.open("a", []), lines.open("a", [])
+    line, rest = lines.open("a", []), lines.open("b", [])
     lines.drop(line)
     lines.drop(line)
-    lines.push(["a"], FIRST)
+    lines.push(["a", "b"], FIRST)
     assert line.is_closed
     assert line.next(0.0) is None
     assert all_of(rest) == [FIRST]

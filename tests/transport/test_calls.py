@@ -1,0 +1,77 @@
+"""Over real sockets: how many calls one name may hold open, and that nobody else is held up by them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from fedveil.director.doors import MAX_CALLS
+from fedveil.utils import messages as m
+from fedveil.utils.errors import FederationError, TooManyCallsError
+
+SECONDS = 10.0
+
+
+def test_a_new_work_stream_of_an_envoy_ends_its_older_one(federation):
+    puppet = federation.puppet("site-a")
+    older = puppet.client.work(())
+    assert next(older) == m.Idle()
+    newer = puppet.client.work(())
+    assert next(newer) == m.Idle()
+    assert list(older) == []
+    run = federation.submit()
+    task = next(newer)
+    puppet.send(task, 1.0)
+    assert federation.finished(run).state == "finished"
+
+
+def test_uploads_that_never_begin_hold_up_their_own_name_alone(federation):
+    silent = federation.puppet("site-a")
+    release = threading.Event()
+
+    def nothing() -> Iterator[m.Part]:
+        release.wait(SECONDS)
+        yield from ()
+
+    def upload() -> None:
+        with pytest.raises(FederationError):
+            silent.client.upload(nothing())
+
+    threads = [threading.Thread(target=upload, daemon=True) for _ in range(MAX_CALLS)]
+    for thread in threads:
+        thread.start()
+
+    def is_full() -> bool:
+        try:
+            silent.client.beat(m.Heartbeat())
+        except TooManyCallsError as error:
+            assert "envoy/site-a has 8 calls open already: too many calls at once" in str(error)  # noqa: PT017
+            return True
+        return False
+
+    try:
+        federation.until(is_full)
+        (other,) = federation.attending("site-b")
+        run = federation.submit()
+        other.send(other.task(), 1.0)
+        assert federation.finished(run).state == "finished"
+    finally:
+        release.set()
+        for thread in threads:
+            thread.join(SECONDS)
+    silent.client.beat(m.Heartbeat())  # its threads are free again
+
+
+def test_a_thousand_work_streams_of_one_envoy_leave_room_for_the_others(federation):
+    greedy = federation.puppet("site-a")
+    lines = [greedy.client.work(()) for _ in range(1_100)]
+    for line in lines:
+        try:
+            next(line, None)
+        except TooManyCallsError:
+            continue
+    (other,) = federation.attending("site-b")
+    run = federation.submit()
+    other.send(other.task(), 1.0)
+    assert federation.finished(run).state == "finished"
