@@ -10,8 +10,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +17,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..utils.errors import FederationError
+from ..utils.command_line import errors_in_words
+from ..utils.errors import ConfigError
 from ..utils.identity import Role
 from ..utils.logs import log_to_stderr
 from ..utils.messages import ExperimentView, RunId
 
-DEFAULT_FOLDER = Path("director")
+DEFAULT_FOLDER = Path("fedveil-director")
 _CONSOLE = Console(soft_wrap=True)
 
 app = typer.Typer(
@@ -51,7 +50,7 @@ def init(
     """Make a federation: its CA, the director's certificate, an operator's, and director.toml."""
     from .founding import init_federation, read_passphrase, refuse_overwriting
 
-    with _errors_in_words():
+    with errors_in_words():
         refuse_overwriting(folder)
         passphrase = read_passphrase(sys.stdin.isatty(), passphrase_file, os.environ, confirm=True)
         fingerprint = init_federation(folder, federation, address, passphrase, time.time(), listen=listen)
@@ -64,28 +63,35 @@ def init(
 def invite(
     name: Annotated[str, typer.Argument(help="The site's name.")],
     organization: Annotated[str, typer.Option(help="Whose it is.")],
-    role: Annotated[Role, typer.Option(help="envoy or operator.")] = Role.ENVOY,
+    role: Annotated[Role, typer.Option(help="envoy, so far.")] = Role.ENVOY,
     folder: Folder = DEFAULT_FOLDER,
     hours: Annotated[float, typer.Option(help="How long the join file is good for.")] = 24.0,
     out: Annotated[Path | None, typer.Option(help="The join file; NAME.join by default.")] = None,
 ) -> None:
     """Write a one-time join file for one site. It holds a key: hand it over like a password."""
     from ..utils.identity import fingerprint
-    from ..utils.join_file import write_join_file
+    from ..utils.join_file import SUFFIX, write_join_file
     from .config import load_config
     from .database import open_database
     from .founding import load_issuer
     from .identity_store import IdentityStore
     from .registrar import Registrar
 
-    with _errors_in_words():
+    path = out or Path(f"{name}{SUFFIX}")
+    with errors_in_words():
+        if role is not Role.ENVOY:
+            raise ConfigError(
+                f"--role {role.value}: only envoys are invited. The operator's certificate is made by `director init`;"
+                " further operators come with the hub"
+            )
+        if path.suffix != SUFFIX:
+            raise ConfigError(f"--out {path}: a join file ends with {SUFFIX}")
         config = load_config(folder)
         issuer, root = load_issuer(folder, time.time())
         engine = open_database(config.database_url(folder), config.is_durable)
         registrar = Registrar(config.federation, issuer, root, IdentityStore(engine), config.leaf_days)
         addresses = config.announced(config.listen_address.port or _running_port(folder))
         join = registrar.invite(name, organization, role, addresses, hours * 3600, time.time())
-        path = out or Path(f"{name}.join")
         write_join_file(path, join)
         engine.dispose()
     _CONSOLE.print(f"{path}: good for one use by {name} ({organization}), for {hours:g} hours.")
@@ -98,16 +104,22 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
     from .config import load_config
     from .server import Director
 
-    with _errors_in_words():
+    with errors_in_words():
         config = load_config(folder)
-        log_to_stderr(config.log_level.value)
-        director = Director(folder, config)
-    ends = threading.Event()
+        log_to_stderr(config.log_level)
+        ends, broke = threading.Event(), threading.Event()
+
+        def break_off() -> None:
+            broke.set()
+            ends.set()
+
+        director = Director(folder, config, broken=break_off)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ends.set())
     _CONSOLE.print(f"director of {config.federation} listens on {config.listen_address.with_port(director.port)}")
     ends.wait()
     director.close()
+    raise typer.Exit(1 if broke.is_set() else 0)
 
 
 @app.command()
@@ -115,7 +127,7 @@ def status(folder: Folder = DEFAULT_FOLDER, address: Address = None) -> None:
     """Who is connected, and what is under way."""
     from .operator_client import OperatorClient
 
-    with _errors_in_words(), OperatorClient(folder, address, time.time()) as client:
+    with errors_in_words(), OperatorClient(folder, address, time.time()) as client:
         reply = client.status()
     _CONSOLE.print(f"{reply.federation}: {reply.software}, up {reply.up_seconds:.0f} s")
     table = Table("envoy", "organization", "connected", "silent for")
@@ -137,7 +149,7 @@ def submit(
     from .experiments import ExperimentSettings
     from .operator_client import OperatorClient, open_submission
 
-    with _errors_in_words():
+    with errors_in_words():
         bundle = open_submission(settings, load_toml(settings, ExperimentSettings).plan)
         with OperatorClient(folder, address, time.time()) as client:
             run = client.submit(settings.read_text("utf-8"), bundle)
@@ -149,7 +161,7 @@ def list_experiments(folder: Folder = DEFAULT_FOLDER, address: Address = None) -
     """All experiments."""
     from .operator_client import OperatorClient
 
-    with _errors_in_words(), OperatorClient(folder, address, time.time()) as client:
+    with errors_in_words(), OperatorClient(folder, address, time.time()) as client:
         _CONSOLE.print(_experiment_table(client.list()))
 
 
@@ -163,7 +175,7 @@ def show(
     """One experiment, round by round; with --model its latest model too."""
     from .operator_client import OperatorClient
 
-    with _errors_in_words(), OperatorClient(folder, address, time.time()) as client:
+    with errors_in_words(), OperatorClient(folder, address, time.time()) as client:
         view = client.show(RunId(run))
         content = client.fetch(view.model) if model and view.model else None
     _CONSOLE.print(_experiment_table((view,)))
@@ -190,7 +202,7 @@ def stop(
     """End an experiment now; the model of its last closed round stays."""
     from .operator_client import OperatorClient
 
-    with _errors_in_words(), OperatorClient(folder, address, time.time()) as client:
+    with errors_in_words(), OperatorClient(folder, address, time.time()) as client:
         _CONSOLE.print(_experiment_table((client.stop(RunId(run), reason),)))
 
 
@@ -214,15 +226,6 @@ def _running_port(folder: Path) -> int:
 
     file = folder / ADDRESS_FILE
     return int(file.read_text("utf-8").rpartition(":")[2]) if file.exists() else 0
-
-
-@contextmanager
-def _errors_in_words() -> Iterator[None]:
-    try:
-        yield
-    except FederationError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ..utils.certificates import ISSUER_DAYS, LEAF_DAYS
 from ..utils.config import load_toml
 from ..utils.errors import ConfigError, IdentityError
 from ..utils.identity import check_name
+from ..utils.logs import LogLevel
 
 CONFIG_FILE = "director.toml"
 DEFAULT_LISTEN = "0.0.0.0:9443"  # a director is there to be reached; callers need a certificate
@@ -27,15 +28,6 @@ class Durability(Enum):
 
     PAGE_CACHE = "page-cache"  # kill -9 of the director
     FSYNC = "fsync"  # a power cut too
-
-
-class LogLevel(Enum):
-    """How much the log says."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,5 +123,5 @@ def load_config(folder: Path) -> DirectorConfig:
     """
     path = folder / CONFIG_FILE
     if not path.exists():
-        raise ConfigError(f"{path}: there is none; make a director with `director init {folder}`")
+        raise ConfigError(f"{path}: there is none; see `director init --help`, or name the --folder")
     return load_toml(path, DirectorConfig)

@@ -6,10 +6,10 @@ Here things are built, and nowhere else in this room. Errors leave as one line o
 from __future__ import annotations
 
 import datetime as dt
+import re
 import signal
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +17,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..utils.errors import ConfigError, FederationError, UnreachableError
+from ..utils.command_line import errors_in_words
+from ..utils.errors import ConfigError, JoinFileError, UnreachableError
 from ..utils.logs import log_to_stderr
 from ..utils.messages import EnvoyName
 from .records import describe
 from .splits import GivenSplits, SplitRule
 
-DEFAULT_FOLDER = Path("envoy-site")
+DEFAULT_FOLDER = Path("fedveil-envoy")
 _CONSOLE = Console(soft_wrap=True)
 
 app = typer.Typer(
@@ -42,6 +43,11 @@ Folder = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder
 def join(
     file: Annotated[Path, typer.Argument(help="The join file that the director's operator handed over.")],
     folder: Folder = DEFAULT_FOLDER,
+    expected: Annotated[
+        str | None,
+        typer.Option("--fingerprint", help="The root's, as the operator reads it out; then nothing is asked."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the fingerprint was compared already.")] = False,
 ) -> None:
     """Join a federation: make keys here, get certificates. The join file is good once."""
     from ..utils.identity import fingerprint
@@ -49,9 +55,11 @@ def join(
     from .client import bootstrap_client
     from .enrolment import prepare_join, save_credentials
 
-    with _errors_in_words():
+    with errors_in_words():
         invitation = read_join_file(file, time.time())
-        _CONSOLE.print(f"Root fingerprint, to be compared by phone: {fingerprint(invitation.root)}")
+        root = fingerprint(invitation.root)
+        _CONSOLE.print(f"Root fingerprint, to be compared by phone: {root}")
+        _compare(root, expected, was_compared=yes)
         request, keys = prepare_join(folder, invitation)
         reply = None
         for address in invitation.addresses:
@@ -82,9 +90,9 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
     from .status_socket import StatusSocket
     from .trainer import ChildTrainer
 
-    with _errors_in_words():
+    with errors_in_words():
         config = load_config(folder)
-        log_to_stderr(config.log_level.value)
+        log_to_stderr(config.log_level)
         credentials = load_credentials(folder, time.time())
         address = config.dialled(credentials.addresses)[0]
         name = EnvoyName(credentials.peer.name)
@@ -104,7 +112,7 @@ def status(folder: Folder = DEFAULT_FOLDER) -> None:
     """What the envoy that runs in this folder does now."""
     from .status_socket import ask_status
 
-    with _errors_in_words():
+    with errors_in_words():
         reply = ask_status(folder)
     last = (
         dt.datetime.fromtimestamp(reply.last_receipt_at, dt.UTC).isoformat(" ", "seconds")
@@ -140,7 +148,7 @@ def add_data(
     from .inspection import inspect
     from .records import DataOptions
 
-    with _errors_in_words():
+    with errors_in_words():
         shares = _shares(split)
         options = DataOptions(
             classes=_listed(classes),
@@ -165,7 +173,7 @@ def list_data(
     """The datasets of this site."""
     from .datasets import DatasetRegistry
 
-    with _errors_in_words():
+    with errors_in_words():
         registry = DatasetRegistry(folder / "datasets")
         tables = [_rows(describe(one, registry.index(one.name) if labels else None)) for one in registry.list()]
     for table in tables:
@@ -181,7 +189,7 @@ def check_data(
     """Are the files still those that were recorded? Exit status 1 if any is missing or changed."""
     from .datasets import DatasetRegistry
 
-    with _errors_in_words():
+    with errors_in_words():
         report = DatasetRegistry(folder / "datasets").check(name)
     _print_lines(report.lines())
     raise typer.Exit(0 if report.is_unchanged else 1)
@@ -190,6 +198,34 @@ def check_data(
 def main() -> None:
     """The console script ``envoy``."""
     app()
+
+
+def _compare(root: str, expected: str | None, *, was_compared: bool) -> None:
+    """Is this the federation that the operator speaks for? Before it is known, nothing is sent.
+
+    Raises:
+        JoinFileError: the fingerprint is not the one expected.
+        typer.Abort: somebody was asked, and said no.
+    """
+    if expected is not None:
+        if _hexadecimal(expected) != _hexadecimal(root):
+            raise JoinFileError(
+                f"the root's fingerprint is {root}, expected {expected}; nothing was sent."
+                " The file is another federation's, or not the operator's: ask for it again, another way"
+            )
+    elif not was_compared and _somebody_is_there():
+        typer.confirm("Does the director's operator read out the same?", abort=True)
+    elif not was_compared:
+        typer.echo("The fingerprint was not compared: no terminal to ask at, and no --fingerprint.", err=True)
+
+
+def _hexadecimal(fingerprint: str) -> str:
+    """Its digits alone, however they were grouped."""
+    return re.sub(r"[\s:]", "", fingerprint).lower()
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
 
 
 def _shares(text: str) -> tuple[float, float, float]:
@@ -214,15 +250,6 @@ def _rows(rows: list[tuple[str, str]]) -> Table:
 def _print_lines(lines: list[str]) -> None:
     for line in lines:
         _CONSOLE.print(line, markup=False, highlight=False)
-
-
-@contextmanager
-def _errors_in_words() -> Iterator[None]:
-    try:
-        yield
-    except FederationError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..utils.addresses import Address
 from ..utils.config import load_toml
 from ..utils.errors import ConfigError
+from ..utils.logs import LogLevel
 
 CONFIG_FILE = "envoy.toml"
 _MAX_THREADS = 1024
@@ -31,15 +32,6 @@ class Work(Enum):
 
     STREAM = "stream"  # pushed down a stream that the envoy opened
     POLL = "poll"  # long-poll, for proxies that cut streams
-
-
-class LogLevel(Enum):
-    """How much the log says."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)

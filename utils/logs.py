@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import logging
+from enum import Enum
 
 
-def log_to_stderr(level: str) -> None:
-    """Send this package's log to standard error, from ``level`` (debug, info, warning, error) on."""
+class LogLevel(Enum):
+    """How much the log says; the setting ``log_level`` of director and envoy."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def log_to_stderr(level: LogLevel) -> None:
+    """Send this package's log to standard error, from ``level`` on."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     package = logging.getLogger(__name__.partition(".")[0])
     package.handlers[:] = [handler]
-    package.setLevel(level.upper())
+    package.setLevel(level.name)

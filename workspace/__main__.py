@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..utils.errors import ConfigError, FederationError, TrainingError
+from ..utils.command_line import errors_in_words
+from ..utils.errors import ConfigError
 
 _CONSOLE = Console()
 
@@ -44,7 +42,7 @@ def demo(
     """Three hospitals train a pneumonia detector together: real processes, mutual TLS."""
     from .demo import DemoOptions, run_demo
 
-    with _errors_in_words():
+    with errors_in_words():
         run_demo(DemoOptions(out, data, rounds, image_size), _CONSOLE)
 
 
@@ -57,7 +55,7 @@ def build(
     """Make the bundle that is submitted: manifest, sources, layout, initial weights."""
     from .plan_builder import build_plan
 
-    with _errors_in_words():
+    with errors_in_words():
         manifest = build_plan(source, out, dict(map(_setting, set_ or [])))
     _CONSOLE.print(f"{out}/: plan {manifest.name}, digest {manifest.digest}", soft_wrap=True)
 
@@ -72,7 +70,7 @@ def bench_round(
     """One round without training: the real director, real envoys, the full path."""
     from .benchmarks.round import as_json, measure_round
 
-    with _errors_in_words():
+    with errors_in_words():
         figures = json.dumps(as_json(measure_round(mb, envoys, rounds)))
     typer.echo(figures)
     if json_file:
@@ -91,7 +89,7 @@ def bench_table(
     if script is None:
         typer.echo("No floor_round.py was given or found: our figures alone.", err=True)
     rows = []
-    with _errors_in_words():
+    with errors_in_words():
         for case in CASES:
             typer.echo(f"{case.mb:g} MB, {case.envoys} envoys ...", err=True)
             rows.append(compare(case, script))
@@ -116,17 +114,6 @@ def _setting(text: str) -> tuple[str, bool | int | float | str]:
     except tomllib.TOMLDecodeError:
         parsed = value
     return name.strip(), parsed if isinstance(parsed, bool | int | float | str) else value
-
-
-@contextmanager
-def _errors_in_words() -> Iterator[None]:
-    try:
-        yield
-    except FederationError as error:
-        if isinstance(error, TrainingError) and error.__cause__ is not None:  # the researcher's own code
-            typer.echo("".join(traceback.format_exception(error.__cause__)), err=True, nl=False)
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

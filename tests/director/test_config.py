@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fedveil.director.config import MAX_MODEL_BYTES, DirectorConfig, Durability, LogLevel, load_config
+from fedveil.director.config import MAX_MODEL_BYTES, DirectorConfig, Durability, load_config
 from fedveil.utils.errors import ConfigError
+from fedveil.utils.logs import LogLevel
 
 LEAST = 'federation = "lungs"\naddresses = ["director.example.org"]\n'
 

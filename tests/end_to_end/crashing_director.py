@@ -83,7 +83,7 @@ def main() -> None:
         DoomedSpool.left, DoomedSpool.is_torn = given.kill_at_byte, given.torn
         uploads.Spool = DoomedSpool
     config = load_config(given.folder)
-    log_to_stderr(config.log_level.value)
+    log_to_stderr(config.log_level)
     director = Director(given.folder, config, partial(DoomedHistory, kill_at=given.kill_at, when=given.when))
     signal.pause()
     director.close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fedveil.envoy.config import Device, EnvoyConfig, LogLevel, Work, load_config
+from fedveil.envoy.config import Device, EnvoyConfig, Work, load_config
 from fedveil.utils.errors import ConfigError
+from fedveil.utils.logs import LogLevel
 
 
 def test_a_site_needs_no_settings_file(tmp_path: Path) -> None:

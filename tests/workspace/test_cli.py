@@ -3,11 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from fedveil.director.__main__ import DEFAULT_FOLDER as DIRECTORS
 from fedveil.director.__main__ import app as director
+from fedveil.envoy.__main__ import DEFAULT_FOLDER as ENVOYS
 from fedveil.envoy.__main__ import app as envoy
+from fedveil.utils.errors import UnreachableError
 from fedveil.utils.plan_bundle import open_bundle
 from fedveil.workspace.__main__ import app as fedveil
 from PIL import Image
@@ -113,6 +118,96 @@ def test_a_dataset_that_is_not_right_is_refused_in_one_line(folder, tmp_path):
         assert said.exit_code == 1
         assert complaint in said.stderr
     assert "No dataset yet" in typed(envoy, "data", "list", "--folder", tmp_path / "elsewhere").stdout
+
+
+@pytest.fixture
+def federation(tmp_path, monkeypatch):
+    """One that was made in the working folder with no folder named; the root's fingerprint."""
+    monkeypatch.chdir(tmp_path)
+    Path("secret").write_text("a long enough passphrase")
+    made = typed(director, "init", "lungs", "--address", "127.0.0.1:1", "--passphrase-file", "secret")
+    assert made.exit_code == 0, made.output
+    return made.stdout.partition("read out to sites: ")[2].splitlines()[0]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The addresses that were called to join; nobody answers."""
+    called = []
+
+    def call(invitation, address):
+        called.append(address)
+        raise UnreachableError("nobody answers")
+
+    monkeypatch.setattr("fedveil.envoy.client.bootstrap_client", call)
+    return called
+
+
+def test_the_folders_that_are_made_by_default_are_no_room_and_git_leaves_out_what_is_secret(federation):
+    checkout = Path(__file__).parents[2]
+    assert (DIRECTORS / "ca" / "root.key.pem").exists()
+    ignored = (checkout / ".gitignore").read_text("utf-8").splitlines()
+    for folder in (DIRECTORS, ENVOYS):
+        assert not (checkout / folder / "__init__.py").exists()
+        assert f"{folder}/" in ignored
+    assert {"*.join", "*.key.pem", "*.bundle/"} <= set(ignored)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--role", "operator"), "made by `director init`; further operators come with the hub"),
+        (("--role", "join"), "only envoys are invited"),
+        (("--out", "a.txt"), "a join file ends with .join"),
+    ],
+)
+def test_an_invitation_that_nobody_could_use_is_not_written(federation, words, complaint):
+    said = typed(director, "invite", "hospital-a", "--organization", "A", *words)
+    assert said.exit_code == 1
+    assert complaint in said.stderr
+    assert len(said.stderr.splitlines()) == 1
+    assert not list(Path().glob("*.join"))
+
+
+def joining(*words):
+    invited = typed(director, "invite", "hospital-a", "--organization", "A", "--role", "envoy")
+    assert invited.exit_code == 0, invited.output
+    return typed(envoy, "join", "hospital-a.join", *words)
+
+
+def test_a_root_of_another_fingerprint_is_sent_nothing(federation, asked):
+    said = joining("--fingerprint", "00" * 32)
+    assert (said.exit_code, asked) == (1, [])
+    assert "nothing was sent" in said.stderr
+    assert not ENVOYS.exists()
+
+
+def test_the_right_fingerprint_however_it_is_grouped_joins_without_a_question(federation, asked):
+    said = joining("--fingerprint", federation.replace(" ", ":").upper())
+    assert asked == ["127.0.0.1:1"]
+    assert "not compared" not in said.stderr
+
+
+def test_without_a_terminal_a_join_says_that_nothing_was_compared(federation, asked):
+    said = joining()
+    assert federation in said.stdout.replace("\n", " ")
+    assert "was not compared" in said.stderr
+    assert asked
+
+
+@pytest.mark.parametrize(("answer", "words", "joins"), [("y", (), True), ("n", (), False), ("", ("--yes",), True)])
+def test_at_a_terminal_the_fingerprint_is_asked_about_unless_yes_was_said(
+    federation, asked, monkeypatch, answer, words, joins
+):
+    monkeypatch.setattr("fedveil.envoy.__main__._somebody_is_there", lambda: True)
+    monkeypatch.setattr("typer.confirm", lambda question, abort: answer == "y" or _raise_abort())
+    said = joining(*words)
+    assert (said.exit_code, bool(asked)) == (1, joins)
+    assert ENVOYS.exists() is joins
+
+
+def _raise_abort():
+    raise typer.Abort
 
 
 @pytest.mark.parametrize("room", ROOMS)

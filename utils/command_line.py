@@ -1,0 +1,31 @@
+"""What the three command lines share: an error leaves as one line on standard error and exit status 1.
+
+Plumbing, like ``config`` and ``logs``: ``director``, ``envoy`` and ``fedveil`` are typed side by side in one
+shell, and a script that looks at their exit status or last line need not know which of them it called.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from .errors import FederationError, TrainingError
+
+
+@contextmanager
+def errors_in_words() -> Iterator[None]:
+    """Turn an expected error into its line; where a plan's own code raised, its traceback comes before.
+
+    Raises:
+        typer.Exit: with status 1, in place of a ``FederationError``.
+    """
+    try:
+        yield
+    except FederationError as error:
+        if isinstance(error, TrainingError) and error.__cause__ is not None:  # the researcher's own code
+            typer.echo("".join(traceback.format_exception(error.__cause__)), err=True, nl=False)
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        raise typer.Exit(1) from error
