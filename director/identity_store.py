@@ -96,13 +96,6 @@ class IdentityStore:
         late = math.ceil((now - invitation.expires_at) / 60)
         raise JoinFileError(f"the join file for {invitation.name} expired {late} min ago; ask for a new one")
 
-    def invited(self, name: str) -> Invitation | None:
-        """The latest invitation of that name."""
-        query = select(INVITATIONS).where(INVITATIONS.c.name == name).order_by(INVITATIONS.c.number.desc()).limit(1)
-        with reading(self._engine) as connection:
-            row = connection.execute(query).mappings().one_or_none()
-        return None if row is None else _invitation(row)
-
     def add_identity(self, identity: Identity) -> None:
         """Remember a member; one of the same name is replaced."""
         values = asdict(identity)

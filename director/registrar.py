@@ -152,7 +152,7 @@ class Registrar:
         with self._joining:
             invitation = self._members.use_invitation(bootstrap.name, digest, now)
             known = self._members.identity(invitation.name)
-            if known is not None and known.identity_key != request.identity_key:
+            if known is not None and (known.identity_key, known.role) != (request.identity_key, invitation.role):
                 raise JoinFileError(
                     f"{invitation.name} joined on {when(known.joined_at)} with another join file, used before this one;"
                     " if that was not you, tell the director's operator"

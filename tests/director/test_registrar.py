@@ -104,9 +104,7 @@ def test_an_invitation_can_be_written_and_read(desk: Desk, folder: Path, tmp_pat
     assert join.addresses == ADDRESSES
     assert join.expires_at == NOW + DAY
     assert fingerprint(join.root) == fingerprint((folder / "ca/root.pem").read_bytes())
-    held = desk.store.invited("hospital-a")
-    assert held is not None
-    assert held.id == bootstrap_of(join).name
+    assert desk.store.use_invitation(bootstrap_of(join).name, "1" * 64, NOW).name == "hospital-a"
 
 
 @pytest.mark.parametrize("name", ["", "Hospital", "a/b", "../a", "a b", "-a", "a" * 64, "operator", "director"])
@@ -194,6 +192,16 @@ def test_of_two_join_files_for_one_name_the_first_that_is_used_wins(desk: Desk) 
     desk.registrar.join(second, request(), NOW)
     with pytest.raises(JoinFileError, match="another join file, used before"):
         desk.registrar.join(first, request(), NOW)
+
+
+def test_of_two_join_files_for_one_name_with_different_roles_one_alone_is_good_for_one_key(desk: Desk) -> None:
+    envoy, operator, asked = bootstrap_of(desk.invite()), bootstrap_of(desk.invite(role=Role.OPERATOR)), request()
+    desk.registrar.join(envoy, asked, NOW)
+    with pytest.raises(JoinFileError, match="another join file, used before"):
+        desk.registrar.join(operator, asked, NOW)
+    held = desk.store.identity("hospital-a")
+    assert held is not None
+    assert held.role == Role.ENVOY.value
 
 
 def test_of_many_joins_at_once_one_alone_succeeds(desk: Desk) -> None:
