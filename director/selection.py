@@ -24,7 +24,6 @@ def select(
         available: names, in any order.
         size: envoys to ask, at least 1; None, or more than are there: all.
         seed: of the run.
-        round: from 1.
         round_number: from 1.
         attempt: from 1; another attempt asks another sample, so that a silent cohort is not asked for ever.
     """

@@ -187,11 +187,6 @@ def values_of(settings: PlanSettings) -> dict[str, Setting]:
     return asdict(settings)
 
 
-def steerable_names(settings: type[PlanSettings]) -> frozenset[str]:
-    """Which settings may be changed between rounds."""
-    return frozenset(entry.name for entry in fields(settings) if entry.metadata.get("steerable"))
-
-
 def _types_of(settings: type[PlanSettings]) -> dict[str, type]:
     hints = typing.get_type_hints(settings)
     types = {}

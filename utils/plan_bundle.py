@@ -263,19 +263,6 @@ def store_manifest(folder: Path, raw: bytes) -> Manifest:
     return manifest
 
 
-def store_blob(folder: Path, digest: Digest, content: bytes | memoryview) -> Path:
-    """Add one downloaded blob to a bundle.
-
-    Raises:
-        PlanError: the bytes are not those of the digest; nothing is written.
-    """
-    if digest_of(content) != digest:
-        raise PlanError(f"blob {digest[:12]}: the bytes that came have another SHA-256; fetch it again")
-    path = blob_file(folder, digest)
-    _write_atomically(path, (content,))
-    return path
-
-
 def adopt_blob(folder: Path, digest: Digest, downloaded: Path) -> Path:
     """Move a downloaded file into a bundle, without reading it into memory.
 

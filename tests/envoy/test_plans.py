@@ -1,10 +1,10 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
 from fedveil import ArrayPlan, DataKind, DataSpec, PlanSettings, TrainingPlan, steerable
 from fedveil.envoy.plan_loading import plan_class_of, plan_of
-from fedveil.envoy.plans import settings_of, steerable_names, values_of
+from fedveil.envoy.plans import settings_of, values_of
 from fedveil.utils.errors import PlanError, TrainingError
 from fedveil.utils.plan_bundle import open_bundle
 from fedveil.workspace.plan_builder import build_plan
@@ -90,7 +90,8 @@ def test_a_plans_own_settings_are_declared_with_types_and_defaults():
 
 
 def test_what_changes_the_layout_is_not_steerable():
-    assert steerable_names(Settings) == {"local_epochs", "batch_size", "learning_rate", "proximal_mu", "dropout"}
+    marked = {entry.name for entry in fields(Settings) if entry.metadata.get("steerable")}
+    assert marked == {"local_epochs", "batch_size", "learning_rate", "proximal_mu", "dropout"}
 
 
 def test_a_plan_without_data_says_what_to_add():
