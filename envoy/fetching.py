@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from ..utils import messages as m
 from ..utils.errors import DigestMismatchError, LengthMismatchError, MalformedMessageError, PlanError, StorageError
 from ..utils.plan_bundle import (
+    LAYOUT_FILE,
     MAX_MANIFEST_BYTES,
     Bundle,
+    Manifest,
     adopt_blob,
     blob_file,
     missing_blobs,
     open_bundle,
+    read_manifest,
     store_manifest,
 )
 from ..utils.tensors import Digest, model_num_bytes
 from .link import Link
-from .patience import Patience
+from .patience import Patience, asking_the_director
 
 _MAX_DAMAGED = 3
+_MAX_PLANS = 8  # kept at the site, the newest used ones
+_MAX_LAYOUT_BYTES = 16 << 20  # it is read into memory as JSON
 
 
 class Fetcher:
@@ -35,7 +42,7 @@ class Fetcher:
     Args:
         link: the director.
         folder: the envoy's; ``plans/`` and ``work/`` lie in it.
-        max_bytes: a larger model or blob is refused before a byte of it is taken.
+        max_bytes: a larger model, or a plan whose files are larger together, is refused before a byte of it is taken.
     """
 
     def __init__(self, link: Link, folder: Path, max_bytes: int) -> None:
@@ -52,10 +59,9 @@ class Fetcher:
             PlanError, MalformedMessageError: what the director has under that digest is no plan.
             StorageError: the disk is full.
         """
-        if ref.plan in self._bundles:
-            return self._bundles[ref.plan]
         try:
-            bundle = self._fetch_plan(ref, patience)
+            bundle = self._bundles.get(ref.plan) or self._fetch_plan(ref, patience)
+            os.utime(bundle.folder)  # used last
         except OSError as error:
             raise StorageError(f"a plan cannot be kept at this site: {error.strerror}") from error
         self._bundles[ref.plan] = bundle
@@ -65,26 +71,47 @@ class Fetcher:
         folder = self._plans / ref.plan
         arriving = self._work / "arriving"
         manifest_path = self._fetch(ref, ref.plan, arriving, MAX_MANIFEST_BYTES, patience)
-        manifest = store_manifest(folder, manifest_path.read_bytes())
+        raw = manifest_path.read_bytes()
+        self._check_sizes(read_manifest(raw))
+        self._forget_old_plans(ref.plan)
+        manifest = store_manifest(folder, raw)
         for digest, size in missing_blobs(folder, manifest):
-            if size > self._max_bytes:
-                raise PlanError(
-                    f"plan {manifest.name} holds a file of {size} bytes; this envoy takes {self._max_bytes}"
-                )
             adopt_blob(folder, digest, self._fetch(ref, digest, arriving, size, patience))
         return open_bundle(folder, ref.plan)
+
+    def _check_sizes(self, manifest: Manifest) -> None:
+        size = sum(size for _, size in manifest.blobs())
+        if size > self._max_bytes:
+            raise PlanError(f"plan {manifest.name} holds {size} bytes; this envoy takes {self._max_bytes} at most")
+        size = manifest.file(LAYOUT_FILE).size
+        if size > _MAX_LAYOUT_BYTES:
+            raise PlanError(
+                f"plan {manifest.name}: {LAYOUT_FILE} has {size} bytes, expected {_MAX_LAYOUT_BYTES} at most"
+            )
+
+    def _forget_old_plans(self, coming: Digest) -> None:
+        """Make room for one more; the envoy does one task at a time, so that no other plan is in use."""
+        kept = [path for path in self._plans.glob("*") if path.name != coming]
+        kept.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for path in kept[_MAX_PLANS - 1 :]:
+            self._bundles.pop(Digest(path.name), None)
+            shutil.rmtree(path)
 
     def model(self, task: m.Task, bundle: Bundle, patience: Patience) -> Path:
         """The file that holds a task's model.
 
         Raises:
-            LengthMismatchError: the model is not as long as the plan's layout makes it.
+            LengthMismatchError: the model is not as long as the plan's layout makes it, or longer than may be taken.
             DigestMismatchError: it came damaged, three times.
         """
         expected = model_num_bytes(bundle.layout)
         if task.model_bytes != expected or task.layout != bundle.layout.digest:
             raise LengthMismatchError(
                 f"{task.ref} announces a model of {task.model_bytes} bytes, the plan's has {expected} bytes"
+            )
+        if expected > self._max_bytes:
+            raise LengthMismatchError(
+                f"{task.ref} has a model of {expected} bytes; this envoy takes {self._max_bytes} bytes at most"
             )
         initial = blob_file(bundle.folder, task.model)
         if initial.exists():
@@ -126,10 +153,10 @@ class _Download:
         """Take what is missing.
 
         Raises:
-            UnreachableError: the line broke; call again.
+            UnreachableError: the line broke, or the director has no room; call again.
             LengthMismatchError: longer than it may be.
         """
-        parts = link.download(m.DownloadRequest(digest, self.offset, ref))
+        parts = _parts(link, m.DownloadRequest(digest, self.offset, ref))
         opening = next(parts, None)
         if not isinstance(opening, m.Opening) or opening.offset != self.offset:
             raise MalformedMessageError(f"a download of {digest[:12]}… does not open at {self.offset}")
@@ -166,3 +193,8 @@ class _Download:
                     os.posix_fallocate(self._file, 0, length)
         except OSError as error:
             raise StorageError(f"no room for {length} bytes at this site: {error.strerror}") from error
+
+
+def _parts(link: Link, request: m.DownloadRequest) -> Iterator[m.Part]:
+    with asking_the_director():
+        yield from link.download(request)

@@ -1,13 +1,14 @@
-"""Trying again while a line is broken: for as long as it takes, and no longer than the work is wanted."""
+"""Trying again while a line is broken, or the director's disk is full: as long as it takes and the work is wanted."""
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-from ..utils.errors import ProtocolError, UnreachableError
+from ..utils.errors import ProtocolError, StorageError, UnreachableError
 
 _T = TypeVar("_T")
 _FIRST_SECONDS = 0.1
@@ -54,3 +55,16 @@ class Patience:
     def succeed(self) -> None:
         """The line stands: the next pause is short again."""
         self._pause = _FIRST_SECONDS
+
+
+@contextmanager
+def asking_the_director() -> Iterator[None]:
+    """A call alone, with nothing of this site's disk in it: a ``StorageError`` is the director's, which makes room.
+
+    Raises:
+        UnreachableError: the director's disk is full; ask again.
+    """
+    try:
+        yield
+    except StorageError as error:
+        raise UnreachableError(f"the director cannot do this yet: {error}") from error

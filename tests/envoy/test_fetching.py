@@ -174,7 +174,12 @@ def manifest_with(director, bundle, **changes):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"files": {"plan.py": {"size": 1 << 30}}}, PlanError, "holds a file of 1073741824 bytes; this envoy takes"),
+        (
+            {"files": {"plan.py": {"size": 1 << 30}}},
+            PlanError,
+            r"Toy holds \d+ bytes; this envoy takes 1048576 at most",
+        ),
+        ({"files": {p: {"size": 600 << 10} for p in ("plan.py", "empty.py")}}, PlanError, r"Toy holds \d+ bytes"),
         ({"files": {"plan.py": {"size": 3}}}, LengthMismatchError, "has 16 bytes, expected 3 at most"),
         ({"files": {"plan.py": {"size": 17}}}, PlanError, "has 16 bytes, expected 17"),
         ({"files": {"plan.py": {"sha256": "ab" * 32}}}, UnknownArtifactError, "none"),
@@ -185,6 +190,34 @@ def test_a_plan_whose_files_are_not_what_it_says_is_refused(fetcher, director, b
     with pytest.raises(error, match=words):
         fetcher.plan(ref_of(bundle, plan=manifest_with(director, bundle, **changes)), patience)
     assert fetcher.plan(ref_of(bundle), patience).digest == bundle.digest
+
+
+def test_a_layout_that_would_fill_the_memory_is_refused_before_it_is_taken(director, bundle, folder, patience):
+    fetcher = Fetcher(director, folder, 1 << 30)
+    digest = manifest_with(director, bundle, files={"layout.json": {"size": (16 << 20) + 1}})
+    with pytest.raises(PlanError, match=r"layout\.json has 16777217 bytes, expected 16777216 at most"):
+        fetcher.plan(ref_of(bundle, plan=digest), patience)
+    assert [asked for asked, _ in director.asked] == [digest]
+
+
+def test_of_many_plans_the_last_used_ones_are_kept(fetcher, director, bundle, folder, patience):
+    digests = [manifest_with(director, bundle, settings={"step": step}) for step in range(12)]
+    for digest in digests:
+        fetcher.plan(ref_of(bundle, plan=digests[0]), patience)  # used again before each
+        assert fetcher.plan(ref_of(bundle, plan=digest), patience).digest == digest
+    kept = {path.name for path in (folder / "plans").iterdir()}
+    assert kept == {digests[0], *digests[-7:]}
+    assert fetcher.plan(ref_of(bundle, plan=digests[1]), patience).digest == digests[1]  # fetched again
+
+
+def test_plans_that_never_came_whole_do_not_pile_up_either(fetcher, director, bundle, folder, patience):
+    for step in range(12):
+        files = {"files": {"plan.py": {"sha256": "ab" * 32}}}
+        with pytest.raises(UnknownArtifactError):
+            fetcher.plan(
+                ref_of(bundle, plan=manifest_with(director, bundle, settings={"step": step}, **files)), patience
+            )
+    assert len(list((folder / "plans").iterdir())) == 8
 
 
 def test_a_plan_that_was_changed_at_the_site_is_noticed_after_a_restart(fetcher, director, bundle, folder, patience):
@@ -292,6 +325,26 @@ def test_a_task_that_contradicts_its_plan_is_refused_before_anything_is_fetched(
     with pytest.raises(LengthMismatchError):
         fetcher.model(task_of(bundle, **changes), plan, patience)
     assert len(director.asked) == asked
+
+
+def test_a_model_larger_than_the_envoy_takes_is_refused_before_room_is_made(director, folder, plan, bundle, patience):
+    fetcher = Fetcher(director, folder, len(MODEL) - 1)
+    with pytest.raises(LengthMismatchError, match=f"a model of {len(MODEL)} bytes; this envoy takes {len(MODEL) - 1}"):
+        fetcher.model(task_of(bundle), plan, patience)
+    assert not (folder / "work" / "model.safetensors").exists()
+
+
+def test_while_the_directors_disk_is_full_a_download_is_asked_for_again(fetcher, director, plan, bundle, patience):
+    download, failures = director.download, [StorageError("the director's disk is full")] * 3
+
+    def full(request):
+        if failures:
+            raise failures.pop()
+        yield from download(request)
+
+    director.download = full
+    assert fetcher.model(task_of(bundle), plan, patience).read_bytes() == MODEL
+    assert not failures
 
 
 def test_a_model_that_follows_another_overwrites_all_of_it(fetcher, director, plan, bundle, patience):
