@@ -29,7 +29,6 @@ from ..utils.errors import (
     NonFiniteUpdateError,
     NotInvitedError,
     ProtocolError,
-    StorageError,
     UnreachableError,
 )
 from ..utils.plan_bundle import Bundle, mapped
@@ -41,13 +40,15 @@ from .fetching import Fetcher
 from .journal import FinishedWork, Journal
 from .link import Link
 from .orders import WorkOrder
-from .patience import Patience
+from .patience import Patience, asking_the_director
+from .refusals import refusal_of
 from .site_state import adopt_state
 from .trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 25.0
 _MAX_MODEL_BYTES = 4 << 30
+_MAX_TASKS = 5  # one at work and four that wait; a director asks for one at a time
 
 
 @dataclass(slots=True)
@@ -149,8 +150,25 @@ class Session:
         if self._config.work is Work.STREAM:
             yield from self._link.work(self._held())
             return
+        patience = Patience(self._ended)
         while not self._ended.is_set():
-            yield self._link.next_work(self._held(), _POLL_SECONDS)
+            item = self._link.next_work(self._held(), _POLL_SECONDS)
+            is_news = self._is_news(item)
+            yield item
+            if is_news:
+                patience.succeed()
+            else:  # answered at once with what is known here already: asked again at once, it would be for ever
+                patience.pause()
+
+    def _is_news(self, item: m.WorkItem) -> bool:
+        with self._lock:
+            match item:
+                case m.Task():
+                    return item.ref not in self._commissions
+                case m.Withdrawal(ref):
+                    return ref in self._commissions and not self._commissions[ref].withdrawn.is_set()
+                case m.Idle():
+                    return True
 
     def _take(self, item: m.WorkItem) -> None:
         match item:
@@ -158,9 +176,14 @@ class Session:
                 with self._lock:
                     if item.ref in self._commissions:
                         return
+                    has_room = len(self._commissions) < _MAX_TASKS
                     commission = _Commission(item)
-                    self._commissions[item.ref] = commission
-                self._tasks.put(commission)
+                    if has_room:
+                        self._commissions[item.ref] = commission
+                if has_room:
+                    self._tasks.put(commission)
+                else:
+                    self._turn_away(item.ref)
             case m.Withdrawal(ref, reason):
                 with self._lock:
                     held = self._commissions.get(ref)
@@ -169,6 +192,12 @@ class Session:
                     held.withdrawn.set()
             case m.Idle():
                 pass
+
+    def _turn_away(self, ref: m.TaskRef) -> None:
+        error = ProtocolError(f"{_MAX_TASKS} tasks are here already; {ref} is one too many")
+        _LOG.warning("declined task=%s error=%s", ref, error)
+        with contextlib.suppress(FederationError):  # said once; whoever floods is not waited for
+            self._link.decline(refusal_of(ref, error))
 
     def _held(self) -> tuple[m.TaskRef, ...]:
         with self._lock:
@@ -200,7 +229,7 @@ class Session:
             self._check(task)
             self._settle(task, patience)
             done = self._journal.finished(task.ref)
-            if done is None or not self._is_intact(done):
+            if done is None or not (self._is_intact(done) or self._is_known(done, task, patience)):
                 done = self._work(commission, patience)
             self._send(task, done, commission, patience)
             _LOG.info("received task=%s", task.ref)
@@ -210,11 +239,11 @@ class Session:
             else:
                 self._last_error = f"{type(error).__name__}: {error}"
                 _LOG.warning("declined task=%s error=%s", task.ref, self._last_error)
-                self._decline(task.ref, error, patience)
+                self._decline(refusal_of(task.ref, error), patience)
         except Exception as error:  # noqa: BLE001 - one task must not end the envoy; all of it stays in the site's log
             self._last_error = f"{type(error).__name__} in the envoy itself; see its log"
             _LOG.exception("declined task=%s", task.ref)
-            self._decline(task.ref, FederationError(self._last_error), patience)
+            self._decline(m.Refusal(task.ref, FederationError.__name__, self._last_error), patience)
         finally:
             self._at_work = None
 
@@ -223,14 +252,17 @@ class Session:
             raise NotInvitedError(f"{task.ref} is addressed to others than {self._name}")
         if len(task.cohort) < task.min_participants:
             raise ProtocolError(f"{task.ref} has {len(task.cohort)} envoys, fewer than its own minimum")
+        if len(set(task.cohort)) < len(task.cohort):
+            raise ProtocolError(f"{task.ref} names an envoy twice in its cohort of {len(task.cohort)}")
 
     def _work(self, commission: _Commission, patience: Patience) -> FinishedWork:
         task = commission.task
         bundle = self._fetcher.plan(task.ref, patience)
         model = self._fetcher.model(task, bundle, patience)
         order = self._order(task, bundle, model)
-        limit = self._config.training.max_train_seconds or task.seconds_left
-        result = self._trainer.run(order, min(limit, max(task.seconds_left, 1.0)), commission.withdrawn)
+        seconds = max(task.seconds_left, 1.0)
+        limit = min(self._config.training.max_train_seconds or seconds, seconds)
+        result = self._trainer.run(order, limit, commission.withdrawn)
         if task.kind is m.TaskKind.EVALUATE:
             return self._journal.finish(task.ref, result, None, 0)
         length = bundle.layout.num_bytes
@@ -269,21 +301,26 @@ class Session:
         return mapped(self._update_path)
 
     def _is_intact(self, done: FinishedWork) -> bool:
-        """Is the file of work that was journalled before this process began still what it was?"""
-        if done.digest is None or done.is_received:
+        """Is the file of finished work still what it was? Later work overwrites it."""
+        if done.digest is None:
             return True
         try:
             return digest_of(self._update(done.length)) == done.digest
         except (OSError, FederationError):
             return False
 
+    def _is_known(self, done: FinishedWork, task: m.Task, patience: Patience) -> bool:
+        """Has the director still what it gave a receipt for? One that lost it, in a restored backup, asks again."""
+        if not done.is_received:
+            return False
+        answer = patience.insist(partial(self._request_upload, _header(done, task.layout)))
+        return isinstance(answer, m.Receipt) and answer.digest == done.digest
+
     # ------------------------------------------------------------ what leaves
 
     def _send(self, task: m.Task, done: FinishedWork, commission: _Commission, patience: Patience) -> None:
-        if done.is_received:
-            return
         if done.digest is None:
-            patience.insist(lambda: self._link.report(m.MetricsReport(task.ref, done.result.metrics)))
+            patience.insist(partial(self._report, m.MetricsReport(task.ref, done.result.metrics)))
         else:
             try:
                 receipt = patience.insist(lambda: self._upload(task, done, commission.withdrawn))
@@ -299,7 +336,7 @@ class Session:
             if done.ref == task.ref or done.digest is None:
                 continue
             with contextlib.suppress(ProtocolError):  # its round closed without it
-                answer = patience.insist(partial(self._link.request_upload, _header(done, task.layout)))
+                answer = patience.insist(partial(self._request_upload, _header(done, task.layout)))
                 if isinstance(answer, m.Receipt) and answer.digest == done.digest:
                     self._keep_receipt(done.ref)
 
@@ -309,18 +346,32 @@ class Session:
 
     def _upload(self, task: m.Task, done: FinishedWork, withdrawn: threading.Event) -> m.Receipt:
         header = _header(done, task.layout)
-        try:
-            grant = self._link.request_upload(header)
-            while isinstance(grant, m.Wait):
-                if withdrawn.is_set():
-                    raise ProtocolError(f"{task.ref} was withdrawn")
-                grant = self._link.request_upload(header)
-            if isinstance(grant, m.Receipt):
-                return grant
+        grant = self._request_upload(header)
+        while isinstance(grant, m.Wait):
+            if withdrawn.is_set():
+                raise ProtocolError(f"{task.ref} was withdrawn")
+            grant = self._request_upload(header)
+        if isinstance(grant, m.Receipt):
+            return grant
+        with self._asking():
             return self._link.upload(self._parts(grant, done, withdrawn))
-        except StorageError as error:  # the director's disk: what came before is kept there, so it is tried again
-            self._last_error = f"the director cannot take the update of {task.ref} yet: {error}"
-            raise UnreachableError(self._last_error) from error
+
+    def _request_upload(self, header: m.UpdateHeader) -> m.Grant:
+        with self._asking():
+            return self._link.request_upload(header)
+
+    def _report(self, report: m.MetricsReport) -> m.Receipt:
+        with self._asking():
+            return self._link.report(report)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            with asking_the_director():
+                yield
+        except UnreachableError as error:
+            self._last_error = str(error)
+            raise
 
     def _parts(self, turn: m.Turn, done: FinishedWork, withdrawn: threading.Event) -> Iterator[m.Part]:
         view = self._update(done.length)
@@ -333,12 +384,11 @@ class Session:
             yield m.Data(view[start : start + turn.part_bytes])
         yield m.Closing(done.digest)
 
-    def _decline(self, ref: m.TaskRef, error: FederationError, patience: Patience) -> None:
-        refusal = m.Refusal(ref, type(error).__name__, " ".join(str(error).split())[:500])
+    def _decline(self, refusal: m.Refusal, patience: Patience) -> None:
         try:
             patience.insist(lambda: self._link.decline(refusal))
         except FederationError as refused:
-            _LOG.info("the director no longer waits for task=%s: %s", ref, refused)
+            _LOG.info("the director no longer waits for task=%s: %s", refusal.ref, refused)
 
 
 def _header(done: FinishedWork, layout: Digest) -> m.UpdateHeader:

@@ -13,8 +13,11 @@ from fedveil.envoy.session import Session
 from fedveil.envoy.trainer import ChildTrainer, InProcessTrainer
 from fedveil.utils import messages as m
 from fedveil.utils.errors import (
+    DatasetError,
     DigestMismatchError,
+    IdentityError,
     MalformedMessageError,
+    PlanError,
     ProtocolError,
     StorageError,
     TrainingError,
@@ -58,6 +61,7 @@ class Director:
         self.items = queue.SimpleQueue()
         self.held = []  # what the envoy said it holds, each time it opened a line
         self.opened = 0
+        self.polls, self.repeats = [], False  # repeats: a poll is answered at once with the task that is held
         self.is_down = threading.Event()  # nothing is answered
         self.failures = {}  # method: errors to raise first
         self.receipts, self.reports, self.refusals, self.headers = {}, {}, [], []
@@ -88,7 +92,10 @@ class Director:
     def next_work(self, held, wait_seconds):
         self._answers("work")
         self.held.append(held)
-        item = self.items.get()
+        self.polls.append(time.monotonic())
+        if self.repeats and held:
+            return self.task
+        self.task = item = self.items.get()
         return m.Idle() if item is None else item
 
     def download(self, request):
@@ -384,6 +391,29 @@ def test_while_the_directors_disk_is_full_the_update_waits(site):
     assert "the director's disk is full" in site.session.status().last_error
 
 
+@pytest.mark.parametrize("method", ["download", "request_upload", "report"])
+def test_a_director_whose_disk_is_full_is_asked_again_whatever_it_is_asked(site, method):
+    site.director.fail(method, *[StorageError("the director's disk is full")] * 5)
+    site.start()
+    ref = site.give(site.task(kind=m.TaskKind.EVALUATE if method == "report" else m.TaskKind.TRAIN))
+    until(lambda: ref in site.director.receipts or ref in site.director.reports)
+    assert not site.director.failures[method]
+    assert site.director.refusals == []
+
+
+def test_a_poll_that_is_answered_with_the_task_that_is_held_is_repeated_after_a_pause(site, monkeypatch):
+    for name in ("_FIRST_SECONDS", "_MOST_SECONDS"):
+        monkeypatch.setattr(f"fedveil.envoy.patience.{name}", 0.1)  # of which lots take half at most
+    site.config = replace(site.config, work=Work.POLL)
+    site.director.repeats = True
+    site.trainer.before = lambda *_: until(lambda: len(site.director.polls) > 5)
+    site.start()
+    site.received(site.task())
+    polls = site.director.polls
+    assert polls[5] - polls[1] >= 4 * 0.05
+    site.received(site.task(2))
+
+
 # the process ends
 
 
@@ -421,6 +451,45 @@ def test_a_receipt_that_was_lost_is_asked_for_again_after_a_restart(site):
     site.received(task)
     assert len(site.trainer.orders) == 1
     assert site.session.status().rounds_received == 1
+
+
+def test_a_director_that_lost_what_it_gave_a_receipt_for_gets_it_again(site):
+    site.start()
+    task = site.task()
+    site.received(task)
+    until(lambda: not site.session.status().task)
+    site.director.receipts.clear()
+    receipt = site.received(task)
+    assert receipt.digest == digest_of(UPDATE.tobytes())
+    assert len(site.trainer.orders) == 1
+
+
+def test_what_it_lost_is_trained_again_where_later_work_took_its_place(site):
+    site.start()
+    task = site.task()
+    site.received(task)
+    site.trainer.update += 1
+    site.received(site.task(2))
+    until(lambda: not site.session.status().task)
+    ref = site.give(task)  # the director has it: nothing is to be done
+    site.give(site.task(3))
+    until(lambda: len(site.trainer.orders) == 3 and not site.session.status().task)
+    site.director.receipts.clear()
+    site.give(task)
+    until(lambda: ref in site.director.receipts)
+    assert [order.ref.round for order in site.trainer.orders] == [1, 2, 3, 1]
+    assert site.director.refusals == []
+
+
+def test_an_evaluation_is_answered_as_often_as_it_is_asked_for(site):
+    site.start()
+    task = site.task(kind=m.TaskKind.EVALUATE)
+    for _ in range(2):
+        site.give(task)
+        until(lambda: task.ref in site.director.reports and not site.session.status().task)
+        until(lambda: not site.session._held())
+        site.director.reports.clear()
+    assert len(site.trainer.orders) == 1
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone", "empty"])
@@ -519,6 +588,7 @@ def test_a_task_that_was_withdrawn_before_its_turn_is_not_begun(site):
     [
         ({"cohort": ("site-b", "site-c")}, "NotInvitedError", "addressed to others than site-a"),
         ({"cohort": ()}, "NotInvitedError", "addressed to others"),
+        ({"cohort": ("site-a", "site-b", "site-a")}, "ProtocolError", "names an envoy twice in its cohort of 3"),
         ({"min_participants": 3}, "ProtocolError", "fewer than its own minimum"),
         ({"model_bytes": 1 << 40}, "LengthMismatchError", "announces a model of 1099511627776 bytes"),
         ({"layout": "ab" * 32}, "LengthMismatchError", "announces a model"),
@@ -533,6 +603,55 @@ def test_a_task_that_cannot_be_right_is_declined_with_the_reason_and_the_next_is
     assert words in refusal.reason
     assert site.trainer.orders == []
     site.received(site.task(2))
+
+
+def test_of_a_flood_of_tasks_five_are_taken_and_the_rest_declined(site):
+    release = threading.Event()
+    site.trainer.before = lambda *_: release.wait(SECONDS)
+    site.start()
+    for number in range(1, 101):
+        site.give(site.task(number))
+    until(lambda: len(site.director.refusals) == 95)
+    refusal = site.director.refusals[0]
+    assert (refusal.ref.round, refusal.error) == (6, "ProtocolError")
+    assert refusal.reason == "5 tasks are here already; round 6 of lungs-1 is one too many"
+    release.set()
+    until(lambda: len(site.director.receipts) == 5)
+
+
+@pytest.mark.parametrize(
+    ("left", "most", "given"), [(60.0, None, 60.0), (60.0, 5.0, 5.0), (0.0, None, 1.0), (0.2, 5.0, 1.0)]
+)
+def test_training_has_the_time_that_is_left_and_at_least_a_second(site, left, most, given):
+    seen = []
+    site.config = replace(site.config, training=TrainingSettings(preload_torch=False, max_train_seconds=most))
+    site.trainer.before = lambda order, seconds, cancelled: seen.append(seconds)
+    site.start()
+    site.received(site.task(seconds_left=left))
+    assert seen == [given]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DatasetError, "the site has no dataset that fits the plan; its envoy's log has the details"),
+        (StorageError, "the site cannot read or keep what the task needs; its envoy's log has the details"),
+        (PlanError, "the plan cannot be fetched, read or built at the site; its envoy's log has the details"),
+        (IdentityError, "the site cannot do the task; its envoy's log has the details"),
+    ],
+)
+def test_names_and_paths_of_the_site_stay_in_its_log(site, error, words, caplog):
+    secret = "no dataset x here; known: hiv-cohort-2024, in /srv/ward-7"
+
+    def broken(*_):
+        raise error(secret)
+
+    site.trainer.before = broken
+    site.start()
+    refusal = site.refused(site.task())
+    assert (refusal.error, refusal.reason) == (error.__name__, words)
+    assert secret in caplog.text
+    assert secret in site.session.status().last_error
 
 
 @pytest.mark.parametrize("place", [0, 500, 999])

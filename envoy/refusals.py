@@ -1,0 +1,42 @@
+"""What the director is told when a task is declined: the error's class, and a reason that says nothing of the site.
+
+Names of datasets, paths and what was found in files stay in the envoy's log. Errors of a class that is not known here
+to be free of them go with a fixed sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..utils import messages as m
+from ..utils.errors import (
+    ConfigError,
+    DatasetError,
+    FederationError,
+    MalformedMessageError,
+    PlanError,
+    ProtocolError,
+    StorageError,
+    TrainingError,
+    UnsendableUpdateError,
+)
+
+_MAX_REASON = 500
+_SPEAKABLE: Final = (ConfigError, MalformedMessageError, ProtocolError, TrainingError, UnsendableUpdateError)
+"""Their texts name tasks, digests, lengths, the plan's own tensors and steps: nothing of the site."""
+_SENTENCES: Final[dict[type[FederationError], str]] = {
+    DatasetError: "the site has no dataset that fits the plan; its envoy's log has the details",
+    StorageError: "the site cannot read or keep what the task needs; its envoy's log has the details",
+    PlanError: "the plan cannot be fetched, read or built at the site; its envoy's log has the details",
+    FederationError: "the site cannot do the task; its envoy's log has the details",
+}
+
+
+def refusal_of(ref: m.TaskRef, error: FederationError) -> m.Refusal:
+    """What is said of an error of this site."""
+    kind = type(error)
+    if isinstance(error, _SPEAKABLE):
+        reason = " ".join(str(error).split())[:_MAX_REASON]
+    else:
+        reason = next(_SENTENCES[one] for one in kind.__mro__ if one in _SENTENCES)
+    return m.Refusal(ref, kind.__name__, reason)
