@@ -6,6 +6,8 @@ the next one; they change places each round. FedAdam and its kin add their own m
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,6 +34,8 @@ from .rounds import Round
 from .server_optimizer import State, initial_state, state_from_bytes, state_pieces, step
 from .uploads import Uploads
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -56,7 +60,6 @@ class ActiveRun:
         self.model = record.model
         self.progress: list[dict[str, float]] = []  # the federated metrics of each closed round, for the stop rule
         self.states: list[Digest] = []  # of the server optimizer, oldest first, as far as they are kept
-        self.spare: Digest | None = None  # an old model whose file the next one may be written over
         self.models: list[Digest] = []  # of each closed round, oldest first, as far as they are kept
         self._artifacts = artifacts
         vector, self._exact = read_model(self.layout, mapped(artifacts.path(record.model)))
@@ -99,7 +102,7 @@ class ActiveRun:
 
         Raises:
             EmptyRoundError: no answers, or none with an example.
-            UnsendableUpdateError: the metrics of two sites contradict each other.
+            UnsendableUpdateError: an answer is no longer on disk.
             NonFiniteUpdateError: the sum or the step left the range of float32.
             StorageError: the disk is full.
         """
@@ -117,8 +120,7 @@ class ActiveRun:
         new, state = step(self.settings.server_optimizer, self.layout, self._model, self._spare, self._state)
         if not is_finite(new):
             raise NonFiniteUpdateError(f"{this.ref}: the new model holds NaN or infinity; the model before it is kept")
-        spare, self.spare = self.spare, None
-        model = self._artifacts.put(model_pieces(self.layout, new, self._exact), over=spare)
+        model = self._artifacts.put(model_pieces(self.layout, new, self._exact))
         pieces = state_pieces(state)
         kept = self._artifacts.put(pieces) if pieces else None
         return Outcome(model, metrics, kept, num_examples, new, state)
@@ -151,10 +153,13 @@ class ActiveRun:
 
 
 def _total(this: Round, submissions: Sequence[SubmissionRecord]) -> tuple[MetricSum, ...]:
-    try:
-        return total(metric for one in submissions for metric in one.metrics)
-    except ValueError as error:
-        raise UnsendableUpdateError(f"{this.ref}: {error}") from error
+    """The sum of all metrics; of a name that sites use for two kinds, the kind that most of them mean."""
+    metrics = [metric for one in submissions for metric in one.metrics]
+    votes = Counter((metric.name, metric.kind) for metric in metrics)
+    meant = {name: kind for (name, kind), _ in reversed(votes.most_common())}
+    if len(meant) != len(votes):
+        _LOG.warning("metrics of two kinds under one name were left out task=%s", this.ref)
+    return total(metric for metric in metrics if meant[metric.name] is metric.kind)
 
 
 def values_of(metrics: tuple[MetricSum, ...]) -> dict[str, float]:

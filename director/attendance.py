@@ -73,6 +73,13 @@ class Attendance:
         """All who are there."""
         return frozenset(envoy for envoy in self._seen if self.is_there(envoy, now))
 
+    def shift(self, seconds: float) -> None:
+        """The director itself stood still for so long, or its clock was set: nobody was silent meanwhile."""
+        self.started_at += seconds
+        for seen in self._seen.values():
+            seen.heard_at += seconds
+            seen.broke_at = None if seen.broke_at is None else seen.broke_at + seconds
+
     def silent_seconds(self, envoy: EnvoyName, now: float) -> float:
         """Since its last word; infinity without any."""
         seen = self._seen.get(envoy)

@@ -7,7 +7,6 @@ open round in the database and goes on: what has a receipt is there, the others 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -17,7 +16,6 @@ from dataclasses import replace
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.errors import FederationError, ProtocolError, StorageError, WrongRoundError
-from ..utils.metrics import MetricSum
 from ..utils.tensors import canonical_json, digest_of
 from . import rounds
 from .active_run import ActiveRun, Outcome, values_of
@@ -25,6 +23,7 @@ from .attendance import Attendance
 from .history import History
 from .lines import Line, Lines
 from .records import Ending, RoundRecord, RunRecord, RunState, SubmissionRecord
+from .retention import Retention
 from .rounds import Round, RoundState
 from .selection import select
 from .stop_rule import verdict
@@ -32,6 +31,7 @@ from .uploads import Uploads
 
 _LOG = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
+_STALL_SECONDS = 1.0  # more between two looks, and silence is not the envoys'
 _STORAGE_SECONDS = 2.0
 _TURN_SECONDS = 20.0  # how long a call that asks for a turn is held
 
@@ -45,6 +45,8 @@ class Coordinator:
         uploads: turns and spools.
         members: the names of all envoys that joined.
         keep_models: how many models of a run stay on disk; 0 keeps all.
+        now: seconds since 1970.
+        broken: called when the rounds cannot go on in this process, after the reason was logged.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class Coordinator:
         *,
         keep_models: int = 2,
         now: Callable[[], float] = time.time,
+        broken: Callable[[], None] = lambda: None,
     ) -> None:
-        self._keep_models = keep_models
+        self._retention, self._broken = Retention(history, artifacts, keep_models), broken
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
         self._members, self._now = members, now
         self._lock = threading.Condition(threading.RLock())
@@ -68,6 +71,7 @@ class Coordinator:
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
         self._up = self._down = 0
+        self._looked_at = now()
         self._ends = False
         self._thread = threading.Thread(target=self._work, name="director-rounds", daemon=True)
 
@@ -75,6 +79,7 @@ class Coordinator:
         """Go on where the last director stopped, or was stopped."""
         with self._lock:
             self._resume()
+            self._retention.sweep()
         self._thread.start()
 
     def close(self) -> None:
@@ -125,7 +130,6 @@ class Coordinator:
             if this.kind is not m.TaskKind.TRAIN:
                 raise ProtocolError(f"{header.ref} asks for an evaluation, {envoy} announces an update")
             run.check_header(header, envoy)
-            self._check_metrics(header.metrics, envoy)
         turn = self._uploads.turn(envoy, header, _TURN_SECONDS)
         with self._lock:  # received while it waited, over another stream: what has a receipt is not written to again
             return self._receipt_of(envoy, header.ref) or turn
@@ -147,7 +151,8 @@ class Coordinator:
             metrics=header.metrics,
             spool=self._uploads.path(envoy).name,
         )
-        self._up += header.length
+        with self._lock:
+            self._up += header.length
         return self._submit(submission)
 
     def report(self, envoy: m.EnvoyName, report: m.MetricsReport) -> m.Receipt:
@@ -164,7 +169,6 @@ class Coordinator:
             _, this = self._open_round(report.ref, envoy)
             if this.kind is not m.TaskKind.EVALUATE:
                 raise ProtocolError(f"{report.ref} asks for an update, {envoy} reports metrics alone")
-            self._check_metrics(report.metrics, envoy)
             content = canonical_json([[x.name, x.kind.value, list(x.values), x.weight] for x in report.metrics])
             return self._submit(
                 SubmissionRecord(
@@ -196,7 +200,8 @@ class Coordinator:
 
     def count_download(self, num_bytes: int) -> None:
         """Some bytes went down."""
-        self._down += num_bytes
+        with self._lock:
+            self._down += num_bytes
 
     # ------------------------------------------------------------ operators
 
@@ -248,6 +253,10 @@ class Coordinator:
                 _LOG.error("the rounds wait: %s", error)
                 with self._lock:
                     self._lock.wait(_STORAGE_SECONDS)
+            except Exception:  # noqa: BLE001 - standing still, a director must not look alive: it ends, to be started anew
+                _LOG.critical("the rounds cannot go on in this process", exc_info=True)
+                self._broken()
+                return
 
     def _turn(self) -> None:
         with self._lock:
@@ -261,6 +270,9 @@ class Coordinator:
     def _advance(self) -> Round | None:
         """One look at the present round: start a run, open it, lose who is gone, close it when it is due."""
         now = self._now()
+        if not 0 <= now - self._looked_at <= _STALL_SECONDS:  # this process stood still, or the clock was set
+            self._attendance.shift(now - self._looked_at)
+        self._looked_at = now
         if self._run is None:
             self._start_next(now)
         run, this = self._run, self._round
@@ -327,8 +339,8 @@ class Coordinator:
             next_round=following,
             ending=ending,
         )
-        run.adopt(outcome)
-        self._discard_old_models(run)
+        self._uploads.withdraw(closed.ref)
+        run.adopt(outcome)  # from here on nothing may fail: it is in the database
         _LOG.info("round closed task=%s received=%d", closed.ref, len(closed.received))
         self._withdraw(closed, closed.cohort - closed.received)
         self._begin(following, ending)
@@ -385,16 +397,24 @@ class Coordinator:
         current = self._history.current_round(record.run) if record is not None else None
         if record is None or current is None:  # a running run has a round that is not over
             return
-        past = self._history.rounds(record.run)
+        past = [r for r in self._history.rounds(record.run) if _counts(r)]
         states = [r.optimizer_state for r in past if r.optimizer_state is not None]
-        self._run = ActiveRun(record, self._artifacts, states[-1] if states else None)
-        self._run.progress = [values_of(r.metrics) for r in past if _counts(r)]
-        self._run.states = states
-        self._run.models = [r.model_out for r in past if r.model_out is not None and _counts(r)]
+        try:
+            self._run = ActiveRun(record, self._artifacts, states[-1] if states else None)
+        except FederationError as error:  # its plan or model is gone: this run cannot go on, the others can
+            ending = Ending(RunState.FAILED, f"{type(error).__name__}: {error}")
+            self._history.fail_round(rounds.fail(current.round, ending.reason), self._now(), None, ending)
+            return
+        self._run.progress, self._run.states = [values_of(r.metrics) for r in past], states
+        self._run.models = [r.model_out for r in past if r.model_out is not None]
         self._round = rounds.resume(current.round, self._now())
         self._answers = {one.envoy: one for one in self._history.submissions(self._round.ref)}
         self._history.save_round(self._round, self._now())
-        _LOG.info("run resumed run=%s task=%s state=%s", record.run, self._round.ref, self._round.state.value)
+        damaged = [name for name, one in self._answers.items() if one.spool and not self._uploads.is_intact(one)]
+        if damaged:
+            reason = f"what {', '.join(sorted(damaged))} had sent is damaged on the director's disk"
+            self._fail(self._run, self._round, rounds.fail(self._round, reason))
+        _LOG.info("run resumed run=%s task=%s state=%s", record.run, current.round.ref, current.round.state.value)
 
     # ------------------------------------------------------------ pieces
 
@@ -405,7 +425,6 @@ class Coordinator:
                 return kept
             _, this = self._open_round(submission.ref, submission.envoy)
             answered = rounds.receive(this, submission.ref, submission.envoy)
-            self._check_metrics(submission.metrics, submission.envoy)
             self._history.add_submission(submission, answered)
             self._round = answered
             self._answers[submission.envoy] = submission
@@ -424,22 +443,13 @@ class Coordinator:
             raise WrongRoundError(f"no round is open; {envoy} answers {ref}")
         return self._run, self._round
 
-    def _check_metrics(self, metrics: tuple[MetricSum, ...], envoy: m.EnvoyName) -> None:
-        """One name is one kind of metric in the whole round: a sum of two kinds would fail it for everybody."""
-        kinds = {metric.name: metric.kind for one in self._answers.values() for metric in one.metrics}
-        for metric in metrics:
-            kind = kinds.get(metric.name, metric.kind)
-            if kind is not metric.kind:
-                raise ProtocolError(
-                    f"{envoy} reports {metric.name} as a {metric.kind.value}, another envoy as a {kind.value}"
-                )
-
     def _open_tasks(self, envoy: m.EnvoyName, held: tuple[m.TaskRef, ...]) -> list[m.WorkItem]:
         run, this = self._run, self._round
         is_asked = run is not None and this is not None and this.state.takes_answers and envoy in this.cohort
         present = this.ref if is_asked and this is not None else None
         items: list[m.WorkItem] = [m.Withdrawal(ref, "this round is over") for ref in held if ref != present]
-        if run is not None and this is not None and is_asked and envoy not in this.received | this.declined:
+        is_new = present is not None and present not in held
+        if run is not None and this is not None and is_new and envoy in this.waiting | this.lost:
             items.append(run.task(this, self._now()))
         return items
 
@@ -449,9 +459,8 @@ class Coordinator:
         self._answers.clear()
         self._refusals.clear()
         if run is not None:
-            self._count_traffic(run.record.run)
+            self._tidy(run)
         if run is not None and ending is not None:
-            self._discard_spare(run)
             _LOG.info("run ended run=%s state=%s reason=%s", run.record.run, ending.state.value, ending.reason)
             self._run = None
         self._lock.notify_all()
@@ -464,34 +473,14 @@ class Coordinator:
     def _withdraw(self, this: Round, envoys: frozenset[m.EnvoyName]) -> None:
         self._lines.push(sorted(envoys), m.Withdrawal(this.ref, this.reason or f"{this.ref} is {this.state.value}"))
 
-    def _discard_old_models(self, run: ActiveRun) -> None:
-        """Keep the last models of this run, and all that another run or a plan needs; spare one file for the next.
-
-        Of the server optimizer's states the last one is needed, and by this run alone.
-        """
-        for digest in set(run.states[:-1]) - set(run.states[-1:]):
-            self._artifacts.discard(digest)
-        del run.states[:-1]
-        if not self._keep_models:
-            return
-        needed = {record.model for record in self._history.runs()} | {digest for digest, _ in run.manifest.blobs()}
-        needed.update(run.models[-self._keep_models :])
-        for digest in run.models[: -self._keep_models]:
-            if digest not in needed:
-                self._discard_spare(run)
-                run.spare = digest
-        del run.models[: -self._keep_models]
-
-    def _discard_spare(self, run: ActiveRun) -> None:
-        spare, run.spare = run.spare, None
-        if spare is not None:
-            self._artifacts.discard(spare)
-
-    def _count_traffic(self, run: m.RunId) -> None:
-        up, down, self._up, self._down = self._up, self._down, 0, 0
-        if up or down:
-            with contextlib.suppress(ProtocolError):
-                self._history.add_traffic(run, up, down)
+    def _tidy(self, run: ActiveRun) -> None:
+        """Housekeeping, which a full disk may put off until the next round."""
+        try:
+            self._history.add_traffic(run.record.run, self._up, self._down)
+            self._up = self._down = 0
+            self._retention.tidy(run)
+        except FederationError as error:
+            _LOG.warning("housekeeping is put off: %s", error)
 
 
 def _counts(record: RoundRecord) -> bool:

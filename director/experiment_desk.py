@@ -149,7 +149,7 @@ class ExperimentDesk:
             reason=record.reason,
             plan=record.plan,
             model=record.model,
-            model_bytes=self._artifacts.size(record.model),
+            model_bytes=self._artifacts.size(record.model) if self._artifacts.has(record.model) else 0,
             max_rounds=settings.rounds.max_rounds,
             submitted_at=record.submitted_at,
             rounds=tuple(self._round(one) for one in self._history.rounds(record.run)),

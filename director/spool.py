@@ -26,6 +26,7 @@ from ..utils.errors import (
     MalformedMessageError,
     NonFiniteUpdateError,
     StorageError,
+    UnsendableUpdateError,
 )
 from ..utils.messages import PART_BYTES, EnvoyName, TaskRef
 from ..utils.tensors import FLOAT_BYTES, Digest, Vector, bytes_of, canonical_json, digest_of
@@ -131,21 +132,43 @@ class SpooledUpdate:
 
     def __init__(self, path: Path, envoy: EnvoyName, num_examples: int) -> None:
         self.envoy, self.num_examples = envoy, num_examples
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._lost() from error
 
     def read(self, start: int, out: Vector) -> None:
         """Fill ``out`` with the update's elements from ``start`` on.
 
         Raises:
-            StorageError: the file is shorter than it was.
+            UnsendableUpdateError: the file is gone, shorter than it was, or cannot be read.
         """
-        read = os.preadv(self._fd, [bytes_of(out)], _HEADER_BYTES + start * FLOAT_BYTES)
+        try:
+            read = os.preadv(self._fd, [bytes_of(out)], _HEADER_BYTES + start * FLOAT_BYTES)
+        except OSError as error:
+            raise self._lost() from error
         if read != out.nbytes:
-            raise StorageError(f"the spooled update of {self.envoy} was cut short on disk")
+            raise self._lost()
+
+    def digest(self, length: int) -> Digest:
+        """SHA-256 of the update's bytes, read again.
+
+        Raises:
+            UnsendableUpdateError: as ``read``.
+        """
+        sha, block = hashlib.sha256(), np.empty(PART_BYTES // FLOAT_BYTES, np.float32)
+        for start in range(0, length // FLOAT_BYTES, block.size):
+            piece = block[: min(block.size, length // FLOAT_BYTES - start)]
+            self.read(start, piece)
+            sha.update(bytes_of(piece))
+        return Digest(sha.hexdigest())
 
     def close(self) -> None:
         """Give the file back."""
         os.close(self._fd)
+
+    def _lost(self) -> UnsendableUpdateError:
+        return UnsendableUpdateError(f"what {self.envoy} had sent is damaged or gone from the director's disk")
 
 
 def _storage_error(error: OSError, path: Path) -> StorageError:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..utils.errors import MalformedMessageError, ProtocolError
-from ..utils.messages import PART_BYTES, Closing, Data, EnvoyName, Opening, Part, Turn, UpdateHeader, Wait
+from ..utils.errors import MalformedMessageError, ProtocolError, UnsendableUpdateError, WrongRoundError
+from ..utils.messages import PART_BYTES, Closing, Data, EnvoyName, Opening, Part, TaskRef, Turn, UpdateHeader, Wait
 from ..utils.tensors import Digest
+from .records import SubmissionRecord
 from .spool import Spool, SpooledUpdate
 
 _UNCLAIMED_SECONDS = 10.0
@@ -30,7 +31,7 @@ class _Upload:
     envoy: EnvoyName
     granted_at: float
     claimed: bool = False
-    is_superseded: bool = False
+    ended: ProtocolError | None = None  # why its stream may go no further
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,27 @@ class Uploads:
     def stored(self, envoy: EnvoyName, num_examples: int) -> SpooledUpdate:
         """An update that was received, opened for reading."""
         return SpooledUpdate(self.path(envoy), envoy, num_examples)
+
+    def is_intact(self, submission: SubmissionRecord) -> bool:
+        """Is what was received before this process began still on disk, every byte of it?"""
+        try:
+            update = self.stored(submission.envoy, submission.num_examples)
+        except UnsendableUpdateError:
+            return False
+        try:
+            return update.digest(submission.length) == submission.digest
+        except UnsendableUpdateError:
+            return False
+        finally:
+            update.close()
+
+    def withdraw(self, ref: TaskRef) -> None:
+        """The round is over: streams that still bring something for it end, and their turns are free."""
+        with self._changed:
+            for upload in self._uploads.values():
+                if upload.header.ref == ref:
+                    upload.ended = WrongRoundError(f"{ref} is over and takes no more updates")
+            self._changed.notify_all()
 
     def turn(self, envoy: EnvoyName, header: UpdateHeader, timeout_seconds: float) -> Turn | Wait:
         """Wait for a turn, first come first served.
@@ -126,8 +148,8 @@ class Uploads:
                     f" expected {spool.offset} of {upload.header.length}"
                 )
             for part in parts:
-                if upload.is_superseded:
-                    raise ProtocolError(f"{envoy} asked for another turn; this stream is over")
+                if upload.ended is not None:
+                    raise upload.ended
                 heard()
                 match part:
                     case Data(content):
@@ -159,9 +181,10 @@ class Uploads:
                 del self._uploads[name]
         if waited >= self._patience or any(upload.envoy == envoy for upload in self._uploads.values()):
             return True
-        return len(self._uploads) < self._slots and self._queue[0] is ticket
+        return sum(upload.ended is None for upload in self._uploads.values()) < self._slots and self._queue[0] is ticket
 
     @staticmethod
     def _supersede(upload: _Upload, envoy: EnvoyName) -> bool:
-        upload.is_superseded = upload.is_superseded or upload.envoy == envoy
+        if upload.envoy == envoy:
+            upload.ended = ProtocolError(f"{envoy} asked for another turn; this stream is over")
         return upload.envoy == envoy

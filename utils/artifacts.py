@@ -6,6 +6,7 @@ kill -9 at any instant leaves a whole artifact or none. One process owns a folde
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -40,6 +41,7 @@ class ArtifactStore:
     def __init__(self, folder: Path, durable: bool) -> None:
         self.folder = folder
         self._durable = durable
+        self._spare = folder / f".spare{_PARTIAL}"  # no artifact any more: only its pages are of use
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(f".*{_PARTIAL}"):
@@ -47,22 +49,19 @@ class ArtifactStore:
         except OSError as error:
             raise _storage_error(folder, error) from error
 
-    def put(self, pieces: Sequence[bytes | memoryview], *, over: Digest | None = None) -> Digest:
+    def put(self, pieces: Sequence[bytes | memoryview]) -> Digest:
         """Keep the pieces, one after the other, as one artifact.
 
-        Large ones are hashed by a second thread while they are written: a round waits for both.
-
-        Args:
-            pieces: of the artifact.
-            over: an artifact that nobody needs any more. It is written over, and so its pages, which the system
-                already holds, are used again: several times faster than fresh ones.
+        Large ones are hashed by a second thread while they are written, since a round waits for both, and written
+        over the last one that was discarded: its pages, which the system holds already, are several times faster
+        than fresh ones.
 
         Raises:
             StorageError: the disk is full or cannot be written; no trace of the artifact is left.
         """
-        old = None if over is None else self.folder / _check_digest(over)
-        with _PartialFile(self.folder, self._durable, old) as partial:
-            if sum(memoryview(piece).nbytes for piece in pieces) < _LARGE_BYTES:
+        is_large = sum(memoryview(piece).nbytes for piece in pieces) >= _LARGE_BYTES
+        with _PartialFile(self.folder, self._durable, self._spare if is_large else None) as partial:
+            if not is_large:
                 for piece in pieces:
                     partial.write(piece)
                 return partial.keep()
@@ -146,8 +145,17 @@ class ArtifactStore:
             )
 
     def discard(self, digest: Digest) -> None:
-        """Forget one artifact, if it is here. Its pages are the system's again, and the next artifact's."""
-        (self.folder / _check_digest(digest)).unlink(missing_ok=True)
+        """Forget one artifact, if it is here. The file of the last one is kept for the next large artifact.
+
+        Raises:
+            StorageError: it cannot be renamed.
+        """
+        path = self.folder / _check_digest(digest)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(self._spare)
+        except OSError as error:
+            raise _storage_error(self.folder, error) from error
 
     def discard_except(self, keep: Collection[Digest]) -> int:
         """Delete all artifacts but these; what is being written meanwhile stays. Returns how many were deleted."""
@@ -221,20 +229,24 @@ class Receiving:
 class _PartialFile:
     """A file under a name of its own that becomes an artifact, or vanishes."""
 
-    def __init__(self, folder: Path, durable: bool, over: Path | None = None) -> None:
+    def __init__(self, folder: Path, durable: bool, spare: Path | None = None) -> None:
         self._folder = folder
         self._durable = durable
         self._sha, self._length = hashlib.sha256(), 0
         try:
             self._file, name = tempfile.mkstemp(_PARTIAL, ".", folder)
             self._path = Path(name)
-            if over is not None and over.exists():
-                os.close(self._file)
-                over.replace(self._path)
-                self._file = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+            if spare is not None:
+                self._use(spare)
         except OSError as error:
             raise _storage_error(folder, error) from error
         self.is_open = True
+
+    def _use(self, spare: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            spare.replace(self._path)
+            os.close(self._file)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
 
     def write(self, piece: bytes | memoryview) -> None:
         self._sha.update(piece)

@@ -19,7 +19,6 @@ from fedveil.utils.errors import (
     LayoutMismatchError,
     LengthMismatchError,
     NonFiniteUpdateError,
-    StorageError,
     UnsendableUpdateError,
 )
 from fedveil.utils.messages import TaskKind, TaskRef, UpdateHeader
@@ -155,13 +154,14 @@ def test_an_evaluation_sums_metrics_and_leaves_the_model(director: Director):
     assert outcome.vector is None
 
 
-def test_metrics_that_contradict_each_other_fail_the_round_and_not_the_director(director: Director):
+def test_a_metric_that_one_site_means_otherwise_is_summed_over_the_others(director: Director):
     answers = [
-        director.answered("a", [1, 1, 1, 1], 1, (mean_of("x", 1, 1),)),
-        director.answered("b", [1, 1, 1, 1], 1, (auc_of("x", [0.5], [1]),)),
+        director.answered("a", [1, 1, 1, 1], 1, (auc_of("x", [0.5], [1]),)),
+        director.answered("b", [1, 1, 1, 1], 1, (mean_of("x", 1, 1), mean_of("y", 2, 1))),
+        director.answered("c", [1, 1, 1, 1], 1, (mean_of("x", 3, 1),)),
     ]
-    with pytest.raises(UnsendableUpdateError, match="round 1 of toy-1: metric x is a mean at one site"):
-        director.run.conclude(director.round(), answers, director.uploads, 2)
+    outcome = director.run.conclude(director.round(), answers, director.uploads, 3)
+    assert {metric.name: metric.value for metric in outcome.metrics} == {"x": 2.0, "y": 2.0}
 
 
 def test_a_step_out_of_the_range_of_a_float_keeps_the_model_before_it(director: Director):
@@ -179,10 +179,10 @@ def test_without_an_answer_there_is_no_model(director: Director):
         director.run.conclude(director.round(), [], director.uploads, 2)
 
 
-def test_an_update_that_is_gone_from_the_disk_is_a_storage_error(director: Director):
+def test_an_update_that_is_gone_from_the_disk_fails_the_round_and_not_the_director(director: Director):
     answer = director.answered("a", [1, 1, 1, 1])
     director.uploads.path("a").write_bytes(director.uploads.path("a").read_bytes()[:-4])
-    with pytest.raises(StorageError, match="a was cut short"):
+    with pytest.raises(UnsendableUpdateError, match="what a had sent is damaged or gone"):
         director.run.conclude(director.round(), [answer], director.uploads, 1)
 
 

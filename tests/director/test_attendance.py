@@ -1,5 +1,6 @@
 """Who is there, by what was heard and when."""
 
+import pytest
 from fedveil.director.attendance import COMEBACK_SECONDS, RETURN_SECONDS, Attendance
 from fedveil.utils.transport import BEAT_SECONDS, SILENCE_SECONDS
 from hypothesis import given
@@ -78,3 +79,16 @@ def test_nobody_is_there_and_gone_at_once(events: list[tuple[str, str, float]]):
         for name in "ab":
             assert not (attendance.is_there(name, now) and attendance.is_gone(name, now))
             assert (name in attendance.there(now)) == attendance.is_there(name, now)
+
+
+def test_a_director_that_stood_still_thinks_nobody_silent():
+    attendance = Attendance(started_at=0.0)
+    attendance.arrive("a", 10.0)
+    attendance.arrive("b", 10.0)
+    attendance.leave("b", 10.5)
+    assert attendance.is_gone("a", 30.0)
+    attendance.shift(19.0)
+    assert attendance.is_there("a", 30.0)
+    assert attendance.is_there("b", 30.0)
+    assert attendance.silent_seconds("a", 30.0) == pytest.approx(1.0)
+    assert attendance.is_gone("b", 32.0)

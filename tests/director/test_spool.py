@@ -15,6 +15,7 @@ from fedveil.utils.errors import (
     MalformedMessageError,
     NonFiniteUpdateError,
     StorageError,
+    UnsendableUpdateError,
 )
 from fedveil.utils.messages import TaskRef
 from fedveil.utils.tensors import digest_of
@@ -191,7 +192,7 @@ def test_a_stored_update_that_was_cut_on_disk_is_said_so(path: Path):
     spool.write(RAW)
     spool.close()
     os.truncate(path, 2000)
-    with pytest.raises(StorageError, match="site-a was cut short"):
+    with pytest.raises(UnsendableUpdateError, match="what site-a had sent is damaged or gone"):
         stored(path)
 
 

@@ -194,12 +194,10 @@ import sys
 from pathlib import Path
 from fedveil.utils.artifacts import ArtifactStore
 
-def pieces():
-    yield bytes(1 << 20)
+with ArtifactStore(Path(sys.argv[1]), durable=False).receive("0" * 64, 2 << 20) as receiving:
+    receiving.write(bytes(1 << 20))
     print("midway", flush=True)
     sys.stdin.read()
-
-ArtifactStore(Path(sys.argv[1]), durable=False).put(pieces())
 """
 
 
@@ -216,13 +214,15 @@ def test_a_writer_killed_midway_leaves_no_artifact(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_artifact_written_over_another_is_the_new_one_alone(tmp_path):
+def test_a_discarded_artifact_is_gone_and_the_next_large_one_is_nothing_but_itself(tmp_path):
     store = ArtifactStore(tmp_path, durable=False)
     old = store.put([b"x" * (5 << 20)])
-    large, small = b"y" * (4 << 20), b"z"
-    new = store.put([large], over=old)
-    assert (store.read(new), store.has(old)) == (large, False)
-    last = store.put([small], over=new)
-    assert (store.read(last), store.has(new)) == (small, False)
-    assert store.put([small], over=digest_of(b"never there")) == last
-    assert [path.name for path in tmp_path.iterdir()] == [last]
+    store.discard(old)
+    assert not store.has(old)
+    new = store.put([b"y" * (4 << 20)])
+    assert store.read(new) == b"y" * (4 << 20)
+    small = store.put([b"z"])
+    for digest in (new, small, small):
+        store.discard(digest)
+    assert ArtifactStore(tmp_path, durable=False).discard_except(()) == 0
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,185 @@
+"""What the coordinator does when its disk, its clock or its own process lets it down."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedveil.director.coordinator import Coordinator
+from fedveil.director.database import open_database
+from fedveil.director.history import History
+from fedveil.director.records import RunRecord, RunState
+from fedveil.director.uploads import Uploads
+from fedveil.utils import messages as m
+from fedveil.utils.artifacts import ArtifactStore
+from fedveil.utils.errors import StorageError
+from fedveil.utils.plan_bundle import open_bundle
+from fedveil.utils.tensors import bytes_of, digest_of
+from fedveil.workspace.plan_builder import build_plan
+
+PLAN = Path(__file__).parents[2] / "workspace" / "benchmarks" / "noop_plan.py"
+SETTINGS = """
+name = "toy"
+plan = "plan"
+[rounds]
+max_rounds = 2
+min_participants = 1
+final_evaluation = false
+"""
+A = m.EnvoyName("a")
+UPDATE = np.ones(4, np.float32)
+
+
+class Desk:
+    """A coordinator over a folder, and one envoy that is a puppet of the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.history = History(open_database(f"sqlite:///{folder / 'd.sqlite'}", durable=False))
+        self.artifacts = ArtifactStore(folder / "artifacts", durable=False)
+        self.uploads = Uploads(folder / "uploads", 4, durable=False)
+        self.broke = threading.Event()
+        self.coordinator = Coordinator(
+            self.history, self.artifacts, self.uploads, lambda: frozenset({A}), broken=self.broke.set
+        )
+
+    def queue(self, folder: Path, run: str) -> None:
+        build_plan(PLAN, folder / "plan", {"elements": 4})
+        bundle = open_bundle(folder / "plan")
+        for file in bundle.manifest.files:
+            self.artifacts.put([bundle.blob(file.path)])
+        plan = self.artifacts.put([bundle.manifest.to_json()])
+        initial = bundle.manifest.file("initial.safetensors").sha256
+        record = RunRecord(
+            m.RunId(run),
+            "toy",
+            RunState.QUEUED,
+            SETTINGS,
+            plan,
+            bundle.layout.digest,
+            bytes(32),
+            0.0,
+            None,
+            None,
+            "",
+            initial,
+        )
+        self.coordinator.enqueue(record)
+
+    def task(self, line) -> m.Task:
+        while not isinstance(item := line.next(20), m.Task):
+            assert item is not None, "no task came"
+        return item
+
+    def answer(self, task: m.Task) -> None:
+        header = m.UpdateHeader(task.ref, task.layout, UPDATE.nbytes, 1)
+        turn = self.coordinator.request_upload(A, header)
+        raw = bytes_of(UPDATE)
+        parts = [m.Opening(len(raw), turn.offset, turn.grant), m.Data(raw), m.Closing(digest_of(raw))]
+        self.coordinator.upload(A, iter(parts))
+
+    def ended(self, run: str) -> RunRecord:
+        for _ in range(200):
+            record = self.history.run(m.RunId(run))
+            if record.state.is_over:
+                return record
+            self.coordinator.wait_for_change(m.RunId(run), 0.1)
+        raise AssertionError(f"{run} is {record.state}")
+
+
+@pytest.fixture
+def desk(tmp_path):
+    made = Desk(tmp_path)
+    made.queue(tmp_path, "toy-1")
+    made.coordinator.start()
+    yield made
+    made.coordinator.close()
+
+
+def test_housekeeping_that_fails_is_put_off_and_the_round_stays_closed(desk, monkeypatch):
+    def full(*_):
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(desk.history, "add_traffic", full)
+    line = desk.coordinator.open_line(A, ())
+    for _ in range(2):
+        desk.answer(desk.task(line))
+    assert desk.ended("toy-1").state is RunState.FINISHED
+    assert not desk.broke.is_set()
+
+
+def test_a_database_that_is_full_for_a_moment_loses_no_round(desk, monkeypatch):
+    close_round, failures = desk.history.close_round, [StorageError("the disk is full")]
+
+    def full_once(*arguments, **values):
+        if failures:
+            raise failures.pop()
+        close_round(*arguments, **values)
+
+    monkeypatch.setattr(desk.history, "close_round", full_once)
+    line = desk.coordinator.open_line(A, ())
+    for _ in range(2):
+        desk.answer(desk.task(line))
+    record = desk.ended("toy-1")
+    assert record.state is RunState.FINISHED
+    model = np.frombuffer(desk.artifacts.read(record.model)[-16:], np.float32)
+    assert model.tolist() == [2.0, 2.0, 2.0, 2.0]
+
+
+def test_an_error_that_nobody_expected_ends_the_director_instead_of_standing_still(desk, monkeypatch):
+    def surprise(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(desk.uploads, "stored", surprise)
+    desk.answer(desk.task(desk.coordinator.open_line(A, ())))
+    assert desk.broke.wait(20)
+
+
+def test_a_run_whose_model_is_gone_fails_alone_when_the_director_starts_again(tmp_path):
+    first = Desk(tmp_path)
+    first.queue(tmp_path, "toy-1")
+    first.coordinator.start()
+    line = first.coordinator.open_line(A, ())
+    first.answer(first.task(line))
+    assert first.task(line).ref.round == 2
+    first.coordinator.close()
+    record = first.history.run(m.RunId("toy-1"))
+    first.artifacts.path(record.model).unlink()
+    second = Desk(tmp_path)
+    second.queue(tmp_path, "toy-2")
+    second.coordinator.start()
+    line = second.coordinator.open_line(A, ())
+    assert second.ended("toy-1").state is RunState.FAILED
+    assert "UnknownArtifactError" in second.history.run(m.RunId("toy-1")).reason
+    for _ in range(2):
+        second.answer(second.task(line))
+    assert second.ended("toy-2").state is RunState.FINISHED
+    second.coordinator.close()
+
+
+def test_an_update_that_was_damaged_while_the_director_was_away_is_asked_for_again(tmp_path):
+    first = Desk(tmp_path)
+    first.queue(tmp_path, "toy-1")
+    first.coordinator.start()
+    task = first.task(first.coordinator.open_line(A, ()))
+    first.coordinator._conclude = lambda *_: None  # killed before the sum
+    first.answer(task)
+    first.coordinator.close()
+    spool = first.uploads.path(A)
+    spool.write_bytes(spool.read_bytes()[:-1] + b"\x7f")
+    second = Desk(tmp_path)
+    second.coordinator.start()
+    line = second.coordinator.open_line(A, ())
+    again = second.task(line)
+    assert (again.ref.round, again.ref.attempt) == (1, 2)
+    second.answer(again)
+    second.answer(second.task(line))
+    assert second.ended("toy-1").state is RunState.FINISHED
+    second.coordinator.close()
+
+
+def test_a_task_that_the_envoy_holds_is_not_sent_again(desk):
+    line = desk.coordinator.open_line(A, ())
+    task = desk.task(line)
+    assert desk.coordinator.open_line(A, (task.ref,)).next(0.3) is None
