@@ -476,8 +476,9 @@ class Coordinator:
     def _tidy(self, run: ActiveRun) -> None:
         """Housekeeping, which a full disk may put off until the next round."""
         try:
-            self._history.add_traffic(run.record.run, self._up, self._down)
-            self._up = self._down = 0
+            if self._up or self._down:
+                self._history.add_traffic(run.record.run, self._up, self._down)
+                self._up = self._down = 0
             self._retention.tidy(run)
         except FederationError as error:
             _LOG.warning("housekeeping is put off: %s", error)
