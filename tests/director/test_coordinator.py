@@ -35,14 +35,19 @@ UPDATE = np.ones(4, np.float32)
 class Desk:
     """A coordinator over a folder, and one envoy that is a puppet of the test."""
 
-    def __init__(self, folder: Path) -> None:
-        self.history = History(open_database(f"sqlite:///{folder / 'd.sqlite'}", durable=False))
+    def __init__(self, folder: Path, url: str) -> None:
+        self.engine = open_database(url, durable=False)
+        self.history = History(self.engine)
         self.artifacts = ArtifactStore(folder / "artifacts", durable=False)
         self.uploads = Uploads(folder / "uploads", 4, durable=False)
         self.broke = threading.Event()
         self.coordinator = Coordinator(
             self.history, self.artifacts, self.uploads, lambda: frozenset({A}), broken=self.broke.set
         )
+
+    def close(self) -> None:
+        self.coordinator.close()
+        self.engine.dispose()
 
     def queue(self, folder: Path, run: str) -> None:
         build_plan(PLAN, folder / "plan", {"elements": 4})
@@ -89,12 +94,12 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path):
-    made = Desk(tmp_path)
+def desk(tmp_path, database_url):
+    made = Desk(tmp_path, database_url)
     made.queue(tmp_path, "toy-1")
     made.coordinator.start()
     yield made
-    made.coordinator.close()
+    made.close()
 
 
 def test_housekeeping_that_fails_is_put_off_and_the_round_stays_closed(desk, monkeypatch):
@@ -136,17 +141,17 @@ def test_an_error_that_nobody_expected_ends_the_director_instead_of_standing_sti
     assert desk.broke.wait(20)
 
 
-def test_a_run_whose_model_is_gone_fails_alone_when_the_director_starts_again(tmp_path):
-    first = Desk(tmp_path)
+def test_a_run_whose_model_is_gone_fails_alone_when_the_director_starts_again(tmp_path, database_url):
+    first = Desk(tmp_path, database_url)
     first.queue(tmp_path, "toy-1")
     first.coordinator.start()
     line = first.coordinator.open_line(A, ())
     first.answer(first.task(line))
     assert first.task(line).ref.round == 2
-    first.coordinator.close()
     record = first.history.run(m.RunId("toy-1"))
+    first.close()
     first.artifacts.path(record.model).unlink()
-    second = Desk(tmp_path)
+    second = Desk(tmp_path, database_url)
     second.queue(tmp_path, "toy-2")
     second.coordinator.start()
     line = second.coordinator.open_line(A, ())
@@ -155,20 +160,20 @@ def test_a_run_whose_model_is_gone_fails_alone_when_the_director_starts_again(tm
     for _ in range(2):
         second.answer(second.task(line))
     assert second.ended("toy-2").state is RunState.FINISHED
-    second.coordinator.close()
+    second.close()
 
 
-def test_an_update_that_was_damaged_while_the_director_was_away_is_asked_for_again(tmp_path):
-    first = Desk(tmp_path)
+def test_an_update_that_was_damaged_while_the_director_was_away_is_asked_for_again(tmp_path, database_url):
+    first = Desk(tmp_path, database_url)
     first.queue(tmp_path, "toy-1")
     first.coordinator.start()
     task = first.task(first.coordinator.open_line(A, ()))
     first.coordinator._conclude = lambda *_: None  # killed before the sum
     first.answer(task)
-    first.coordinator.close()
+    first.close()
     spool = first.uploads.path(A)
     spool.write_bytes(spool.read_bytes()[:-1] + b"\x7f")
-    second = Desk(tmp_path)
+    second = Desk(tmp_path, database_url)
     second.coordinator.start()
     line = second.coordinator.open_line(A, ())
     again = second.task(line)
@@ -176,7 +181,7 @@ def test_an_update_that_was_damaged_while_the_director_was_away_is_asked_for_aga
     second.answer(again)
     second.answer(second.task(line))
     assert second.ended("toy-1").state is RunState.FINISHED
-    second.coordinator.close()
+    second.close()
 
 
 def test_a_task_that_the_envoy_holds_is_not_sent_again(desk):
