@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.messages import EnvoyName, RunId, TaskKind, TaskRef
-from ..utils.metrics import MetricKind, MetricSum
+from ..utils.metrics import MAX_METRICS, MetricKind, MetricSum
 from ..utils.tensors import Digest, canonical_json
 from .records import DatasetRecord
 
@@ -113,4 +113,6 @@ def result_from_json(document: Mapping[str, Any]) -> WorkResult:
         MetricSum(str(name), MetricKind(kind), tuple(float(v) for v in values), float(weight))
         for name, kind, values, weight in document["metrics"]
     )
+    if len(metrics) > MAX_METRICS:
+        raise ValueError(f"more than {MAX_METRICS} metrics")
     return WorkResult(number, metrics)

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from ..utils.errors import TrainingError
-from ..utils.metrics import MetricSum, total
+from ..utils.metrics import MAX_METRICS, MetricSum, total
 
+_MAX_YIELDED = MAX_METRICS // 2  # a final evaluation sends those of two splits in one message
+_TEST = "test_"
+_MAX_NAME = 32 - len(_TEST)
 _log = logging.getLogger(__name__)
 
 
@@ -34,18 +37,23 @@ def collect_metrics(metrics: Iterable[MetricSum], step: str) -> tuple[MetricSum,
     """Run a plan's evaluation to its end and add up metrics of one name.
 
     Raises:
-        TrainingError: it raised, or yielded something that is no metric.
+        TrainingError: it raised, or yielded something that is no metric, too many of them, or too long a name.
     """
     with calling(step):
         found = list(metrics)
     if not all(isinstance(metric, MetricSum) for metric in found):
         raise TrainingError(f"{step} yielded something else than a MetricSum; use mean_of and auc_of")
     try:
-        return total(found)
+        sums = total(found)
     except ValueError as error:
         raise TrainingError(f"{step}: {error}") from error
+    if len(sums) > _MAX_YIELDED or any(len(metric.name) > _MAX_NAME for metric in sums):
+        raise TrainingError(
+            f"{step} yields {_MAX_YIELDED} metrics at most, with names of {_MAX_NAME} characters at most"
+        )
+    return sums
 
 
 def of_test_split(metrics: tuple[MetricSum, ...]) -> tuple[MetricSum, ...]:
     """The same metrics, named as those of the test split: ``test_NAME``."""
-    return tuple(MetricSum(f"test_{m.name}", m.kind, m.values, m.weight) for m in metrics)
+    return tuple(MetricSum(_TEST + m.name, m.kind, m.values, m.weight) for m in metrics)

@@ -128,7 +128,7 @@ class ChildTrainer:
         try:
             return result_from_json(answer)
         except (ValueError, TypeError, KeyError) as error:
-            raise TrainingError(f"{order.ref}: the worker's answer cannot be read: {error}") from error
+            raise TrainingError(f"{order.ref}: the worker's answer cannot be read ({type(error).__name__})") from error
 
     def close(self) -> None:
         """End the child, also in the middle of an order of another thread."""

@@ -7,6 +7,7 @@ is no mean, travels as histograms of scores of the positive and the negative cla
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -15,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 AUC_BINS = 512
+MAX_METRICS = 16
+"""Of one message: those of the validation and of the test split."""
+_NAME = re.compile(r"[!-~]{1,32}")
 
 
 class MetricKind(Enum):
@@ -39,8 +43,8 @@ class MetricSum:
 
     def __post_init__(self) -> None:
         expected = 1 if self.kind is MetricKind.MEAN else 2 * AUC_BINS
-        if not self.name or len(self.name) > 64 or not self.name.isprintable():
-            raise ValueError("a metric's name has 1 to 64 printable characters")
+        if not _NAME.fullmatch(self.name):
+            raise ValueError("a metric's name has 1 to 32 printable ASCII characters and no spaces")
         if len(self.values) != expected:
             raise ValueError(f"metric {self.name}: {len(self.values)} values, expected {expected}")
         if not all(map(math.isfinite, self.values)) or not math.isfinite(self.weight) or self.weight < 0:

@@ -17,11 +17,12 @@ from ..protos import federation_pb2 as pb
 from . import messages as m
 from . import wire_fields as field
 from .errors import MalformedMessageError
-from .metrics import AUC_BINS, MetricKind, MetricSum
+from .metrics import AUC_BINS, MAX_METRICS, MetricKind, MetricSum
 
 _MAX_ROUND = 1 << 30
 _MAX_LENGTH = 1 << 40
-_MAX_METRICS = 64
+_MAX_HELD = 64
+_MAX_SECONDS = 1e8  # three years
 _MAX_COHORT = 10_000
 _MAX_VALUE = 1e100  # of a metric: sums over all envoys, and products of two sums, stay finite
 _DATA_TAG: Final = 0x12  # field 2, length-delimited
@@ -178,7 +179,7 @@ def _task(task: pb.Task) -> m.Task:
         model_bytes=field.bounded(task.model_bytes, _MAX_LENGTH, "a model's length", least=1),
         layout=field.digest(task.layout_digest, "a layout"),
         seed=task.seed,
-        seconds_left=field.number(task.seconds_left, "seconds_left"),
+        seconds_left=field.seconds(task.seconds_left, "seconds_left", _MAX_SECONDS),
         min_participants=field.bounded(task.min_participants, _MAX_COHORT, "min_participants", least=1),
         cohort=tuple(m.EnvoyName(field.name(name, "an envoy of the cohort")) for name in task.cohort),
         payload=field.known(_PAYLOAD_OF, task.payload, "kind of payload"),
@@ -373,7 +374,7 @@ def join_reply_from_wire(raw: bytes) -> m.JoinReply:
 
 def _refs(refs: Iterable[pb.TaskRef]) -> tuple[m.TaskRef, ...]:
     held = tuple(ref_from_wire(ref) for ref in refs)
-    if len(held) > _MAX_METRICS:
+    if len(held) > _MAX_HELD:
         raise MalformedMessageError(f"{len(held)} tasks held at once")
     return held
 
@@ -385,8 +386,8 @@ def _metrics_to_wire(metrics: Iterable[MetricSum]) -> list[pb.Metric]:
 def _metrics(metrics: Iterable[pb.Metric]) -> tuple[MetricSum, ...]:
     read: list[MetricSum] = []
     for metric in metrics:
-        if len(read) == _MAX_METRICS or len(metric.values) > 2 * AUC_BINS:
-            raise MalformedMessageError(f"more than {_MAX_METRICS} metrics, or too many values in one")
+        if len(read) == MAX_METRICS or len(metric.values) > 2 * AUC_BINS:
+            raise MalformedMessageError(f"more than {MAX_METRICS} metrics, or too many values in one")
         if not all(abs(value) <= _MAX_VALUE for value in (*metric.values, metric.weight)):
             raise MalformedMessageError(f"a metric's values and weight lie within {_MAX_VALUE:g}")
         kind = field.known(_METRIC_OF, metric.kind, "kind of metric")

@@ -85,6 +85,13 @@ def number(number: float, what: str) -> float:
     return number
 
 
+def seconds(left: float, what: str, most: float) -> float:
+    """A time that is left; none where it is over."""
+    if number(left, what) > most:
+        raise MalformedMessageError(f"{what} is {left:g}, expected {most:g} at most")
+    return max(left, 0.0)
+
+
 def known(table: dict[int, _K], code: int, what: str) -> _K:
     """What a code of an enumeration means."""
     if code not in table:

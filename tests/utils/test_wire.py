@@ -27,7 +27,7 @@ refs = st.builds(m.TaskRef, names, st.integers(1, 1 << 30), st.integers(1, 1 << 
 held = st.lists(refs, max_size=3).map(tuple)
 values = st.floats(-1e100, 1e100)
 counts = st.floats(0, 1e100)
-metric_names = st.text(string.ascii_letters + string.digits + "-_. ", min_size=1, max_size=64)
+metric_names = st.text(string.ascii_letters + string.digits + "-_./@", min_size=1, max_size=32)
 metric = st.one_of(
     st.builds(mean_of, metric_names, values, counts),
     st.builds(
@@ -47,7 +47,7 @@ tasks = st.builds(
     model_bytes=st.integers(1, 1 << 40),
     layout=digests,
     seed=st.binary(min_size=32, max_size=32),
-    seconds_left=finite,
+    seconds_left=st.floats(0, 1e8),
     min_participants=st.integers(1, 10_000),
     cohort=st.lists(names, max_size=4).map(tuple),
     codec=st.none() | digests,
@@ -314,6 +314,7 @@ def test_the_task_that_the_next_test_changes_is_whole():
         {"payload": 99},
         {"seconds_left": math.nan},
         {"seconds_left": math.inf},
+        {"seconds_left": 1.1e8},
         {"seed": bytes(31)},
         {"model_digest": bytes(33)},
         {"layout_digest": b""},
@@ -339,6 +340,12 @@ def test_the_task_that_the_next_test_changes_is_whole():
 )
 def test_a_task_that_says_what_cannot_be_is_refused(changes: dict[str, object]):
     assert refused(wire.work_item_from_wire, _task(**changes))
+
+
+def test_a_task_whose_time_is_over_has_no_seconds_left():
+    item = wire.work_item_from_wire(_task(seconds_left=-3.5))
+    assert isinstance(item, m.Task)
+    assert item.seconds_left == 0.0
 
 
 def _report(*reported: pb.Metric) -> bytes:
@@ -369,15 +376,22 @@ def test_the_metric_that_the_next_test_changes_is_whole():
         [_mean(kind=12)],
         [_mean(name="")],
         [_mean(name="a\nb")],
-        [_mean(name="x" * 65)],
+        [_mean(name="x" * 33)],
+        [_mean(name="a b")],
+        [_mean(name="größe")],
         [_mean(), _mean()],
-        [_mean(name=str(number)) for number in range(65)],
+        [_mean(name=str(number)) for number in range(17)],
         [pb.Metric(name="auc", kind=pb.Metric.KIND_AUC, values=[-1.0] + [0.0] * (2 * AUC_BINS - 1), weight=1)],
         [pb.Metric(name="auc", kind=pb.Metric.KIND_AUC, values=[0.0] * (2 * AUC_BINS + 1), weight=1)],
     ],
 )
 def test_a_metric_that_cannot_be_summed_is_refused(reported: list[pb.Metric]):
     assert refused(wire.report_from_wire, _report(*reported))
+
+
+def test_sixteen_metrics_are_not_too_many():
+    reported = wire.report_from_wire(_report(*(_mean(name=f"{number:032}") for number in range(16))))
+    assert len(reported.metrics) == 16
 
 
 def test_more_tasks_than_an_envoy_can_hold_are_refused():
