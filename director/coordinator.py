@@ -26,7 +26,7 @@ from .records import Ending, RoundRecord, RunRecord, RunState, SubmissionRecord
 from .retention import Retention
 from .rounds import Round, RoundState
 from .selection import select
-from .stop_rule import verdict
+from .sequel import after_close, after_failure, with_refusals
 from .uploads import Uploads
 
 _LOG = logging.getLogger(__name__)
@@ -328,7 +328,8 @@ class Coordinator:
     def _close(self, run: ActiveRun, this: Round, outcome: Outcome) -> None:
         now = self._now()
         closed = rounds.close(this)
-        following, ending = self._following(run, closed, outcome, now)
+        progress = [*run.progress, values_of(outcome.metrics)]
+        following, ending = after_close(run.settings, closed, progress, run.record.started_at or now, now)
         self._history.close_round(
             closed,
             model_out=outcome.model,
@@ -345,35 +346,13 @@ class Coordinator:
         self._withdraw(closed, closed.cohort - closed.received)
         self._begin(following, ending)
 
-    def _following(
-        self, run: ActiveRun, closed: Round, outcome: Outcome, now: float
-    ) -> tuple[Round | None, Ending | None]:
-        if closed.kind is m.TaskKind.EVALUATE:
-            return None, Ending(RunState.FINISHED, closed.reason)
-        progress = [*run.progress, values_of(outcome.metrics)]
-        began = run.record.started_at if run.record.started_at is not None else now
-        reason = verdict(run.settings.stop_rule, closed.ref.round, progress, now - began)
-        ref = replace(closed.ref, round=closed.ref.round + 1, attempt=1)
-        if reason is None:
-            return Round(ref, m.TaskKind.TRAIN, now), None
-        if run.settings.rounds.final_evaluation:
-            return Round(ref, m.TaskKind.EVALUATE, now, reason=reason), None
-        return None, Ending(RunState.FINISHED, reason)
-
     def _fail(self, run: ActiveRun, before: Round, failed: Round) -> None:
-        now, following, ending = self._now(), None, None
-        told = failed  # what sites said of themselves is the operator's to read
-        said = "; ".join([text for envoy, text in sorted(self._refusals.items()) if envoy in failed.declined][:3])
-        failed = replace(failed, reason=f"{failed.reason} ({said})" if said else failed.reason)
-        if failed.ref.attempt < run.settings.rounds.max_attempts:
-            following = replace(rounds.again(failed, now), reason=before.reason)  # an evaluation's: why the run ends
-        elif failed.kind is m.TaskKind.EVALUATE:
-            ending = Ending(RunState.FINISHED, f"{before.reason}; without final evaluation: {failed.reason}")
-        else:
-            ending = Ending(RunState.FAILED, f"{failed.ref}: {failed.reason}")
-        self._history.fail_round(failed, now, following, ending)
-        _LOG.warning("round failed task=%s reason=%s", failed.ref, failed.reason)
-        self._withdraw(told, told.cohort)
+        now = self._now()
+        recorded = with_refusals(failed, self._refusals)
+        following, ending = after_failure(run.settings, before, recorded, now)
+        self._history.fail_round(recorded, now, following, ending)
+        _LOG.warning("round failed task=%s reason=%s", recorded.ref, recorded.reason)
+        self._withdraw(failed, failed.cohort)
         self._begin(following, ending)
 
     def _start_next(self, now: float) -> None:
