@@ -78,11 +78,6 @@ class Journal:
         with self._transaction() as database:
             database.execute(f"UPDATE work SET received_at = ? WHERE {_KEY}", (time.time(), *_key(ref)))  # noqa: S608
 
-    def forget(self, ref: TaskRef) -> None:
-        """The work of a task is of no use any more."""
-        with self._transaction() as database:
-            database.execute(f"DELETE FROM work WHERE {_KEY}", _key(ref))  # noqa: S608 - the text is a constant
-
     def finished(self, ref: TaskRef) -> FinishedWork | None:
         """What was done for a task, if it was."""
         return next(iter(self._select(_KEY, _key(ref))), None)

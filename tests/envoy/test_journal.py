@@ -75,12 +75,10 @@ def test_work_that_was_not_received_is_forgotten_when_its_file_is_written_over(j
     assert journal.finished(OTHERS[0]).is_received
 
 
-def test_work_may_be_done_anew_and_forgotten(journal):
+def test_work_may_be_done_anew(journal):
     journal.finish(REF, RESULT, DIGEST, 400)
     journal.finish(REF, RESULT, "01" * 32, 400)
     assert journal.finished(REF).digest == "01" * 32
-    journal.forget(REF)
-    assert journal.finished(REF) is None
 
 
 @settings(deadline=None, max_examples=30)
