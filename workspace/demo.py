@@ -70,7 +70,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, object]:
     """Run it, and write ``summary.json``, ``model.safetensors`` and ``curves.png`` to the folder ``out``.
 
     Returns:
-        The summary; its keys are documented in ``workspace/README.md``.
+        The summary; its keys are documented in the project's ``README.md``.
 
     Raises:
         FederationError: the images cannot be used, or the run failed.
