@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fedveil.director.doors import MAX_CALLS
+from fedveil.envoy.config import EnvoyConfig, TrainingSettings, Work
+from fedveil.envoy.session import Session
+from fedveil.envoy.trainer import InProcessTrainer
 from fedveil.utils import messages as m
 from fedveil.utils.errors import FederationError, TooManyCallsError
 
@@ -75,3 +79,25 @@ def test_a_thousand_work_streams_of_one_envoy_leave_room_for_the_others(federati
     run = federation.submit()
     other.send(other.task(), 1.0)
     assert federation.finished(run).state == "finished"
+
+
+def test_an_envoy_that_polls_does_a_run_in_few_calls(federation, tmp_path: Path):
+    link = federation.puppet("site-a").client
+    polls: list[m.WorkItem] = []
+
+    def counted(held: tuple[m.TaskRef, ...], wait_seconds: float, ask=link.next_work) -> m.WorkItem:
+        polls.append(ask(held, wait_seconds))
+        return polls[-1]
+
+    link.next_work = counted
+    config = EnvoyConfig(work=Work.POLL, training=TrainingSettings(preload_torch=False))
+    session = Session(m.EnvoyName("site-a"), tmp_path, link, InProcessTrainer(), config)
+    envoy = threading.Thread(target=session.run, daemon=True)
+    envoy.start()
+    try:
+        assert federation.finished(federation.submit(rounds=3)).state == "finished"
+    finally:
+        session.end()
+        envoy.join(SECONDS)
+    assert len([item for item in polls if isinstance(item, m.Task)]) >= 3
+    assert len(polls) <= 20
