@@ -100,7 +100,10 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, object]:
 
 
 def _start_sites(federation: LocalFederation, paths: Mapping[str, Path], options: DemoOptions) -> Bundle:
-    """Join the envoys while the plan is built: both wait, the one for the director, the other for torch."""
+    """Join the envoys while the plan is built: both wait, the one for the director, the other for torch.
+
+    The envoys start once it is built: they import torch too, and the first round waits for the plan, not for them.
+    """
     from .plan_builder import build_plan
 
     def join_all() -> None:
@@ -110,17 +113,20 @@ def _start_sites(federation: LocalFederation, paths: Mapping[str, Path], options
             (folder / "envoy.toml").write_text(_ENVOY, "utf-8")
             found = inspect("chest-xray", paths[share.name], SITE_OPTIONS, time.time())
             DatasetRegistry(folder / "datasets").add(found.record, found.index)
-            federation.start_envoy(share.name)
+            joined.append(share.name)
 
+    joined: list[str] = []
     joining = threading.Thread(target=join_all)
     joining.start()
     plan = federation.folder / "plan"
     try:
         build_plan(PLAN, plan, {"image_size": options.image_size})
     finally:
-        joining.join()  # else an envoy might start after all others were ended
-    if len(federation.envoys) != len(DEMO_SITES):
+        joining.join()
+    if len(joined) != len(DEMO_SITES):
         raise FederationError(f"the envoys could not join; see {federation.director_folder / 'log.txt'}")
+    for name in joined:
+        federation.start_envoy(name)
     return open_bundle(plan)
 
 
