@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fedveil.director.coordinator import Coordinator
 from fedveil.director.database import open_database
+from fedveil.director.experiment_desk import ExperimentDesk
 from fedveil.director.history import History
+from fedveil.director.identity_store import IdentityStore
 from fedveil.director.records import RunRecord, RunState
 from fedveil.director.uploads import Uploads
 from fedveil.utils import messages as m
@@ -40,9 +43,14 @@ class Desk:
         self.history = History(self.engine)
         self.artifacts = ArtifactStore(folder / "artifacts", durable=False)
         self.uploads = Uploads(folder / "uploads", 4, durable=False)
-        self.broke = threading.Event()
+        self.broke, self.ahead = threading.Event(), 0.0
         self.coordinator = Coordinator(
-            self.history, self.artifacts, self.uploads, lambda: frozenset({A}), broken=self.broke.set
+            self.history,
+            self.artifacts,
+            self.uploads,
+            lambda: frozenset({A}),
+            now=lambda: time.time() + self.ahead,
+            broken=self.broke.set,
         )
 
     def close(self) -> None:
@@ -188,3 +196,30 @@ def test_a_task_that_the_envoy_holds_is_not_sent_again(desk):
     line = desk.coordinator.open_line(A, ())
     task = desk.task(line)
     assert desk.coordinator.open_line(A, (task.ref,)).next(0.3) is None
+
+
+def test_a_director_that_stood_still_for_a_minute_loses_nobody(desk):
+    line = desk.coordinator.open_line(A, ())
+    task = desk.task(line)
+    desk.ahead = 60.0
+    jumped = time.time() + 50.0
+    for _ in range(200):
+        if desk.coordinator._looked_at > jumped:
+            break
+        desk.coordinator.wait_for_change(m.RunId("toy-1"), 0.1)
+    assert desk.coordinator._looked_at > jumped
+    assert desk.history.current_round(m.RunId("toy-1")).round.lost == frozenset()
+    desk.answer(task)
+    assert desk.task(line).ref.round == 2
+
+
+def test_a_run_whose_model_is_gone_does_not_hide_the_others(desk):
+    operator = ExperimentDesk(
+        "toys", desk.history, desk.artifacts, desk.coordinator, IdentityStore(desk.engine), max_model_bytes=1 << 20
+    )
+    record = desk.history.run(m.RunId("toy-1"))
+    assert operator.show(record.run).model_bytes > 0
+    desk.artifacts.path(record.model).unlink()
+    assert operator.show(record.run).model_bytes == 0
+    assert [view.run for view in operator.list()] == ["toy-1"]
+    assert [view.run for view in operator.status().experiments] == ["toy-1"]
