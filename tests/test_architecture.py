@@ -31,7 +31,8 @@ GRPC_DOORS = {
     "director.operator_client",
     "envoy.client",
 }
-WITH_TORCH = {"utils.vision", "envoy", "workspace"}  # a module, or a room
+WITH_TORCH = {"utils.vision", "envoy", "workspace", "gradient_leakage"}  # a module, or a room
+SEEING_THE_TRUTH = {"victim", "metrics", "verification", "cases", "benchmark", "report"}  # of gradient_leakage
 CODE_FROM_DATA = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 FORBIDDEN_TEXT = {
     "pickled arrays": r"allow_pickle\s*=\s*True",
@@ -141,6 +142,15 @@ def test_torch_is_named_only_where_something_is_trained_or_composed():
     assert {n for n in naming if n not in WITH_TORCH and room_of(n) not in WITH_TORCH} == set()
     torchvision = {n for n in modules() if any(room_of(i) in {"torchvision", "torchmetrics"} for i in imports_of(n))}
     assert torchvision <= {"utils.vision"}
+
+
+def test_no_attack_can_reach_what_sees_the_truth():
+    attacks = [n for n in modules() if n.startswith("gradient_leakage.attacks.")]
+    guilty = {f"{n} imports {m}" for n in attacks for m in own_imports(n) if m.rpartition(".")[2] in SEEING_THE_TRUTH}
+    assert "gradient_leakage.attacks.catalogue" in attacks
+    assert not guilty
+    reached = {m for n in ("threat_model", "gradients", "models") for m in own_imports(f"gradient_leakage.{n}")}
+    assert not {m for m in reached if m.rpartition(".")[2] in SEEING_THE_TRUTH}
 
 
 def test_nothing_is_read_that_could_be_code():

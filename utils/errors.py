@@ -22,6 +22,7 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     │   ├── LengthMismatchError     more or fewer bytes than announced
     │   ├── DigestMismatchError     the bytes are not those that were promised
     │   └── NonFiniteUpdateError    NaN or infinity
+    ├── AttackError                 this attack cannot be run on this model or update
     ├── EmptyRoundError             nothing to average
     ├── NoQuorumError               too few envoys, or too few of their updates
     ├── PlanError                   the plan cannot be built, read or run
@@ -35,6 +36,7 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
 from __future__ import annotations
 
 __all__ = [
+    "AttackError",
     "ConfigError",
     "DatasetError",
     "DigestMismatchError",
@@ -129,6 +131,10 @@ class DigestMismatchError(UnsendableUpdateError):
 
 class NonFiniteUpdateError(UnsendableUpdateError):
     """The update holds NaN or infinity."""
+
+
+class AttackError(FederationError):
+    """An attack cannot be run on this model or this update; says why, and what it can be run on."""
 
 
 class EmptyRoundError(FederationError):
