@@ -217,8 +217,8 @@ SeenT_contra = TypeVar("SeenT_contra", contravariant=True)
 class Attack(Protocol[SeenT_contra]):
     """One paper. A frozen dataclass whose fields are its options.
 
-    ``SeenT_contra`` is an ``Observation`` for whoever looks at one update; attacks on sums over rounds and on released models
-    have observations of their own beside them, which hold as little.
+    ``SeenT_contra`` is an ``Observation`` for whoever looks at one update; attacks on sums over rounds and on released
+    models have observations of their own beside them, which hold as little.
     """
 
     @property
