@@ -19,6 +19,8 @@ from .threat_model import Knowledge
 
 SCHEMA = 1
 """Raised whenever the same cell would give other outcomes, so that old runs are not taken for new ones."""
+ROW_SCHEMA = 1
+"""Raised whenever the same runs would give other rows."""
 
 Option: TypeAlias = bool | int | float | str
 Options: TypeAlias = tuple[tuple[str, Option], ...]
@@ -48,6 +50,7 @@ class Cell:
     adaptive: bool = False  # the attack knows of the defense and was made for it
     dtype: str = "float32"
     targets: int = 2  # batches that are attacked
+    gallery: int = 100  # images among which a reconstruction's original is sought
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,7 +92,7 @@ class Run:
     def spec(self) -> dict[str, object]:
         """All that determines the outcome. The number of targets does not: a longer cell goes on where one ended."""
         described = asdict(self.cell) | {"options": [list(pair) for pair in self.cell.options]}
-        del described["targets"]
+        del described["targets"], described["gallery"]
         return described | {"knowledge": list(self.cell.knowledge), "index": self.index, "schema": SCHEMA}
 
     @property
@@ -99,8 +102,9 @@ class Run:
 
     @property
     def row_key(self) -> Digest:
-        """Of the row: its null also depends on which other runs the cell has."""
-        return digest_of(canonical_json(self.spec() | {"targets": self.cell.targets}))
+        """Of the row, which also depends on the cell's other runs, where its null comes from."""
+        more = {"targets": self.cell.targets, "gallery": self.cell.gallery, "row_schema": ROW_SCHEMA}
+        return digest_of(canonical_json(self.spec() | more))
 
     def generator(self, purpose: str) -> torch.Generator:
         """Randomness of one purpose.

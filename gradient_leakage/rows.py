@@ -36,10 +36,11 @@ class Outcome:
     | array | what |
     |---|---|
     | `truth`, `labels` | the attacked batch: float32 (count, channels, height, width), int64 (count,) |
-    | `found` | the reconstruction, matched to the truth, in the same shape; absent where none was sought |
-    | `found_labels` | int64 (count,), matched likewise; absent where none was sought |
-    | `frames`, `frame_iterations` | the reconstruction as it emerged, uint8 (frames, channels, height, width) |
-    | `patients` | whose images: text (count,) |
+    | `patients` | whose images: text (count,), or (0,) where nobody knows |
+    | `found` | the reconstruction, each picture beside its image, in its shape; absent where none was sought |
+    | `is_found` | bool (count,): had a picture; where not, `found` is mid-grey |
+    | `found_labels` | int64, in no order; absent where none was sought |
+    | `frames`, `frame_iterations` | the first image as it emerged: uint8 (moments, channels, height, width), int64 |
     """
 
     key: Digest
@@ -145,6 +146,10 @@ class RunStore:
     def keys(self) -> set[str]:
         """Of all runs that ended."""
         return {key for (key,) in self._connection.execute("SELECT key FROM runs")}
+
+    def row_keys(self) -> set[str]:
+        """Of all rows."""
+        return {key for (key,) in self._connection.execute("SELECT key FROM rows")}
 
     def add(self, outcome: Outcome) -> None:
         """Keep a run for good. One that is there already stays as it is."""

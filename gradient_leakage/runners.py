@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ ResultT = TypeVar("ResultT")
 class MapRuns(Protocol):
     """Applies a function to every item, wherever that happens."""
 
-    def __call__(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
+    def __call__(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Generator[ResultT]:
         """Each result as soon as it is there. Function, items and results may have to cross a process's border."""
         ...
 
 
-def in_this_process(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
+def in_this_process(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Generator[ResultT]:
     """One after the other, on one thread, as a worker process would; the number of threads is put back."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -52,7 +52,7 @@ class InProcesses:
 
     workers: int
 
-    def __call__(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
+    def __call__(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Generator[ResultT]:
         """Each result as soon as it is there; whoever stops listening stops the workers."""
         others = set(multiprocessing.active_children())
         size = max(1, min(self.workers, len(items)))
