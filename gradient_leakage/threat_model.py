@@ -170,6 +170,50 @@ class Observation:
         return replace(self, granted=replace(self.granted, **dropped))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SumObservation:
+    """What secure aggregation shows of one round: the sum over the sites, and what was sent to each of them.
+
+    Raises:
+        ConfigError: not one published model and one count a site.
+    """
+
+    sent: bytes  # the sum of num_examples x update, in the layout's order
+    layout: Layout
+    kind: SentKind
+    models: tuple[nn.Module, ...]  # as published to each site; an honest director publishes the same to all
+    domain: ImageDomain
+    num_examples: tuple[int, ...]  # of each site
+    granted: Granted = field(default_factory=Granted)
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together."""
+        if not self.models or len(self.models) != len(self.num_examples):
+            raise ConfigError(
+                f"{len(self.models)} models and {len(self.num_examples)} counts; expected one each a site"
+            )
+
+    def as_one(self) -> Observation:
+        """The sum over its examples: the update of one site with all the images, where all got the first model.
+
+        Raises:
+            FederationError: as an ``Observation`` does.
+        """
+        summed = np.frombuffer(self.sent, "<f8" if self.dtype is torch.float64 else "<f4")
+        mean = (summed / sum(self.num_examples)).astype(summed.dtype)
+        return Observation(
+            sent=mean.tobytes(),
+            layout=self.layout,
+            kind=self.kind,
+            model=self.models[0],
+            domain=self.domain,
+            num_examples=sum(self.num_examples),
+            granted=self.granted,
+            dtype=self.dtype,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class TracePoint:
     """One moment of an iterative attack; what the curves and the animation are made of."""

@@ -36,7 +36,26 @@ class Listed:
             raise ConfigError(f"attack {self.name}: {error}") from error
 
 
-ATTACKS: tuple[Listed, ...] = ()
+ATTACKS: tuple[Listed, ...] = (
+    Listed(
+        "imprint",
+        "Robbing the Fed: a layer that keeps single images",
+        "Fowl et al. 2022, arXiv:2110.13057",
+        Adversary.MALICIOUS_DIRECTOR,
+        "imprint",
+        "Imprint",
+        "images",
+    ),
+    Listed(
+        "loki",
+        "Imprints of their own for each site, in a sum",
+        "Zhao et al. 2024, arXiv:2303.12233",
+        Adversary.MALICIOUS_DIRECTOR,
+        "loki",
+        "Loki",
+        "images",
+    ),
+)
 
 
 def listed(name: str) -> Listed:
