@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..utils.command_line import errors_in_words
 from ..utils.errors import ConfigError
+from .attack_commands import attack
 
 _CONSOLE = Console()
 
@@ -26,6 +27,7 @@ plans = typer.Typer(help="Build plans.", no_args_is_help=True)
 bench = typer.Typer(help="Measure.", no_args_is_help=True)
 app.add_typer(plans, name="plan")
 app.add_typer(bench, name="bench")
+app.add_typer(attack, name="attack")
 
 
 @app.command()

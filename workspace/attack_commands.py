@@ -1,0 +1,83 @@
+"""``fedveil attack``: what an update gives away, measured from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..utils.command_line import errors_in_words
+
+_CONSOLE = Console()
+
+attack = typer.Typer(help="Attack updates, and measure what they give away.", no_args_is_help=True)
+
+
+@attack.command("list")
+def list_attacks() -> None:
+    """Every attack: its paper, who could mount it, and what it must know."""
+    from .attack_run import attack_table
+
+    with errors_in_words():
+        _CONSOLE.print(attack_table())
+
+
+@attack.command("run")
+def run(
+    attack_name: Annotated[str, typer.Option("--attack", help="One of `fedveil attack list`.")],
+    images: Annotated[
+        Path | None, typer.Option(help="npz (images, labels) or folder of images by class; each is attacked.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A network of the benchmark, or module:callable.")] = "tanh-cnn",
+    batch: Annotated[int, typer.Option(help="Images an update.")] = 1,
+    local_steps: Annotated[int, typer.Option(help="Steps of plain SGD at the site; 0: it sends a gradient.")] = 0,
+    learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.01,
+    classes: Annotated[int | None, typer.Option(help="Of the model; by default as the labels ask for.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Resize a folder's images to so many pixels a side.")] = None,
+    know: Annotated[
+        str | None, typer.Option(help="What the attacker knows, by commas; by default what the attack needs.")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="name=value, of the attack; may come again.")] = None,
+    public: Annotated[Path | None, typer.Option(help="The attacker's own images, as --images.")] = None,
+    update: Annotated[
+        Path | None, typer.Option(help="A recorded update: an envoy's update.f32 or a director's NAME.spool.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="The bundle of the plan whose update it is.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The model of that round, safetensors; by default the bundle's first.")
+    ] = None,
+    examples: Annotated[int | None, typer.Option(help="Images that made the recorded update.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, as envoys send, or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write truth and reconstruction here, npz.")] = None,
+    gif: Annotated[Path | None, typer.Option(help="Write the first image as it emerges here.")] = None,
+) -> None:
+    """Attack your own images and model, or a recorded update, and score what was found."""
+    from .attack_run import AttackRun, Outputs, run_attack
+
+    with errors_in_words():
+        asked = AttackRun(
+            attack=attack_name,
+            images=images,
+            model=model,
+            batch=batch,
+            local_steps=local_steps,
+            learning_rate=learning_rate,
+            classes=classes,
+            image_size=image_size,
+            know=know,
+            options=tuple(option or ()),
+            public=public,
+            update=update,
+            plan=plan,
+            weights=weights,
+            examples=examples,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+        run_attack(asked, Outputs(json_file, save, gif), _CONSOLE)
