@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
 from ...utils.errors import AttackError
@@ -170,15 +169,14 @@ def infer_labels(
     seen = observation.limited_to(knowledge or Knowledge())
     if seen.num_examples == 1:
         return idlg_label(seen, rng)
-    head = _head_of(seen)
-    features, probabilities = _forward(seen.model, head.name, _random_images(seen, _IMAGES_AT_ONCE, rng))
+    head, images = _head_of(seen), _random_images(seen, _IMAGES_AT_ONCE, rng)
     bias = head.bias
     if bias is None:  # the gradient of class k is close to (p - y) times a feature that all images share
-        shared = features.mean(0)
+        shared = _forward(seen.model, head.name, images)[0].mean(0)
         bias = head.weight @ shared / shared.square().sum()
-    by_label = _probabilities_by_label(seen, head, probabilities.mean(0))
-    shares = _shares(by_label, bias, to_scale=_is_to_scale(seen))
-    return _sorted_labels(_whole(shares * seen.num_examples, bias < 0, seen.num_examples)).to(bias.device)
+    by_label = torch.stack([_probabilities_by_label(model, head, seen, images) for model in _along(seen)]).mean(0)
+    counts = _counts(by_label, bias, seen.num_examples, to_scale=_is_to_scale(seen))
+    return _sorted_labels(counts).to(bias.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -240,44 +238,77 @@ def _forward(model: nn.Module, head: str, images: Tensor) -> tuple[Tensor, Tenso
     return torch.cat(features), outputs.softmax(1)
 
 
-def _probabilities_by_label(observation: Observation, head: _Head, anywhere: Tensor) -> Tensor:
+def _along(observation: Observation) -> list[nn.Module]:
+    """The models that bound the local training: the published one and, of an update, where it ended."""
+    if observation.kind is SentKind.GRADIENT:
+        return [observation.model]
+    end = copy.deepcopy(observation.model)
+    sent = observation.tensors()
+    with torch.no_grad():
+        for name, tensor in [*end.named_parameters(), *end.named_buffers()]:
+            if name in sent:
+                tensor.add_(sent[name].to(tensor.dtype))
+    return [observation.model, end]
+
+
+def _probabilities_by_label(model: nn.Module, head: _Head, observation: Observation, anywhere: Tensor) -> Tensor:
     """Row k: the mean probabilities of an example with label k, as far as the attacker can tell; (classes, classes)."""
-    rows = anywhere.repeat(len(anywhere), 1)
+    _, probabilities = _forward(model, head.name, anywhere)
+    rows = probabilities.mean(0).repeat(probabilities.shape[1], 1)
     public = observation.granted.public_data
     if public is not None:
-        chosen = torch.arange(len(public.images))[:_PUBLIC_IMAGES]
-        weight = next(observation.model.parameters())
-        images = public.images[chosen].to(weight.device, weight.dtype)
-        _, probabilities = _forward(observation.model, head.name, images)
-        for label in set(public.labels[chosen].tolist()):
-            rows[label] = probabilities[public.labels[chosen] == label].mean(0)
+        images, labels = public.images[:_PUBLIC_IMAGES].to(anywhere), public.labels[:_PUBLIC_IMAGES].to(anywhere.device)
+        _, probabilities = _forward(model, head.name, images)
+        for label in set(labels.tolist()):
+            rows[label] = probabilities[labels == label].mean(0)
     elif head.bias is not None:
         present = head.bias < 0
-        features = head.weight[present] / head.bias[present, None]
+        layer = model.get_submodule(head.name)
         with torch.no_grad():
-            own = functional.linear(features, head.layer.weight, head.layer.bias).softmax(1)
+            own = layer(head.weight[present] / head.bias[present, None]).softmax(1)
         rows[present] = (rows[present] + own) / 2
     return rows
 
 
-def _shares(by_label: Tensor, bias: Tensor, *, to_scale: bool) -> Tensor:
-    """Solve share = probabilities^T share - gradient, with shares that sum to 1.
+def _counts(by_label: Tensor, bias: Tensor, total: int, *, to_scale: bool) -> Tensor:
+    """Whole numbers of examples of each label, (classes,), which solve share = probabilities^T share - gradient.
 
-    Of an update without its scale only the direction of the gradient is known: then it is as long as it can be while
-    no share is negative, as if one class were absent.
+    Of an update without its scale only the direction of the gradient is known. Then the shares stray from those of a
+    batch without a gradient as far as labels drawn at random do on average (chi-square), but none below zero.
     """
-    system = torch.eye(len(bias), dtype=torch.float64) - by_label.T.cpu().double()
-    inverse: Tensor = torch.linalg.pinv(torch.cat([system, torch.ones(1, len(bias), dtype=torch.float64)]))
-    still, moved = inverse[:, -1], -inverse[:, :-1] @ bias.detach().cpu().double()
-    if to_scale:
-        return still + moved
-    sinking = moved < 0
-    return still + moved * (still[sinking].clamp(min=0) / -moved[sinking]).min() if bool(sinking.any()) else still
+    gradient, by_label = bias.detach().cpu().double(), by_label.detach().cpu().double()
+    if not to_scale:
+        still, moved = _shares(by_label, 0 * gradient), _unbounded_shares(by_label, gradient, 0.0)
+        typical = (len(still) - 1) / total / float((moved.square() / still.clamp(min=1e-6)).sum())
+        sinking = moved < 0
+        longest = float((still[sinking] / -moved[sinking]).min()) if bool(sinking.any()) else 0.0
+        gradient = gradient * min(typical**0.5, longest)
+    return _whole(_shares(by_label, gradient) * total, gradient < 0, total)
+
+
+def _shares(by_label: Tensor, gradient: Tensor) -> Tensor:
+    """The least-squares solution without negative shares: classes that come out below zero are left out."""
+    inside = torch.ones_like(gradient, dtype=torch.bool)
+    shares = torch.zeros_like(gradient)
+    while True:
+        found = _unbounded_shares(by_label, gradient, 1.0, inside)
+        inside[inside.clone()] = found > 0
+        if bool((found > 0).all()):
+            shares[inside] = found
+            return shares / shares.sum()
+
+
+def _unbounded_shares(by_label: Tensor, gradient: Tensor, whole: float, inside: Tensor | None = None) -> Tensor:
+    """The least-squares solution whose shares sum to ``whole``, of the classes inside."""
+    columns = torch.cat([torch.eye(len(gradient)).to(by_label) - by_label.T, torch.ones_like(by_label[:1])])
+    wanted = torch.cat([-gradient, torch.full_like(gradient[:1], whole)])
+    solution: Tensor = torch.linalg.pinv(columns if inside is None else columns[:, inside]) @ wanted
+    return solution
 
 
 def _whole(counts: Tensor, present: Tensor, total: int) -> Tensor:
     """Whole counts that sum to ``total``, at least one where a class is surely present; largest remainder first."""
-    whole = present.cpu().long()
+    whole = present.long()
     if int(whole.sum()) > total:  # noise made some gradients negative
         whole = torch.zeros_like(whole)
     for _ in range(total - int(whole.sum())):
