@@ -214,6 +214,50 @@ class SumObservation:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundSums:
+    """What secure aggregation shows over several rounds: their sums, and who was in which cohort.
+
+    Raises:
+        ConfigError: no round, or a matrix of cohorts that does not fit the rounds.
+        LayoutMismatchError: the rounds do not share one layout.
+        FederationError: as an ``Observation`` does, of each sum.
+    """
+
+    rounds: tuple[SumObservation, ...]  # models and counts of each are those of its cohort, by rising site
+    cohorts: Tensor  # (rounds, sites) bool
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together."""
+        if not self.rounds:
+            raise ConfigError("sums of no round: there is nothing to attack")
+        if self.cohorts.dtype is not torch.bool or self.cohorts.ndim != 2 or len(self.cohorts) != len(self.rounds):
+            raise ConfigError(
+                f"cohorts of shape {tuple(self.cohorts.shape)} and {self.cohorts.dtype} for {len(self.rounds)} rounds; "
+                "expected (rounds, sites) of bool"
+            )
+        for number, (seen, cohort) in enumerate(zip(self.rounds, self.cohorts, strict=True)):
+            if int(cohort.sum()) != len(seen.models):
+                raise ConfigError(
+                    f"round {number} has {int(cohort.sum())} sites in its cohort and sums {len(seen.models)} updates"
+                )
+            if seen.layout != self.rounds[0].layout:
+                raise LayoutMismatchError(f"round {number} has another layout than round 0")
+            seen.as_one()
+
+    def weights(self) -> Tensor:
+        """How often each site's update is in each sum: its examples, or 0; (rounds, sites) float64."""
+        matrix = torch.zeros(self.cohorts.shape, dtype=torch.float64)
+        counts = [count for seen in self.rounds for count in seen.num_examples]
+        matrix[self.cohorts] = torch.tensor(counts, dtype=torch.float64)
+        return matrix
+
+    def sums(self) -> Tensor:
+        """The sums, a round a row; (rounds, layout.size) float64."""
+        rows = [np.frombuffer(s.sent, "<f8" if s.dtype is torch.float64 else "<f4") for s in self.rounds]
+        return torch.from_numpy(np.stack(rows).astype(np.float64))
+
+
 @dataclass(frozen=True, slots=True)
 class TracePoint:
     """One moment of an iterative attack; what the curves and the animation are made of."""
@@ -231,7 +275,9 @@ class Reconstruction:
     labels: Tensor | None = None  # (count,) int64; beside the images where there are images
     loss: float = math.nan  # the attacker's own, of the restart that it chose by it; NaN where nothing was optimised
     trace: tuple[TracePoint, ...] = ()
-    exact: Tensor | None = None  # (count,) bool: which images the attacker itself holds for exact, where it can tell
+    exact: Tensor | None = None  # (count,) bool: what the attacker itself holds for exact (images, else updates)
+    updates: Tensor | None = None  # (sites, layout.size) float64: what each site sent, NaN where a sum keeps it
+    sites: Tensor | None = None  # (count,) int64: images of one group are of one site, whichever that is
 
 
 @dataclass(frozen=True, slots=True, eq=False)
