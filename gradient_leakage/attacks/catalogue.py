@@ -55,6 +55,42 @@ ATTACKS: tuple[Listed, ...] = (
         "Loki",
         "images",
     ),
+    Listed(
+        "idlg-label",
+        "The label of a single example",
+        "Zhao et al. 2020, arXiv:2001.02610",
+        Adversary.CURIOUS_DIRECTOR,
+        "labels",
+        "IdlgLabel",
+        "labels",
+    ),
+    Listed(
+        "llg",
+        "Labels of a batch, counted off",
+        "Wainakh et al. 2021, arXiv:2105.09369",
+        Adversary.CURIOUS_DIRECTOR,
+        "labels",
+        "LabelLeakage",
+        "labels",
+    ),
+    Listed(
+        "bias-labels",
+        "Labels of a batch by a linear system",
+        "Ma et al. 2023, ICLR",
+        Adversary.CURIOUS_DIRECTOR,
+        "labels",
+        "BiasLabels",
+        "labels",
+    ),
+    Listed(
+        "cross-round",
+        "Single updates from sums with changing cohorts",
+        "So et al. 2021, arXiv:2106.03328; Lam et al. 2021, arXiv:2106.06089",
+        Adversary.SUM_READER,
+        "cross_round",
+        "CrossRound",
+        "updates",
+    ),
 )
 
 
