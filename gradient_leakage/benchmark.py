@@ -86,7 +86,7 @@ def run_cells(
         told: is given each run that ended.
 
     Returns:
-        The rows of these cells.
+        The rows of these cells, in their order.
     """
     ended, written = store.keys(), store.row_keys()
     missing = {run.key: run for cell in cells for run in cell.runs() if run.key not in ended}
@@ -105,8 +105,8 @@ def run_cells(
             ended.add(outcome.key)
             told(outcome)
             score_what_is_complete()
-    wanted = {run.row_key for cell in cells for run in cell.runs()}
-    return tuple(row for row in store.rows() if row.key in wanted)
+    rows = {row.key: row for row in store.rows()}
+    return tuple(rows[run.row_key] for cell in cells for run in cell.runs())
 
 
 def attack_one(laboratory: Laboratory, run: Run) -> Outcome:

@@ -136,12 +136,16 @@ class RunStore:
         path = folder / FILE_NAME
         if not writing and not path.exists():
             raise StorageError(f"there is no {path}: `fedveil attack bench --out {folder}` makes it")
-        self._lock = _lock(folder) if writing else None
-        with _storage_errors(path):
-            self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
-            if writing:
-                self._prepare()
-        self._path = path
+        self._path, self._lock = path, _lock(folder) if writing else None
+        self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+        try:
+            with _storage_errors(path):
+                if writing:
+                    self._prepare()
+                self._connection.execute("SELECT count(*) FROM rows")
+        except StorageError:
+            self.close()
+            raise
 
     def keys(self) -> set[str]:
         """Of all runs that ended."""

@@ -69,10 +69,9 @@ class InProcesses:
             ) from error
         finally:
             pool.shutdown(wait=all_ended, cancel_futures=True)
-            if not all_ended:
-                for child in set(multiprocessing.active_children()) - others:
-                    child.terminate()  # what it was at is made again; nobody waits a minute for it
-                pool.shutdown()
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()  # what it was at is made again; nobody waits a minute for it
+                child.join()
 
 
 def begin_worker() -> None:
