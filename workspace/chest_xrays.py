@@ -68,7 +68,7 @@ def find_images(path: Path | None, size: int, cache: Path) -> Images3:
     """
     if path is not None:
         return _of_path(path, size, f"{path.name}, given by --data")
-    for folder in _folders():
+    for folder in data_folders():
         found = folder / "pneumoniamnist" / "pneumoniamnist.npz"
         if found.exists():
             return _of_path(found, size, "PneumoniaMNIST (chest X-rays of children, 28x28)")
@@ -78,7 +78,8 @@ def find_images(path: Path | None, size: int, cache: Path) -> Images3:
     return _digits(size)
 
 
-def _folders() -> list[Path]:
+def data_folders() -> list[Path]:
+    """Where the real sets may lie: the folder that ``FEDVEIL_DATA_DIR`` names, else beside the checkout."""
     named = os.environ.get(DATA_VARIABLE)
     checkout = Path(next(iter(_package_path))).resolve()
     return [Path(named)] if named else [checkout.parent / "shared" / "data"]
