@@ -15,6 +15,7 @@ import torch
 
 from ..utils.errors import ConfigError
 from ..utils.tensors import Digest, canonical_json, digest_of
+from .cases import STATES
 from .threat_model import Knowledge
 
 SCHEMA = 1
@@ -25,7 +26,6 @@ ROW_SCHEMA = 1
 Option: TypeAlias = bool | int | float | str
 Options: TypeAlias = tuple[tuple[str, Option], ...]
 
-STATES = ("fresh", "one-epoch", "converged")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -59,7 +59,9 @@ class Cell:
         if unknown:
             raise ConfigError(f"a cell grants {', '.join(unknown)}, of which no threat model knows")
         if self.state not in STATES or self.dtype not in DTYPES:
-            raise ConfigError(f"state {self.state!r}, dtype {self.dtype!r}: expected one of {STATES} and {[*DTYPES]}")
+            raise ConfigError(
+                f"state {self.state!r}, dtype {self.dtype!r}: expected one of {[*STATES]} and {[*DTYPES]}"
+            )
         if self.batch < 1 or self.targets < 1 or self.local_steps < 0:
             raise ConfigError(f"batch {self.batch}, targets {self.targets}, local_steps {self.local_steps}: too few")
         object.__setattr__(self, "knowledge", tuple(sorted(self.knowledge)))

@@ -145,6 +145,7 @@ def draw_overview(spans: Sequence[Span]) -> bytes:
         axes.plot(span.ssim, line, "o", color=_ATTACK, markersize=5)
     axes.set_yticks(range(len(spans)), [span.label for span in spans], fontsize=7.5)
     axes.set_ylim(len(spans) - 0.4, -0.6)
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
     axes.set_xlabel("SSIM", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.25)

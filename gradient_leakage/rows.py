@@ -84,7 +84,7 @@ class Row:
     reid_rank5: float | None
     network_rank1: float | None  # as reid_rank1, by the verification network
     network_rank5: float | None
-    gallery: int | None  # images to pick from
+    gallery: int  # images to pick from, the original among them
     label_recovery: float | None
     knowledge: str  # what the threat model grants, with commas
     options: str  # of the attack, as JSON

@@ -92,7 +92,7 @@ def rows_of(cell: Cell, outcomes: Sequence[Outcome], reference: Reference) -> li
                 reid_rank5=_share(ranks, images, 5),
                 network_rank1=_share(network, images, 1),
                 network_rank5=_share(network, images, 5),
-                gallery=None if _share(ranks, images, 1) is None else cell.gallery,
+                gallery=cell.gallery,
                 label_recovery=found.label_recovery,
                 knowledge=",".join(cell.knowledge),
                 options=json.dumps(dict(cell.options)),

@@ -110,7 +110,7 @@ def test_an_attack_that_cannot_be_run_is_a_row_with_a_reason_and_no_figures(toys
     cell = Cell("toy", "mlp", "toy", options=(("fails", True),), targets=2)
     rows = run_cells([cell], toys["ToyLaboratory"](), store, in_this_process)
     assert {row.error for row in rows} == {"AttackError: layer 0 cannot be attacked so: <give it another>"}
-    assert {(row.psnr, row.ssim, row.null_ssim, row.reid_rank1, row.gallery) for row in rows} == {(None,) * 5}
+    assert {(row.psnr, row.ssim, row.null_ssim, row.reid_rank1, row.label_recovery) for row in rows} == {(None,) * 5}
 
 
 def test_an_iterative_attack_leaves_its_losses_and_the_first_target_its_frames(toys, store):

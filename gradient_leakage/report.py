@@ -1,0 +1,279 @@
+"""A page about what updates gave away, made from rows and runs alone: HTML that needs nothing else, and PNG files."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from ..utils.errors import StorageError
+from .confidence import Interval, Rate, bootstrap_mean
+from .pictures import Pair, Span, draw_curves, draw_emerging, draw_overview, draw_pairs
+from .rows import Outcome, Row, RunStore
+from .tabulation import scores_of, truth_of
+
+FEASIBILITY = 30  # images of a cell below which its figures are no evidence
+PAGE = "report.html"
+_MOST_PAIRS = 8  # of pictures beside each other
+_MOST_CURVES = 12
+_OF_THE_CELL = (
+    *("case", "model", "state", "batch", "local_steps", "learning_rate", "defense", "attack", "adaptive"),
+    *("knowledge", "options", "dtype", "targets", "gallery", "seed"),
+)
+_NOT_MEASURABLE = '<span class="faint">not<br>measurable</span>'
+
+
+@dataclass(frozen=True, slots=True)
+class CellRows:
+    """The rows of one cell, in the order of its targets."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def first(self) -> Row:
+        """What they have in common stands in each."""
+        return self.rows[0]
+
+    @property
+    def images(self) -> int:
+        """Attacked images, in all."""
+        return len(self.rows) * self.first.batch
+
+    @property
+    def title(self) -> str:
+        """For people; without the case."""
+        row = self.first
+        parts = [row.model, row.state, f"batch {row.batch}"]
+        parts += [f"{row.local_steps} local steps"] if row.local_steps else []
+        parts += [] if row.defense == "none" else [f"defense {row.defense}"]
+        return f"{row.attack}{' (adaptive)' if row.adaptive else ''}: {', '.join(parts)}"
+
+    @property
+    def file_name(self) -> str:
+        """Without a suffix; no two cells share one."""
+        row = self.first
+        words = (row.case, row.attack, row.model, row.state, f"b{row.batch}", f"s{row.local_steps}", row.defense)
+        return _safe("-".join((*words, row.key[:8])))
+
+    def mean(self, column: str) -> Interval | None:
+        """Of one column over the updates, with its interval; None where nothing was measured."""
+        values = [getattr(row, column) for row in self.rows]
+        measured = [value for value in values if value is not None]
+        return bootstrap_mean(measured, np.random.default_rng(0)) if measured else None
+
+    def ssim_gain(self) -> Interval | None:
+        """Over the null of the same target, with its interval."""
+        gains = [row.ssim - row.null_ssim for row in self.rows if row.ssim is not None and row.null_ssim is not None]
+        return bootstrap_mean(gains, np.random.default_rng(0)) if gains else None
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def cells_of(rows: Iterable[Row]) -> list[CellRows]:
+    """Rows by cell, in their order."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(getattr(row, name) for name in _OF_THE_CELL), []).append(row)
+    return [CellRows(tuple(sorted(group, key=lambda row: row.target))) for group in groups.values()]
+
+
+def write_report(
+    store: RunStore, folder: Path, *, gif: bool = True, told: Callable[[CellRows], None] = lambda _: None
+) -> Path:
+    """Write ``report.html`` and the pictures in it as files of their own, under ``pictures/``.
+
+    Args:
+        store: of a benchmark.
+        folder: takes the page.
+        gif: also draw each iterative attack's first reconstruction as it emerges.
+        told: is given each cell that was drawn.
+
+    Raises:
+        StorageError: there is no row yet, or the folder cannot be written.
+    """
+    cells = cells_of(store.rows())
+    if not cells:
+        raise StorageError(f"no cell is complete yet, so there is nothing to report in {folder}")
+    try:
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        page = "".join(_page(cells, store, folder / "pictures", gif, told))
+        path = folder / PAGE
+        path.write_text(page, "utf-8")
+    except OSError as error:
+        raise StorageError(f"the report cannot be written to {folder}: {error.strerror}") from error
+    return path
+
+
+def _page(
+    cells: Sequence[CellRows], store: RunStore, folder: Path, gif: bool, told: Callable[[CellRows], None]
+) -> Iterator[str]:
+    count = sum(len(cell.rows) for cell in cells)
+    images = sum(cell.images for cell in cells)
+    yield _HEAD
+    yield f"<p class=faint>{len(cells)} cells, {count} attacked updates, {images} images.</p>"
+    yield _HOW_TO_READ
+    versions: set[str] = set()
+    for case, of_case in groupby(cells, key=lambda cell: cell.first.case):
+        group = list(of_case)
+        yield f"<h2>{escape(case)}</h2>"
+        yield _overview(group, folder / f"{_safe(case)}.png")
+        yield _table(group)
+        for cell in group:
+            outcomes = [found for row in cell.rows[:_MOST_CURVES] if (found := store.outcome(row.run)) is not None]
+            versions |= {", ".join(f"{name} {number}" for name, number in one.versions.items()) for one in outcomes}
+            yield _cell(cell, outcomes, folder, gif)
+            told(cell)
+    yield f"<footer>Measured with {escape('; '.join(sorted(versions)))}.</footer></main></html>\n"
+
+
+def _overview(cells: Sequence[CellRows], path: Path) -> str:
+    spans = []
+    for cell in cells:
+        found = cell.mean("ssim")
+        if found is not None:
+            bounds = None if math.isnan(found.low) else (found.low, found.high)
+            beside = [mean.value if (mean := cell.mean(name)) else None for name in ("null_ssim", "baseline_ssim")]
+            spans.append(Span(f"{cell.title} (n = {cell.images})", found.value, bounds, *beside))
+    return _kept(path, draw_overview(spans), "SSIM of each attack beside its null") if spans else ""
+
+
+def _table(cells: Sequence[CellRows]) -> str:
+    figures = (
+        *("SSIM", "its null", "gain over null", "mean image", "PSNR dB", "its null", "mean image"),
+        *("rank@1<br>by pixels", "rank@1<br>by network", "labels<br>found", "CPU-s"),
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("attack", "n", *figures))
+    return f"<div class=wide><table><tr>{head}</tr>{''.join(_line(cell, len(figures)) for cell in cells)}</table></div>"
+
+
+def _line(cell: CellRows, columns: int) -> str:
+    row = cell.first
+    known = row.knowledge.replace(",", ", ").replace("_", " ") or "nothing more"
+    attack, _, where = cell.title.partition(": ")
+    words = f"<td><b>{escape(attack)}</b> {escape(where)}<br><span class=faint>knows {escape(known)}</span></td>"
+    words += f"<td>{len(cell.rows)}{'' if row.batch == 1 else f' x {row.batch}'}</td>"
+    errors = sorted({row.error for row in cell.rows if row.error})
+    if errors:
+        return f"<tr>{words}<td colspan={columns} class=faint>cannot be run: {escape('; '.join(errors))}</td></tr>"
+    figures = [
+        *(_figure(cell.mean("ssim"), 3), _figure(cell.mean("null_ssim"), 3), _figure(cell.ssim_gain(), 3)),
+        *(_figure(cell.mean("baseline_ssim"), 3), _figure(cell.mean("psnr"), 1), _figure(cell.mean("null_psnr"), 1)),
+        *(_figure(cell.mean("baseline_psnr"), 1), _hits(cell, "reid_rank1"), _hits(cell, "network_rank1")),
+        *(_figure(cell.mean("label_recovery"), 2), _figure(cell.mean("cpu_seconds"), 2)),
+    ]
+    return f"<tr>{words}{''.join(f'<td class=number>{figure}</td>' for figure in figures)}</tr>"
+
+
+def _figure(found: Interval | None, digits: int) -> str:
+    """A mean, with its interval where there is one."""
+    if found is None:
+        return _NOT_MEASURABLE
+    if math.isnan(found.low):
+        return f"{found.value:.{digits}f}"
+    return f"{found.value:.{digits}f}<br><span class=faint>{found.low:.{digits}f} to {found.high:.{digits}f}</span>"
+
+
+def _hits(cell: CellRows, column: str) -> str:
+    """How many images were recognised, of those that could be; the exact interval where each is an update."""
+    shares = [value for row in cell.rows if (value := getattr(row, column)) is not None]
+    if not shares:
+        return _NOT_MEASURABLE
+    rate = Rate(round(sum(shares) * cell.first.batch), len(shares) * cell.first.batch)
+    words = f"{rate.successes} of {rate.trials}<br><span class=faint>"
+    if cell.first.batch == 1:
+        words += f"{rate.interval.low:.2f} to {rate.interval.high:.2f}; "
+    return words + f"chance {1 / cell.first.gallery:.2f}</span>"
+
+
+def _cell(cell: CellRows, outcomes: Sequence[Outcome], folder: Path, gif: bool) -> str:
+    pairs = list(_pairs(outcomes))[:_MOST_PAIRS]
+    traces = [outcome.trace for outcome in outcomes if len(outcome.trace) > 1]
+    if not pairs and not traces:
+        return ""
+    evidence = "" if cell.images >= FEASIBILITY else f" {cell.images} images a cell: feasibility, not evidence."
+    options = "" if cell.first.options == "{}" else f" Options {escape(cell.first.options)}."
+    parts = [f"<h3>{escape(cell.title)}</h3><p class=faint>n = {cell.images} images.{evidence}{options}</p>"]
+    if pairs:
+        shown = f"originals beside reconstructions, {len(pairs)} of {cell.images}"
+        parts.append(_kept(folder / f"{cell.file_name}.png", draw_pairs(pairs), shown))
+    beside = []
+    if traces:
+        shown = f"loss over iterations, {len(traces)} of {len(cell.rows)} updates"
+        beside.append(_kept(folder / f"{cell.file_name}-loss.png", draw_curves(traces), shown))
+    if gif and "frames" in outcomes[0].arrays:
+        arrays = outcomes[0].arrays
+        words = [f"iteration {iteration}" for iteration in arrays["frame_iterations"].tolist()]
+        drawn = draw_emerging(truth_of(arrays).images[0].numpy(), list(arrays["frames"]), words)
+        beside.append(_kept(folder / f"{cell.file_name}.gif", drawn, "the first reconstruction as it emerges"))
+    return f"<section>{''.join(parts)}<div class=beside>{''.join(beside)}</div></section>"
+
+
+def _pairs(outcomes: Sequence[Outcome]) -> Iterator[Pair]:
+    for outcome in outcomes:
+        truth, scores = truth_of(outcome.arrays), scores_of(outcome.arrays)
+        if scores.images is None:
+            continue
+        for place in range(len(truth.images)):
+            words = (f"{scores.psnr[place]:.1f} dB", f"SSIM {scores.ssim[place]:.3f}")
+            missing = () if scores.found[place] else ("no picture",)
+            yield Pair(truth.images[place].numpy(), scores.images[place].numpy(), (*words, *missing))
+
+
+def _kept(path: Path, drawn: bytes, words: str) -> str:
+    """The picture as a file, and within the page."""
+    path.write_bytes(drawn)
+    source = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(drawn).decode('ascii')}"
+    return f'<figure><img src="{source}" alt="{escape(words)}"><figcaption>{escape(words)}</figcaption></figure>'
+
+
+_HEAD = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>What an update gives away</title>
+<style>
+body { margin: 0; background: #f4f5f7; color: #1d2733; font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
+main { max-width: 1240px; margin: 0 auto; padding: 28px 32px 48px; background: #fff; }
+h1 { margin: 0; font-size: 28px; }
+h2 { margin: 44px 0 8px; padding-top: 14px; border-top: 2px solid #1d2733; font-size: 21px; }
+h3 { margin: 0; font-size: 15px; }
+p { margin: 4px 0 10px; max-width: 88ch; }
+section { margin: 30px 0; }
+figure { margin: 6px 0; }
+figcaption, .faint, footer { color: #6b7785; font-size: 12px; }
+img { max-width: 100%; display: block; }
+.beside { display: flex; flex-wrap: wrap; gap: 28px; align-items: flex-end; }
+.beside img { max-height: 300px; }
+.read { background: #f4f5f7; border-left: 4px solid #b3261e; padding: 10px 18px; margin: 18px 0; }
+.read li { max-width: 88ch; margin: 3px 0; }
+.wide { overflow-x: auto; margin: 12px 0; }
+table { border-collapse: collapse; font-size: 12px; line-height: 1.35; width: 100%; }
+th { text-align: left; vertical-align: bottom; border-bottom: 1.5px solid #1d2733; padding: 3px 8px; }
+td { vertical-align: top; border-bottom: 1px solid #dfe3e8; padding: 3px 8px; }
+.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
+td .faint { font-size: 10.5px; }
+</style>
+<main><h1>What an update gives away</h1>
+"""
+
+_HOW_TO_READ = f"""<div class=read><b>How to read this.</b> Absolute PSNR and SSIM mean nothing here; the excess over
+the null and re-identification do.
+<ul>
+<li><b>Null</b>: what the same attack finds in the update of another patient of the same class. Another patient's X-ray
+already looks much like this one.</li>
+<li><b>Mean image</b>: the mean of the attacker's public images, without any attack.</li>
+<li><b>rank@1</b>: how many reconstructions pick their own original from a gallery of other patients' images of the same
+class; by pixels, and by a verification network where there is one. Chance is one over the gallery.</li>
+<li><b>n</b>: attacked updates (x images in each). Small grey figures are 95 % intervals over the updates. Under
+{FEASIBILITY} images a cell shows that something can be done, and is no evidence of how often.</li>
+<li>The attacker chooses between restarts by its own loss, never by the truth. What no attack of this page finds may
+still be found by another.</li>
+</ul></div>
+"""
