@@ -106,8 +106,9 @@ class BiasLabels:
     """The counts of all labels from the gradient of the bias, corrected by the probabilities that each label has.
 
     Source: the linear system of Ma et al. 2023 (ICLR, "Instance-wise Batch Label Restoration via Gradients"), whose
-    probabilities come from the class-wise features ``gradient of weights / gradient of bias``. Ours are their mean with
-    the probabilities at random images, or, where public data are granted, those of public images with that label.
+    probabilities come from the class-wise features ``gradient of weights / gradient of bias``. Ours are those at random
+    images, the same for all labels; where they do not give nearly whole counts, their mean with Ma's; and where public
+    data are granted, those of public images with that label.
     A class with a negative gradient has at least one example: that is certain, and kept.
     """
 
@@ -174,9 +175,13 @@ def infer_labels(
     if bias is None:  # the gradient of class k is close to (p - y) times a feature that all images share
         shared = _forward(seen.model, head.name, images)[0].mean(0)
         bias = head.weight @ shared / shared.square().sum()
-    by_label = torch.stack([_probabilities_by_label(model, head, seen, images) for model in _along(seen)]).mean(0)
-    counts = _counts(by_label, bias, seen.num_examples, to_scale=_is_to_scale(seen))
-    return _sorted_labels(counts).to(bias.device)
+    total, to_scale, models = seen.num_examples, _is_to_scale(seen), _along(seen)
+    alike = torch.stack([_forward(model, head.name, images)[1].mean(0) for model in models]).mean(0)
+    counts = _counts(alike.repeat(len(alike), 1), bias, total, to_scale=to_scale)
+    if seen.granted.public_data is not None or not _is_nearly_whole(counts):
+        rows = torch.stack([_probabilities_by_label(model, head, seen, alike) for model in models]).mean(0)
+        counts = _counts(rows, bias, total, to_scale=to_scale)
+    return _sorted_labels(_whole(counts, (bias < 0).cpu(), total)).to(bias.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -251,13 +256,15 @@ def _along(observation: Observation) -> list[nn.Module]:
     return [observation.model, end]
 
 
-def _probabilities_by_label(model: nn.Module, head: _Head, observation: Observation, anywhere: Tensor) -> Tensor:
-    """Row k: the mean probabilities of an example with label k, as far as the attacker can tell; (classes, classes)."""
-    _, probabilities = _forward(model, head.name, anywhere)
-    rows = probabilities.mean(0).repeat(probabilities.shape[1], 1)
+def _probabilities_by_label(model: nn.Module, head: _Head, observation: Observation, alike: Tensor) -> Tensor:
+    """Row k: the mean probabilities of an example with label k, as far as the attacker can tell; (classes, classes).
+
+    ``alike`` are those of any image, (classes,): they stay where nothing better is known.
+    """
+    rows = alike.repeat(len(alike), 1)
     public = observation.granted.public_data
     if public is not None:
-        images, labels = public.images[:_PUBLIC_IMAGES].to(anywhere), public.labels[:_PUBLIC_IMAGES].to(anywhere.device)
+        images, labels = public.images[:_PUBLIC_IMAGES].to(alike), public.labels[:_PUBLIC_IMAGES].to(alike.device)
         _, probabilities = _forward(model, head.name, images)
         for label in set(labels.tolist()):
             rows[label] = probabilities[labels == label].mean(0)
@@ -271,7 +278,7 @@ def _probabilities_by_label(model: nn.Module, head: _Head, observation: Observat
 
 
 def _counts(by_label: Tensor, bias: Tensor, total: int, *, to_scale: bool) -> Tensor:
-    """Whole numbers of examples of each label, (classes,), which solve share = probabilities^T share - gradient.
+    """Examples of each label, (classes,), before rounding: total times the solution of share = p^T share - gradient.
 
     Of an update without its scale only the direction of the gradient is known. Then the shares stray from those of a
     batch without a gradient as far as labels drawn at random do on average (chi-square), but none below zero.
@@ -283,7 +290,11 @@ def _counts(by_label: Tensor, bias: Tensor, total: int, *, to_scale: bool) -> Te
         sinking = moved < 0
         longest = float((still[sinking] / -moved[sinking]).min()) if bool(sinking.any()) else 0.0
         gradient = gradient * min(typical**0.5, longest)
-    return _whole(_shares(by_label, gradient) * total, gradient < 0, total)
+    return _shares(by_label, gradient) * total
+
+
+def _is_nearly_whole(counts: Tensor) -> bool:
+    return float((counts - counts.round()).abs().max()) < 0.25
 
 
 def _shares(by_label: Tensor, gradient: Tensor) -> Tensor:
