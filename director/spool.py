@@ -31,7 +31,7 @@ from ..utils.errors import (
 from ..utils.messages import PART_BYTES, EnvoyName, TaskRef
 from ..utils.tensors import FLOAT_BYTES, Digest, Vector, bytes_of, canonical_json, digest_of
 
-_HEADER_BYTES = 64
+HEADER_BYTES = 64
 
 
 class Spool:
@@ -54,9 +54,9 @@ class Spool:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _storage_error(error, path) from error
-        header = os.pread(self._fd, _HEADER_BYTES, 0)
+        header = os.pread(self._fd, HEADER_BYTES, 0)
         valid = int.from_bytes(header[32:40], "little") if header[:32] == self._task else 0
-        held = os.fstat(self._fd).st_size - _HEADER_BYTES
+        held = os.fstat(self._fd).st_size - HEADER_BYTES
         self.offset = min(valid, max(held, 0), length) // FLOAT_BYTES * FLOAT_BYTES
         self._sha = hashlib.sha256()
         for piece in self._pieces(self.offset):
@@ -82,7 +82,7 @@ class Spool:
             written = 0
             while written < len(content):
                 piece = memoryview(content)[written:]
-                written += os.pwrite(self._fd, piece, _HEADER_BYTES + self.offset + written)
+                written += os.pwrite(self._fd, piece, HEADER_BYTES + self.offset + written)
             self._sha.update(content)
             self.offset = end
             self._write_header()
@@ -120,11 +120,11 @@ class Spool:
 
     def _write_header(self) -> None:
         header = self._task + self.offset.to_bytes(8, "little")
-        os.pwrite(self._fd, header.ljust(_HEADER_BYTES, b"\0"), 0)
+        os.pwrite(self._fd, header.ljust(HEADER_BYTES, b"\0"), 0)
 
     def _pieces(self, end: int) -> Iterator[bytes]:
         for start in range(0, end, PART_BYTES):
-            yield os.pread(self._fd, min(PART_BYTES, end - start), _HEADER_BYTES + start)
+            yield os.pread(self._fd, min(PART_BYTES, end - start), HEADER_BYTES + start)
 
 
 class SpooledUpdate:
@@ -144,7 +144,7 @@ class SpooledUpdate:
             UnsendableUpdateError: the file is gone, shorter than it was, or cannot be read.
         """
         try:
-            read = os.preadv(self._fd, [bytes_of(out)], _HEADER_BYTES + start * FLOAT_BYTES)
+            read = os.preadv(self._fd, [bytes_of(out)], HEADER_BYTES + start * FLOAT_BYTES)
         except OSError as error:
             raise self._lost() from error
         if read != out.nbytes:
