@@ -27,7 +27,7 @@ _OF_THE_CELL = (
     *("case", "model", "state", "batch", "local_steps", "learning_rate", "defense", "attack", "adaptive"),
     *("knowledge", "options", "dtype", "targets", "gallery", "seed"),
 )
-_NOT_MEASURABLE = '<span class="faint">not<br>measurable</span>'
+_GRANTS = {"malicious": "the model: it chose it", "public_data": "public images"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,26 +157,32 @@ def _table(cells: Sequence[CellRows]) -> str:
 
 def _line(cell: CellRows, columns: int) -> str:
     row = cell.first
-    known = row.knowledge.replace(",", ", ").replace("_", " ") or "nothing more"
+    known = ", ".join(_GRANTS.get(name, name.replace("_", " ")) for name in row.knowledge.split(",") if name)
     attack, _, where = cell.title.partition(": ")
-    words = f"<td><b>{escape(attack)}</b> {escape(where)}<br><span class=faint>knows {escape(known)}</span></td>"
-    words += f"<td>{len(cell.rows)}{'' if row.batch == 1 else f' x {row.batch}'}</td>"
+    words = f"<td><b>{escape(attack)}</b> {escape(where)}"
+    words += f"<br><span class=faint>knows {escape(known or 'nothing more')}</span></td>"
+    words += f"<td class=number>{len(cell.rows)}{'' if row.batch == 1 else f' x {row.batch}'}</td>"
     errors = sorted({row.error for row in cell.rows if row.error})
     if errors:
         return f"<tr>{words}<td colspan={columns} class=faint>cannot be run: {escape('; '.join(errors))}</td></tr>"
     figures = [
-        *(_figure(cell.mean("ssim"), 3), _figure(cell.mean("null_ssim"), 3), _figure(cell.ssim_gain(), 3)),
-        *(_figure(cell.mean("baseline_ssim"), 3), _figure(cell.mean("psnr"), 1), _figure(cell.mean("null_psnr"), 1)),
-        *(_figure(cell.mean("baseline_psnr"), 1), _hits(cell, "reid_rank1"), _hits(cell, "network_rank1")),
-        *(_figure(cell.mean("label_recovery"), 2), _figure(cell.mean("cpu_seconds"), 2)),
+        *(
+            _figure(cell.mean("ssim"), 3, "not sought"),
+            _figure(cell.mean("null_ssim"), 3),
+            _figure(cell.ssim_gain(), 3),
+        ),
+        *(_figure(cell.mean("baseline_ssim"), 3), _figure(cell.mean("psnr"), 1, "not sought")),
+        *(_figure(cell.mean("null_psnr"), 1), _figure(cell.mean("baseline_psnr"), 1)),
+        *(_hits(cell, "reid_rank1"), _hits(cell, "network_rank1")),
+        *(_figure(cell.mean("label_recovery"), 2, "not sought"), _figure(cell.mean("cpu_seconds"), 2)),
     ]
     return f"<tr>{words}{''.join(f'<td class=number>{figure}</td>' for figure in figures)}</tr>"
 
 
-def _figure(found: Interval | None, digits: int) -> str:
+def _figure(found: Interval | None, digits: int, missing: str = "not measurable") -> str:
     """A mean, with its interval where there is one."""
     if found is None:
-        return _NOT_MEASURABLE
+        return _absent(missing)
     if math.isnan(found.low):
         return f"{found.value:.{digits}f}"
     return f"{found.value:.{digits}f}<br><span class=faint>{found.low:.{digits}f} to {found.high:.{digits}f}</span>"
@@ -186,12 +192,16 @@ def _hits(cell: CellRows, column: str) -> str:
     """How many images were recognised, of those that could be; the exact interval where each is an update."""
     shares = [value for row in cell.rows if (value := getattr(row, column)) is not None]
     if not shares:
-        return _NOT_MEASURABLE
+        return _absent("not measurable")
     rate = Rate(round(sum(shares) * cell.first.batch), len(shares) * cell.first.batch)
     words = f"{rate.successes} of {rate.trials}<br><span class=faint>"
     if cell.first.batch == 1:
         words += f"{rate.interval.low:.2f} to {rate.interval.high:.2f}; "
     return words + f"chance {1 / cell.first.gallery:.2f}</span>"
+
+
+def _absent(words: str) -> str:
+    return f"<span class=faint>{words.replace(' ', '<br>')}</span>"
 
 
 def _cell(cell: CellRows, outcomes: Sequence[Outcome], folder: Path, gif: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -81,3 +82,52 @@ def run(
             device=device,
         )
         run_attack(asked, Outputs(json_file, save, gif), _CONSOLE)
+
+
+@attack.command("bench")
+def bench(
+    suite: Annotated[str, typer.Option(help="smoke (minutes), full (an hour on two cores) or claim.")] = "smoke",
+    out: Annotated[Path, typer.Option(help="Keeps runs and rows; the same folder goes on where it ended.")] = Path(
+        "runs/leakage"
+    ),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here, as a list.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes; by default one a core, 0 for none but this.")
+    ] = None,
+    gif: Annotated[bool, typer.Option("--gif", help="Draw reconstructions as they emerge, too.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show the suite's cells and run nothing.")] = False,
+) -> None:
+    """Attack the cells of a suite, and write rows, pictures and a page."""
+    from ..gradient_leakage.suites import suite_named
+    from .attack_bench import cells_table, draw_report, run_bench, summary_of, write_rows
+
+    with errors_in_words():
+        if list_:
+            _CONSOLE.print(cells_table(suite))
+            return
+        try:
+            rows = run_bench(
+                suite_named(suite), out, len(os.sched_getaffinity(0)) if workers is None else workers, _CONSOLE
+            )
+            if json_file:
+                write_rows(rows, json_file)
+            page = draw_report(out, _CONSOLE, gif=gif)
+        except KeyboardInterrupt:
+            typer.echo(f"Interrupted. What had ended is in {out}; the same command goes on from there.", err=True)
+            raise typer.Exit(130) from None
+        _CONSOLE.print(summary_of(rows))
+        _CONSOLE.print(str(page), soft_wrap=True)
+
+
+@attack.command("report")
+def report(
+    out: Annotated[Path, typer.Option(help="The folder of a benchmark; the page is written there.")] = Path(
+        "runs/leakage"
+    ),
+    gif: Annotated[bool, typer.Option(help="Draw reconstructions as they emerge.")] = True,
+) -> None:
+    """Write the page and the pictures of what a benchmark found so far."""
+    from .attack_bench import draw_report
+
+    with errors_in_words():
+        _CONSOLE.print(str(draw_report(out, _CONSOLE, gif=gif)), soft_wrap=True)

@@ -1,0 +1,110 @@
+"""``fedveil attack bench`` and ``fedveil attack report``: the benchmark on real images, watched."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..gradient_leakage.benchmark import run_cells
+from ..gradient_leakage.cells import Cell
+from ..gradient_leakage.report import cells_of, write_report
+from ..gradient_leakage.rows import Outcome, Row, RunStore
+from ..gradient_leakage.runners import InProcesses, in_this_process
+from ..gradient_leakage.suites import suite_named
+from ..utils.errors import StorageError
+from .leakage_laboratory import RealLaboratory
+
+OUT = Path("runs/leakage")
+
+
+def cells_table(suite: str) -> Table:
+    """What a suite will run, before it runs."""
+    cells = suite_named(suite)
+    table = Table(title=f"suite {suite}: {len(cells)} cells, {sum(cell.targets for cell in cells)} attacked updates")
+    for heading in ("case", "model", "state", "batch", "local steps", "defense", "attack", "knows", "dtype", "targets"):
+        table.add_column(heading)
+    for cell in cells:
+        attack = cell.attack + (" (adaptive)" if cell.adaptive else "")
+        named = (cell.case, cell.model, cell.state, str(cell.batch), str(cell.local_steps or "gradient"), cell.defense)
+        table.add_row(*named, attack, " ".join(cell.knowledge), cell.dtype, str(cell.targets))
+    return table
+
+
+def run_bench(cells: Sequence[Cell], out: Path, workers: int, console: Console) -> tuple[Row, ...]:
+    """Run what is missing of these cells; Ctrl-C keeps what had ended.
+
+    Args:
+        cells: of a suite.
+        out: takes the store and the trained models.
+        workers: processes; 0 runs all in this one.
+        console: shows how far it is.
+
+    Raises:
+        StorageError: the folder cannot be written, or another benchmark writes there.
+        DatasetError: a case's images are not there.
+    """
+    laboratory = RealLaboratory(out / "models")
+    with RunStore(out, writing=True) as store, _progress(console) as progress:
+        runs = {run.key: run for cell in cells for run in cell.runs()}
+        kept = store.keys() & runs.keys()
+        missing = [cell for cell in cells if any(run.key not in kept for run in cell.runs())]
+        task = progress.add_task("training models", total=len(runs), completed=len(kept))
+        laboratory.train_for(missing)
+        progress.update(task, description="attacking")
+
+        def told(outcome: Outcome) -> None:
+            progress.update(task, advance=1, description=runs[outcome.key].cell.title)
+
+        runner = InProcesses(workers) if workers else in_this_process
+        return run_cells(cells, laboratory, store, runner, told)
+
+
+def summary_of(rows: Sequence[Row]) -> Table:
+    """A line a cell; the page has the rest."""
+    table = Table(caption="n: attacked updates. Read the gain over the null, not the SSIM.")
+    for heading in ("case", "cell", "n", "PSNR dB", "SSIM", "null SSIM", "rank@1", "labels", "CPU-s", ""):
+        table.add_column(heading)
+    for cell in cells_of(rows):
+        means = [cell.mean(name) for name in ("psnr", "ssim", "null_ssim", "reid_rank1", "label_recovery")]
+        cpu = cell.mean("cpu_seconds")
+        figures = ["-" if mean is None else f"{mean.value:.2f}" for mean in [*means, cpu]]
+        table.add_row(cell.first.case, cell.title, str(len(cell.rows)), *figures, cell.first.error[:60])
+    return table
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """The rows as a JSON list, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps([row.as_json() for row in rows], indent=1) + "\n", "utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise StorageError(f"the rows cannot be written to {path}: {error.strerror}") from error
+
+
+def draw_report(out: Path, console: Console, *, gif: bool) -> Path:
+    """Write the page and its pictures beside the store.
+
+    Raises:
+        StorageError: there is no store, no complete cell, or no room.
+    """
+    with RunStore(out, writing=False) as store, _progress(console) as progress:
+        task = progress.add_task("drawing", total=len(cells_of(store.rows())))
+        return write_report(store, out, gif=gif, told=lambda _: progress.advance(task))
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
