@@ -120,10 +120,8 @@ def attack_table() -> Table:
     """All attacks of the catalogue."""
     table = Table("attack", "what", "adversary", "finds", "must know", show_lines=True)
     for one in ATTACKS:
-        made = one.make()
-        table.add_row(
-            one.name, one.title, one.paper, one.adversary.value, one.finds, _names_of(made.needs) or "nothing"
-        )
+        needs = _names_of(one.make().needs).replace(", ", "\n")
+        table.add_row(one.name, f"{one.title}\n{one.paper}", one.adversary.value, one.finds, needs or "-")
     return table
 
 

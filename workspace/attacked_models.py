@@ -60,7 +60,7 @@ def num_classes_of(model: nn.Module, name: str, images: Tensor) -> int:
         images: (count, channels, height, width), of the size of a batch.
 
     Raises:
-        AttackError: the model does not take such images, or gives no row of numbers for each.
+        AttackError: the model does not take such images, or gives no row of finite numbers for each.
     """
     tried, like = copy.deepcopy(model), next(model.parameters())
     try:
@@ -73,6 +73,8 @@ def num_classes_of(model: nn.Module, name: str, images: Tensor) -> int:
     found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images):
         raise AttackError(f"model {name} gives {found} for {len(images)} images; expected one logit a class for each")
+    if not bool(outputs.isfinite().all()):
+        raise AttackError(f"model {name} gives NaN or infinity on these images, and so would its gradient be")
     return int(outputs.shape[1])
 
 

@@ -1,0 +1,257 @@
+"""``fedveil attack run``: own images and models are attacked whole and in order, a recorded update as it was sent."""
+
+import json
+import shutil
+
+import fedveil
+import numpy as np
+import pytest
+from fedveil.workspace.__main__ import app
+from PIL import Image
+from typer.testing import CliRunner
+
+_MODELS = """
+import torch
+from torch import nn
+
+def fitting(image_shape, num_classes):
+    channels, height, width = image_shape
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 16), nn.Tanh(), nn.Linear(16, num_classes))
+
+def of_domain(domain):
+    return nn.Sequential(nn.Flatten(), nn.Linear(domain.pixels, domain.num_classes))
+
+class OwnClass(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(144, 3)
+    def forward(self, images):
+        return self.last(images.flatten(1))
+
+ready = nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
+def no_model(): return 5
+def breaks(): raise RuntimeError("out of luck")
+def one_number(): return nn.Sequential(nn.Flatten(), nn.Linear(144, 1), nn.Flatten(0))
+def untrained(): return nn.Flatten()
+def of_nan():
+    made = nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
+    nn.init.constant_(made[1].weight, float("nan"))
+    return made
+number = 5
+"""
+
+_PLAN = """
+import torch
+from fedveil import DataKind, DataSpec, TrainingPlan, mean_of
+
+class Plain(TrainingPlan):
+    data = DataSpec("toy", DataKind.IMAGES, (1, 12, 12), ("normal", "pneumonia"))
+
+    def model(self):
+        return torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(144, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2)
+        )
+
+    def train_step(self, model, batch):
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def evaluate(self, model, loader):
+        yield mean_of("nothing", 0.0, 1)
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of somebody's own: six images of two classes, and some models."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.savez("own.npz", images=rng.integers(0, 256, (6, 1, 12, 12), np.uint8), labels=np.arange(6) % 2)
+    (tmp_path / "own_models_of_a_test.py").write_text(_MODELS)
+    return tmp_path
+
+
+def run(*words, succeeds=True):
+    result = CliRunner().invoke(app, ["attack", "run", *map(str, words)])
+    assert (result.exit_code == 0) is succeeds, result.output
+    return " ".join(result.output.split())
+
+
+def refused(*words):
+    """The one line that says why."""
+    output = run(*words, succeeds=False)
+    assert "Traceback" not in output
+    assert "Error: " in output
+    return output
+
+
+def test_every_attack_is_listed_with_its_paper_and_what_it_must_know(monkeypatch):
+    from fedveil.gradient_leakage.attacks.catalogue import ATTACKS
+
+    monkeypatch.setenv("COLUMNS", "240")
+    output = CliRunner().invoke(app, ["attack", "list"]).output
+    for one in ATTACKS:
+        assert one.name in output
+        assert one.paper in output
+
+
+@pytest.mark.parametrize("model", ["mlp", "own_models_of_a_test:fitting"])
+def test_every_image_is_attacked_and_saved_beside_its_truth_in_the_order_of_the_file(here, model):
+    run(
+        "--images",
+        "own.npz",
+        "--model",
+        model,
+        "--attack",
+        "imprint",
+        "--batch",
+        4,
+        "--json",
+        "o.json",
+        "--save",
+        "o.npz",
+    )
+    with np.load("o.npz") as found, np.load("own.npz") as own:
+        np.testing.assert_array_equal(found["truth"], own["images"] / np.float32(255))
+        assert found["reconstruction"].dtype == found["truth"].dtype == np.float32
+        np.testing.assert_allclose(found["reconstruction"], found["truth"], atol=1e-4)
+    report = json.loads((here / "o.json").read_text())
+    assert [row["batch"] for row in report["per_image"]] == [0, 0, 0, 0, 1, 1]
+    assert report["psnr"] > 90
+    assert report["null_psnr"] < 20
+    assert report["psnr_interval"][0] <= report["psnr"] <= report["psnr_interval"][1]
+    assert report["re_identification"]["rank1"] is None
+    assert "not measurable (gallery of 3" in report["re_identification"]["words"]
+    assert len(report["cpu_seconds"]) == report["updates"] == 2
+    assert report["config"]["options"]["bins"] == 1024
+
+
+def test_the_same_seed_gives_the_same_files(here):
+    for name in ("one", "two"):
+        run("--images", "own.npz", "--model", "mlp", "--attack", "imprint", "--batch", 3, "--save", f"{name}.npz")
+    assert (here / "one.npz").read_bytes() == (here / "two.npz").read_bytes()
+
+
+def test_the_terminal_says_what_the_figures_mean(here):
+    output = run("--images", "own.npz", "--model", "mlp", "--attack", "imprint", "--batch", 2)
+    assert "PSNR" in output
+    assert "excess over the null" in output
+    assert "Read the excess over the null" in output
+
+
+def test_an_attack_on_labels_alone_reports_their_recovery_and_no_picture(here):
+    run("--images", "own.npz", "--model", "mlp", "--attack", "llg", "--batch", 3, "--json", "o.json", "--save", "o.npz")
+    report = json.loads((here / "o.json").read_text())
+    assert report["label_recovery"] == 1.0
+    assert "psnr" not in report
+    with np.load("o.npz") as found:
+        assert set(found.files) == {"truth", "labels", "found_labels"}
+
+
+def test_a_gallery_of_a_hundred_of_a_class_gives_a_rank(here):
+    rng = np.random.default_rng(0)
+    np.savez("many.npz", images=rng.random((104, 1, 12, 12), np.float32), labels=np.zeros(104, int))
+    run("--images", "many.npz", "--model", "mlp", "--attack", "imprint", "--batch", 26, "--json", "o.json")
+    found = json.loads((here / "o.json").read_text())["re_identification"]
+    assert found["gallery"] == 100
+    assert found["rank1"] > 0.9
+
+
+def test_public_images_are_the_baseline_and_fill_the_gallery(here):
+    rng = np.random.default_rng(1)
+    np.savez("public.npz", images=rng.random((240, 1, 12, 12), np.float32), labels=np.arange(240) % 2)
+    run("--images", "own.npz", "--model", "mlp", "--attack", "imprint", "--public", "public.npz", "--json", "o.json")
+    report = json.loads((here / "o.json").read_text())
+    assert report["baseline"] == "the mean of the public images"
+    assert report["re_identification"]["rank1"] == 1.0
+
+
+def test_local_steps_and_options_reach_the_site_and_the_attack(here):
+    words = ("--images", "own.npz", "--model", "mlp", "--attack", "imprint", "--option", "bins=64", "--batch", 2)
+    run(*words, "--local-steps", 3, "--learning-rate", 0.1, "--dtype", "float64", "--json", "o.json")
+    report = json.loads((here / "o.json").read_text())
+    assert report["config"]["options"]["bins"] == 64
+    assert report["config"]["local_steps"] == 3
+    assert report["psnr"] > 40
+
+
+def test_a_folder_of_images_by_class_is_attacked(here):
+    for number, name in enumerate(("ill", "well", "ill")):
+        (here / "folder" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (12, 12), 60 * number).save(here / "folder" / name / f"{number}.png")
+    run("--images", "folder", "--model", "mlp", "--attack", "imprint", "--json", "o.json")
+    assert [row["label"] for row in json.loads((here / "o.json").read_text())["per_image"]] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["fitting", "of_domain", "OwnClass", "ready"])
+def test_a_model_of_ones_own_is_a_function_a_class_or_a_module(here, name):
+    run("--images", "own.npz", "--model", f"own_models_of_a_test:{name}", "--attack", "llg", "--json", "o.json")
+    assert json.loads((here / "o.json").read_text())["label_recovery"] is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--images", "no.npz"], "no.npz is not there"),
+        (["--model", "alexnet"], "expected one of mlp"),
+        (["--model", "nowhere_at_all:make"], "importing nowhere_at_all raised ModuleNotFoundError"),
+        (["--model", "own_models_of_a_test:nothing"], "has no nothing"),
+        (["--model", "own_models_of_a_test:number"], "number is int"),
+        (["--model", "own_models_of_a_test:no_model"], "returned int, expected a torch.nn.Module"),
+        (["--model", "own_models_of_a_test:breaks"], "raised RuntimeError: out of luck"),
+        (["--model", "own_models_of_a_test:one_number"], "expected one logit a class"),
+        (["--model", "own_models_of_a_test:untrained"], "no parameter that is trained"),
+        (["--model", "own_models_of_a_test:of_nan"], "NaN or infinity"),
+        (["--classes", "1"], "a label is not one of the model's 1 classes"),
+        (["--attack", "nonsense"], "expected one of"),
+        (["--attack", "loki"], "reads a SumObservation, not one update"),
+        (["--option", "bins"], "expected name=value"),
+        (["--option", "depth=3"], "attack imprint"),
+        (["--know", "everything"], "--know everything: expected some of labels"),
+        (["--know", "nothing"], "imprint needs malicious"),
+        (["--know", "malicious,public_data"], "public_data, which is not there: give --public"),
+        (["--know", "malicious,local_steps"], "local_steps, which is not there: give --local-steps"),
+        (["--batch", "0"], "--batch is at least 1"),
+        (["--dtype", "float16"], "--dtype is one of float32, float64"),
+        (["--device", "tpu"], "--device one of auto, cpu, cuda"),
+        (["--update", "u.f32"], "--update and --plan go together"),
+        (["--examples", "3"], "belong to a recorded --update"),
+        (["--gif", "o.gif"], "nothing to animate"),
+        (["--public", "small.npz"], "--public holds images of shape (1, 5, 5), expected (1, 12, 12)"),
+        (["--images", "small.npz", "--model", "own_models_of_a_test:ready"], "cannot be run on images of shape"),
+        (["--save", "own.npz/o.npz"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_attacked_is_refused_with_its_reason(here, words, reason):
+    np.savez("small.npz", images=np.ones((2, 5, 5)), labels=[0, 1])
+    given = {"--images": "own.npz", "--model": "mlp", "--attack": "imprint"}
+    asked = given | dict(zip(words[::2], words[1::2], strict=True))
+    assert reason in refused(*(word for pair in asked.items() for word in pair))
+
+
+def test_nothing_to_attack_is_refused(here):
+    assert "give --images, or --update" in refused("--attack", "imprint")
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    """What a federation with one site left on its disks: the site trained one step on its only training image."""
+    folder = tmp_path_factory.mktemp("federation")
+    rng = np.random.default_rng(0)
+    arrays = {"train_images": rng.integers(0, 256, (1, 12, 12), np.uint8), "train_labels": np.array([1])}
+    for word in ("val", "test"):
+        arrays |= {f"{word}_images": np.zeros((1, 12, 12), np.uint8), f"{word}_labels": np.array([0])}
+    np.savez(folder / "site.npz", **arrays)
+    np.savez(folder / "truth.npz", images=arrays["train_images"][:, None], labels=arrays["train_labels"])
+    (folder / "plan.py").write_text(_PLAN)
+    fedveil.simulate(folder / "plan.py", {"site-a": folder / "site.npz"}, rounds=1, folder=folder, device="cpu")
+    return folder
+
+
+@pytest.fixture
+def record(federation, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(federation / "sites" / "site-a" / "work" / "update.f32", "update.f32")
+    shutil.copy(federation / "director" / "uploads" / "site-a.spool", "site-a.spool")
+    shutil.copytree(federation / "plan", "plan")
+    shutil.copy(federation / "truth.npz", "truth.npz")
+    return tmp_path
