@@ -26,6 +26,7 @@ ROW_SCHEMA = 1
 Option: TypeAlias = bool | int | float | str
 Options: TypeAlias = tuple[tuple[str, Option], ...]
 
+_OF_ROWS = ("targets", "skip", "gallery")  # an outcome does not depend on these, a row does
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -50,6 +51,7 @@ class Cell:
     adaptive: bool = False  # the attack knows of the defense and was made for it
     dtype: str = "float32"
     targets: int = 2  # batches that are attacked
+    skip: int = 0  # targets before them, on which attacks and their options were chosen
     gallery: int = 100  # images among which a reconstruction's original is sought
     seed: int = 0
 
@@ -62,8 +64,9 @@ class Cell:
             raise ConfigError(
                 f"state {self.state!r}, dtype {self.dtype!r}: expected one of {[*STATES]} and {[*DTYPES]}"
             )
-        if self.batch < 1 or self.targets < 1 or self.local_steps < 0:
-            raise ConfigError(f"batch {self.batch}, targets {self.targets}, local_steps {self.local_steps}: too few")
+        if self.batch < 1 or self.targets < 1 or self.local_steps < 0 or self.skip < 0:
+            numbers = f"batch {self.batch}, targets {self.targets}, skip {self.skip}, local_steps {self.local_steps}"
+            raise ConfigError(f"{numbers}: too few")
         object.__setattr__(self, "knowledge", tuple(sorted(self.knowledge)))
         object.__setattr__(self, "options", tuple(sorted(self.options)))
 
@@ -81,12 +84,12 @@ class Cell:
 
     def runs(self) -> Iterator[Run]:
         """One run a target."""
-        return (Run(self, index) for index in range(self.targets))
+        return (Run(self, index) for index in range(self.skip, self.skip + self.targets))
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One attacked batch: target number ``index`` of a cell."""
+    """One attacked batch: target number ``index`` of its case."""
 
     cell: Cell
     index: int
@@ -94,7 +97,8 @@ class Run:
     def spec(self) -> dict[str, object]:
         """All that determines the outcome. The number of targets does not: a longer cell goes on where one ended."""
         described = asdict(self.cell) | {"options": [list(pair) for pair in self.cell.options]}
-        del described["targets"], described["gallery"]
+        for name in _OF_ROWS:
+            del described[name]
         return described | {"knowledge": list(self.cell.knowledge), "index": self.index, "schema": SCHEMA}
 
     @property
@@ -105,7 +109,7 @@ class Run:
     @property
     def row_key(self) -> Digest:
         """Of the row, which also depends on the cell's other runs, where its null comes from."""
-        more = {"targets": self.cell.targets, "gallery": self.cell.gallery, "row_schema": ROW_SCHEMA}
+        more = {name: getattr(self.cell, name) for name in _OF_ROWS} | {"row_schema": ROW_SCHEMA}
         return digest_of(canonical_json(self.spec() | more))
 
     def generator(self, purpose: str) -> torch.Generator:

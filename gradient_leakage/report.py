@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.errors import StorageError
-from .confidence import Interval, Rate, bootstrap_mean
+from .claims import equivalence_of
+from .confidence import MIN_TARGETS, Equivalence, Interval, Rate, bootstrap_mean
 from .pictures import Pair, Span, draw_curves, draw_emerging, draw_overview, draw_pairs
 from .rows import Outcome, Row, RunStore
 from .tabulation import scores_of, truth_of
@@ -25,7 +26,7 @@ _MOST_PAIRS = 8  # of pictures beside each other
 _MOST_CURVES = 12
 _OF_THE_CELL = (
     *("case", "model", "state", "batch", "local_steps", "learning_rate", "defense", "attack", "adaptive"),
-    *("knowledge", "options", "dtype", "targets", "gallery", "seed"),
+    *("knowledge", "options", "dtype", "targets", "skip", "gallery", "seed"),
 )
 _GRANTS = {"malicious": "the model: it chose it", "public_data": "public images"}
 
@@ -212,6 +213,8 @@ def _cell(cell: CellRows, outcomes: Sequence[Outcome], folder: Path, gif: bool) 
     evidence = "" if cell.images >= FEASIBILITY else f" {cell.images} images a cell: feasibility, not evidence."
     options = "" if cell.first.options == "{}" else f" Options {escape(cell.first.options)}."
     parts = [f"<h3>{escape(cell.title)}</h3><p class=faint>n = {cell.images} images.{evidence}{options}</p>"]
+    if len(cell.rows) >= MIN_TARGETS:
+        parts.append(f"<p>{escape(_claim(equivalence_of(cell.rows)))}</p>")
     if pairs:
         shown = f"originals beside reconstructions, {len(pairs)} of {cell.images}"
         parts.append(_kept(folder / f"{cell.file_name}.png", draw_pairs(pairs), shown))
@@ -225,6 +228,16 @@ def _cell(cell: CellRows, outcomes: Sequence[Outcome], folder: Path, gif: bool) 
         drawn = draw_emerging(truth_of(arrays).images[0].numpy(), list(arrays["frames"]), words)
         beside.append(_kept(folder / f"{cell.file_name}.gif", drawn, "the first reconstruction as it emerges"))
     return f"<section>{''.join(parts)}<div class=beside>{''.join(beside)}</div></section>"
+
+
+def _claim(test: Equivalence) -> str:
+    bounds = (
+        f"SSIM gain at most {test.ssim_gain_upper:.3f}, rank@1 at most {test.rank1_upper:.2%} (one-sided 95 % bounds; "
+        f"chance {test.chance:.2%})"
+    )
+    if test.holds:
+        return f"No measurable leakage to this attack on {test.targets} targets: {bounds}."
+    return f"It may not be said that nothing measurable leaks: {'; '.join(test.objections)}. {bounds}."
 
 
 def _pairs(outcomes: Sequence[Outcome]) -> Iterator[Pair]:

@@ -90,8 +90,9 @@ class Row:
     options: str  # of the attack, as JSON
     learning_rate: float
     dtype: str
-    targets: int
-    target: int  # which of them
+    targets: int  # of the cell
+    skip: int  # targets of the case before them
+    target: int  # which of the case's targets
     seed: int
     patients: str  # whose images, with commas
     loss: float | None

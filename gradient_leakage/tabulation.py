@@ -66,8 +66,9 @@ def rows_of(cell: Cell, outcomes: Sequence[Outcome], reference: Reference) -> li
     network = None if embedding is None else _ranks(cell, scored, truths, reference, embedding)
     rows = []
     for run, outcome, truth, found, null in zip(cell.runs(), outcomes, truths, scored, nulls, strict=True):
+        place = run.index - cell.skip
         mean_image = baseline(public.images, truth)
-        images = slice(run.index * cell.batch, (run.index + 1) * cell.batch)
+        images = slice(place * cell.batch, (place + 1) * cell.batch)
         rows.append(
             Row(
                 key=run.row_key,
@@ -99,6 +100,7 @@ def rows_of(cell: Cell, outcomes: Sequence[Outcome], reference: Reference) -> li
                 learning_rate=cell.learning_rate,
                 dtype=cell.dtype,
                 targets=cell.targets,
+                skip=cell.skip,
                 target=run.index,
                 seed=cell.seed,
                 patients=",".join(truth.patients),

@@ -96,6 +96,14 @@ def test_what_is_there_is_not_made_again_and_more_targets_go_on_where_fewer_ende
     assert len(store.rows()) == 7  # those of two targets have other nulls, and stay
 
 
+def test_targets_that_are_skipped_are_not_attacked(toys, store):
+    cell = dataclasses.replace(toys["cells"](2)[0], skip=5)
+    first, second = run_cells([cell], toys["ToyLaboratory"](), store, in_this_process)
+    assert (first.patients, second.patients) == ("p5", "p6")
+    assert (first.target, second.target) == (5, 6)
+    assert first.reid_rank1 == second.reid_rank1 == 1
+
+
 def test_two_cells_that_share_a_run_make_it_once(toys, store):
     made = []
     cell = toys["cells"](3)[0]
@@ -140,7 +148,7 @@ def test_everything_that_determines_an_outcome_is_in_its_key_and_the_rest_is_not
         "dtype": "float64",
         "seed": 1,
     }
-    only_rows = {"targets": 9, "gallery": 200}
+    only_rows = {"targets": 9, "skip": 3, "gallery": 200}
     assert {*other_runs, *only_rows} == {field.name for field in dataclasses.fields(Cell)}
     keys = {Run(dataclasses.replace(cell, **{name: value}), 0).key for name, value in other_runs.items()}
     assert len({*keys, Run(cell, 0).key, Run(cell, 1).key}) == len(other_runs) + 2

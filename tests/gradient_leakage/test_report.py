@@ -29,7 +29,7 @@ def row(target=0, attack="dlg", **changes):
     figures |= {"network_rank1": None, "network_rank5": None}
     cell = {"case": "pneumonia28", "model": "lenet", "state": "fresh", "batch": 1, "local_steps": 0, "defense": "none"}
     cell |= {"adaptive": False, "knowledge": "labels", "options": "{}", "learning_rate": 0.01, "dtype": "float32"}
-    cell |= {"targets": 2, "seed": 0, "gallery": 100, "patients": f"p{target}", "loss": None, "error": ""}
+    cell |= {"targets": 2, "skip": 0, "seed": 0, "gallery": 100, "patients": f"p{target}", "loss": None, "error": ""}
     spent = {"cpu_seconds": 0.5, "wall_seconds": 0.5, "peak_mb": 100.0}
     key = f"{attack}{target}{changes.get('case', '')}"
     return Row(**{"key": key, "run": key, "attack": attack, "target": target} | cell | figures | spent | changes)

@@ -40,6 +40,7 @@ ROW = Row(
     learning_rate=0.01,
     dtype="float32",
     targets=2,
+    skip=0,
     target=0,
     seed=0,
     patients="a",
