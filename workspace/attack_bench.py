@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,9 @@ from rich.table import Table
 
 from ..gradient_leakage.benchmark import run_cells
 from ..gradient_leakage.cells import Cell
-from ..gradient_leakage.report import cells_of, write_report
+from ..gradient_leakage.claims import worst_of
+from ..gradient_leakage.confidence import MIN_TARGETS
+from ..gradient_leakage.report import CellRows, cells_of, write_report
 from ..gradient_leakage.rows import Outcome, Row, RunStore
 from ..gradient_leakage.runners import InProcesses, in_this_process
 from ..gradient_leakage.suites import suite_named
@@ -76,6 +78,20 @@ def summary_of(rows: Sequence[Row]) -> Table:
         figures = ["-" if mean is None else f"{mean.value:.2f}" for mean in [*means, cpu]]
         table.add_row(cell.first.case, cell.title, str(len(cell.rows)), *figures, cell.first.error[:60])
     return table
+
+
+def verdicts_of(rows: Sequence[Row]) -> Iterator[str]:
+    """Of each chain that was attacked often enough for a claim: may it be said that nothing measurable leaks?"""
+    enough = [cell for cell in cells_of(rows) if len(cell.rows) >= MIN_TARGETS and cell.mean("ssim") is not None]
+    chains: dict[tuple[object, ...], list[CellRows]] = {}
+    for cell in enough:
+        row = cell.first
+        chain = (row.case, row.model, row.state, row.batch, row.local_steps, row.defense)
+        chains.setdefault(chain, []).append(cell)
+    for named, cells in chains.items():
+        test = worst_of(cell.rows for cell in cells)
+        said = "no measurable leakage" if test.holds else f"no such claim: {'; '.join(test.objections)}"
+        yield f"{' '.join(map(str, named))}, worst of {len(cells)} attacks: {said}"
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:

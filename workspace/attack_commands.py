@@ -99,7 +99,7 @@ def bench(
 ) -> None:
     """Attack the cells of a suite, and write rows, pictures and a page."""
     from ..gradient_leakage.suites import suite_named
-    from .attack_bench import cells_table, draw_report, run_bench, summary_of, write_rows
+    from .attack_bench import cells_table, draw_report, run_bench, summary_of, verdicts_of, write_rows
 
     with errors_in_words():
         if list_:
@@ -116,6 +116,8 @@ def bench(
             typer.echo(f"Interrupted. What had ended is in {out}; the same command goes on from there.", err=True)
             raise typer.Exit(130) from None
         _CONSOLE.print(summary_of(rows))
+        for verdict in verdicts_of(rows):
+            _CONSOLE.print(verdict, soft_wrap=True)
         _CONSOLE.print(str(page), soft_wrap=True)
 
 
