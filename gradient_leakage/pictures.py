@@ -20,7 +20,8 @@ _GAP = 10
 _LINE = 17
 _MARGIN = 84  # for the words beside the lines of pictures
 _INK, _FAINT, _ATTACK, _NULL, _BASELINE = "#1d2733", "#6b7785", "#b3261e", "#8a94a0", "#2f6f9f"
-_FRAME_MILLISECONDS, _LAST_MILLISECONDS = 120, 2500
+_MOVING_TILE, _FRAMES = 168, 24
+_FRAME_MILLISECONDS, _LAST_MILLISECONDS = 160, 2500
 
 Pixels = NDArray[np.floating] | NDArray[np.uint8]
 """(channels, height, width): floats in [0, 1], or uint8."""
@@ -82,20 +83,21 @@ def draw_emerging(truth: Pixels, frames: Sequence[Pixels], words: Sequence[str])
 
     Args:
         truth: what is sought.
-        frames: of the reconstruction, in order; at least one.
+        frames: of the reconstruction, in order; at least one. Of many, some are drawn, the first and last among them.
         words: under each frame, such as its iteration.
     """
-    left, font = drawn(truth, 2 * _TILE), ImageFont.load_default(15)
+    left, font = drawn(truth, _MOVING_TILE), ImageFont.load_default(14)
     width, height = left.size
+    shown = np.unique(np.linspace(0, len(frames) - 1, _FRAMES).round().astype(int))
     pages = []
-    for frame, word in zip(frames, words, strict=True):
+    for frame, word in [(frames[place], words[place]) for place in shown]:
         page = Image.new("RGB", (2 * width + 3 * _GAP, height + 2 * _GAP + 24), "white")
         page.paste(left, (_GAP, _GAP))
-        page.paste(drawn(frame, 2 * _TILE), (2 * _GAP + width, _GAP))
+        page.paste(drawn(frame, _MOVING_TILE), (2 * _GAP + width, _GAP))
         pen = ImageDraw.Draw(page)
         pen.text((_GAP, height + _GAP + 6), "original", _FAINT, font)
         pen.text((2 * _GAP + width, height + _GAP + 6), word, _INK, font)
-        pages.append(page.convert("L" if len(truth) == 1 else "P"))
+        pages.append(page.convert("L") if len(truth) == 1 else page.quantize(256))
     durations = [_FRAME_MILLISECONDS] * (len(pages) - 1) + [_LAST_MILLISECONDS]
     file = io.BytesIO()
     pages[0].save(file, "GIF", save_all=True, append_images=pages[1:], duration=durations, loop=0)
@@ -150,13 +152,12 @@ def draw_overview(spans: Sequence[Span]) -> bytes:
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_title(
+    axes.tick_params(axis="y", length=0)
+    legend = (
         "dot: the attack (bar: 95 % interval)    ring: the same attack on another patient's update    "
-        "tick: the public mean image",
-        fontsize=8,
-        loc="left",
-        color=_FAINT,
+        "tick: the public mean image"
     )
+    figure.suptitle(legend, fontsize=8, color=_FAINT, x=0.01, ha="left")
     return _figure_png(figure)
 
 

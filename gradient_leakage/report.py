@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.errors import StorageError
+from .cases import STATES
 from .claims import equivalence_of
 from .confidence import MIN_TARGETS, Equivalence, Interval, Rate, bootstrap_mean
 from .pictures import Pair, Span, draw_curves, draw_emerging, draw_overview, draw_pairs
@@ -52,8 +53,10 @@ class CellRows:
         """For people; without the case."""
         row = self.first
         parts = [row.model, row.state, f"batch {row.batch}"]
-        parts += [f"{row.local_steps} local steps"] if row.local_steps else []
+        parts += [f"{row.local_steps} local steps of {row.learning_rate:g}"] if row.local_steps else []
         parts += [] if row.defense == "none" else [f"defense {row.defense}"]
+        parts += [] if row.dtype == "float32" else [row.dtype]
+        parts += ["BN statistics known"] if "batch_norm_statistics" in row.knowledge else []
         return f"{row.attack}{' (adaptive)' if row.adaptive else ''}: {', '.join(parts)}"
 
     @property
@@ -80,11 +83,18 @@ def _safe(name: str) -> str:
 
 
 def cells_of(rows: Iterable[Row]) -> list[CellRows]:
-    """Rows by cell, in their order."""
+    """Rows by cell: by case and model, from fresh to converged, and from small batches to large."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(getattr(row, name) for name in _OF_THE_CELL), []).append(row)
-    return [CellRows(tuple(sorted(group, key=lambda row: row.target))) for group in groups.values()]
+    cells = [CellRows(tuple(sorted(group, key=lambda row: row.target))) for group in groups.values()]
+    return sorted(cells, key=_place)
+
+
+def _place(cell: CellRows) -> tuple[object, ...]:
+    row = cell.first
+    trained = [*STATES].index(row.state) if row.state in STATES else len(STATES)
+    return row.case, row.model, trained, row.batch, row.local_steps, row.learning_rate, row.defense, row.attack
 
 
 def write_report(
@@ -175,7 +185,10 @@ def _line(cell: CellRows, columns: int) -> str:
         *(_figure(cell.mean("baseline_ssim"), 3), _figure(cell.mean("psnr"), 1, "not sought")),
         *(_figure(cell.mean("null_psnr"), 1), _figure(cell.mean("baseline_psnr"), 1)),
         *(_hits(cell, "reid_rank1"), _hits(cell, "network_rank1")),
-        *(_figure(cell.mean("label_recovery"), 2, "not sought"), _figure(cell.mean("cpu_seconds"), 2)),
+        *(
+            _figure(cell.mean("label_recovery"), 2, "known" if "labels" in row.knowledge else "not sought"),
+            _figure(cell.mean("cpu_seconds"), 2),
+        ),
     ]
     return f"<tr>{words}{''.join(f'<td class=number>{figure}</td>' for figure in figures)}</tr>"
 

@@ -94,7 +94,7 @@ def rows_of(cell: Cell, outcomes: Sequence[Outcome], reference: Reference) -> li
                 network_rank1=_share(network, images, 1),
                 network_rank5=_share(network, images, 5),
                 gallery=cell.gallery,
-                label_recovery=found.label_recovery,
+                label_recovery=None if cell.granted().labels else found.label_recovery,
                 knowledge=",".join(cell.knowledge),
                 options=json.dumps(dict(cell.options)),
                 learning_rate=cell.learning_rate,
