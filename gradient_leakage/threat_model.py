@@ -278,6 +278,7 @@ class Reconstruction:
     exact: Tensor | None = None  # (count,) bool: what the attacker itself holds for exact (images, else updates)
     updates: Tensor | None = None  # (sites, layout.size) float64: what each site sent, NaN where a sum keeps it
     sites: Tensor | None = None  # (count,) int64: images of one group are of one site, whichever that is
+    scores: Tensor | None = None  # (candidates,) float64: the higher, the more likely a member of the training set
 
 
 @dataclass(frozen=True, slots=True, eq=False)

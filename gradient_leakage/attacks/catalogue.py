@@ -38,6 +38,15 @@ class Listed:
 
 ATTACKS: tuple[Listed, ...] = (
     Listed(
+        "learned-inversion",
+        "A network from defended updates to images",
+        "Wu et al. 2023, arXiv:2210.10880",
+        Adversary.CURIOUS_DIRECTOR,
+        "learned_inversion",
+        "LearnedInversion",
+        "images",
+    ),
+    Listed(
         "imprint",
         "Robbing the Fed: a layer that keeps single images",
         "Fowl et al. 2022, arXiv:2110.13057",
@@ -53,6 +62,15 @@ ATTACKS: tuple[Listed, ...] = (
         Adversary.MALICIOUS_DIRECTOR,
         "loki",
         "Loki",
+        "images",
+    ),
+    Listed(
+        "fishing",
+        "One example of a large batch, by the last layer's numbers",
+        "Wen et al. 2022, arXiv:2202.00580",
+        Adversary.MALICIOUS_DIRECTOR,
+        "fishing",
+        "Fishing",
         "images",
     ),
     Listed(
@@ -90,6 +108,15 @@ ATTACKS: tuple[Listed, ...] = (
         "cross_round",
         "CrossRound",
         "updates",
+    ),
+    Listed(
+        "sratta",
+        "Images out of secure sums, grouped by site",
+        "Marchand et al. 2023, arXiv:2306.07644",
+        Adversary.SUM_READER,
+        "sratta",
+        "Sratta",
+        "images",
     ),
 )
 
