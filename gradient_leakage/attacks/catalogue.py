@@ -47,6 +47,15 @@ ATTACKS: tuple[Listed, ...] = (
         "images",
     ),
     Listed(
+        "rmia",
+        "Members of the training set, by reference models",
+        "Zarifzadeh et al. 2024, arXiv:2312.03262",
+        Adversary.MODEL_READER,
+        "membership",
+        "Rmia",
+        "members",
+    ),
+    Listed(
         "imprint",
         "Robbing the Fed: a layer that keeps single images",
         "Fowl et al. 2022, arXiv:2110.13057",
