@@ -70,6 +70,7 @@ PHOTOS, LUNGS, DIGITS = ImageDomain((3, 32, 32), 10), ImageDomain((1, 28, 28), 2
 
 @pytest.fixture(scope="module")
 def photo_rounds(cifar10):
+    torch.set_num_threads(1)  # a fixture of a module comes before the one that does it for each test
     return training(two_layers(PHOTOS, 500, seed=0), cifar10, PHOTOS, 20, LOCAL)
 
 
