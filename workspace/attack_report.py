@@ -15,6 +15,7 @@ from rich.table import Table
 from ..gradient_leakage.confidence import Floats, Interval, bootstrap_mean
 from ..gradient_leakage.metrics import MIN_GALLERY, Scores, Truth, baseline, null_scores, re_identification
 from ..gradient_leakage.threat_model import Reconstruction
+from ..utils.errors import AttackError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -33,6 +34,7 @@ class Attacked:
     cpu_seconds: float
     truth: Truth | None  # unknown for a recorded update, unless its images are given
     scores: Scores | None
+    error: AttackError | None = None  # why the attack cannot be run on this update
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +70,7 @@ def as_json(attacked: Sequence[Attacked], figures: Figures | None, seed: int) ->
         "label_recovery": _mean([one.scores.label_recovery for one in attacked if one.scores is not None]),
         "cpu_seconds": [one.cpu_seconds for one in attacked],
         "losses": [_finite(one.found.loss) for one in attacked],
+        "errors": [None if one.error is None else str(one.error) for one in attacked],
     }
     if figures is None:
         return report
@@ -89,6 +92,9 @@ def as_words(title: str, attacked: Sequence[Attacked], figures: Figures | None, 
     head = f"{title}: {len(attacked)} updates, {seconds:.2f} CPU seconds"
     labels = _mean([one.scores.label_recovery for one in attacked if one.scores is not None])
     lines = [head] if labels is None else [head, f"labels found: {labels:.0%}"]
+    errors = [str(one.error) for one in attacked if one.error is not None]
+    if errors:
+        lines.append(f"{len(errors)} updates could not be attacked and are in no figure below: {errors[0]}")
     if figures is None:
         return Group(*lines)
     table = Table("", "attack", "null", "baseline", "excess over the null", caption="(95 % intervals)")

@@ -148,10 +148,13 @@ def run_attack(asked: AttackRun, outputs: Outputs, console: Console) -> dict[str
     else:
         target, remarks = _recorded_target(asked, own, public, device)
         targets = [lambda: target]
-    attacked = []
+    attacked: list[Attacked] = []
     with Progress(console=console, transient=True) as progress:
         for place, target_at in enumerate(progress.track(targets, description=entry.name)):
             attacked.append(_attack_one(attack, target_at(), knowledge, _generator(asked.seed, place, 2)))
+    errors = [one.error for one in attacked if one.error is not None]
+    if len(errors) == len(attacked):
+        raise errors[0]
     figures = figures_of(attacked, public, np.random.default_rng(asked.seed))
     report = _described(asked, attack, knowledge, attacked, remarks) | as_json(attacked, figures, asked.seed)
     _write(outputs, report, attacked)
@@ -222,14 +225,19 @@ def _recorded_target(
 
 
 def _attack_one(attack: Any, target: _Target, knowledge: Knowledge, rng: torch.Generator) -> Attacked:
+    """One attack in seconds of this process's CPU; that it cannot be run on this update is a result too."""
     seen = target.observation.limited_to(knowledge)
     for entry in fields(Granted):
         if getattr(knowledge, entry.name) and getattr(seen.granted, entry.name) is None:
             raise ConfigError(f"the attacker is to know {entry.name}, which is not there: {_HOW_TO_GRANT[entry.name]}")
-    started = time.process_time()
-    found: Reconstruction = attack(seen, knowledge, rng)
+    found, error, started = Reconstruction(), None, time.process_time()
+    try:
+        found = attack(seen, knowledge, rng)
+    except AttackError as raised:
+        error = raised
     seconds = time.process_time() - started
-    return Attacked(found, seconds, target.truth, None if target.truth is None else score(found, target.truth))
+    scores = None if target.truth is None else score(found, target.truth)
+    return Attacked(found, seconds, target.truth, scores, error)
 
 
 def _made(entry: Listed, options: Sequence[str], *, wants_trace: bool) -> Any:
@@ -349,9 +357,14 @@ def _npz_of(attacked: Sequence[Attacked]) -> bytes:
     if truths:
         arrays["truth"] = torch.cat([truth.images.float() for truth in truths]).numpy()
         arrays["labels"] = torch.cat([truth.labels for truth in truths]).numpy()
-    found = [images.detach().float().nan_to_num(0.5).clamp(0, 1) for images in pictures if images is not None]
-    if found and len(found) == len(attacked):
-        arrays["reconstruction"] = torch.cat(found).numpy()
+    if any(images is not None for images in pictures):
+        found = [
+            # Where an update could not be attacked: nothing was found.
+            torch.full_like(one.truth.images, 0.5) if images is None and one.truth is not None else images
+            for one, images in zip(attacked, pictures, strict=True)
+        ]
+        kept = [images.detach().float().nan_to_num(0.5).clamp(0, 1) for images in found if images is not None]
+        arrays["reconstruction"] = torch.cat(kept).numpy()
     labels = [one.found.labels for one in attacked if one.found.labels is not None]
     if labels:
         arrays["found_labels"] = torch.cat(labels).numpy()

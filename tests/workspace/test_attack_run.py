@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import fedveil
 import numpy as np
 import pytest
+import torch
+from fedveil.gradient_leakage.threat_model import Knowledge, Observation, Reconstruction
+from fedveil.utils.errors import AttackError
 from fedveil.workspace.__main__ import app
 from PIL import Image
 from typer.testing import CliRunner
@@ -228,6 +232,33 @@ def test_what_cannot_be_attacked_is_refused_with_its_reason(here, words, reason)
     assert reason in refused(*(word for pair in asked.items() for word in pair))
 
 
+class Moody:
+    """Attacks the updates with few examples alone, and finds grey there."""
+
+    needs = Knowledge()
+
+    def __call__(self, observation: Observation, knowledge, rng):
+        if observation.num_examples > 2:
+            raise AttackError("too many examples")
+        return Reconstruction(torch.full((observation.num_examples, 1, 12, 12), 0.25))
+
+
+def test_an_update_that_cannot_be_attacked_is_named_and_the_others_are_scored(here, monkeypatch):
+    entry = SimpleNamespace(name="moody", paper="none", make=Moody)
+    monkeypatch.setattr("fedveil.workspace.attack_run.listed", lambda _: entry)
+    words = ("--images", "own.npz", "--model", "mlp", "--attack", "moody")
+    output = run(*words, "--batch", 4, "--json", "o.json", "--save", "o.npz")
+    assert "1 updates could not be attacked and are in no figure below: too many examples" in output
+    report = json.loads((here / "o.json").read_text())
+    assert report["errors"] == ["too many examples", None]
+    assert [row["psnr"] is None for row in report["per_image"]] == [True] * 4 + [False] * 2
+    with np.load("o.npz") as found:
+        assert found["reconstruction"].shape == found["truth"].shape == (6, 1, 12, 12)
+        assert (found["reconstruction"][:4] == 0.5).all()
+        assert (found["reconstruction"][4:] == 0.25).all()
+    assert "AttackError: too many examples" in refused(*words, "--batch", 3)
+
+
 def test_nothing_to_attack_is_refused(here):
     assert "give --images, or --update" in refused("--attack", "imprint")
 
@@ -255,3 +286,76 @@ def record(federation, tmp_path, monkeypatch):
     shutil.copytree(federation / "plan", "plan")
     shutil.copy(federation / "truth.npz", "truth.npz")
     return tmp_path
+
+
+@pytest.mark.parametrize("file", ["update.f32", "site-a.spool"])
+def test_the_update_of_a_real_federation_gives_its_image_away_without_the_truth(record, file):
+    """The attacker has the file, the plan's bundle and the number of examples; the truth is looked at afterwards."""
+    words = ("--update", file, "--plan", "plan", "--examples", 1, "--attack", "first-layer")
+    run(*words, "--json", "o.json", "--save", "o.npz")
+    report = json.loads((record / "o.json").read_text())
+    assert "psnr" not in report
+    assert report["images"] == 0
+    with np.load("o.npz") as found, np.load("truth.npz") as truth:
+        assert "truth" not in found.files
+        np.testing.assert_allclose(found["reconstruction"], truth["images"] / np.float32(255), atol=1e-2)
+
+
+def test_a_recorded_update_is_scored_where_its_images_are_given(record):
+    words = ("--update", "update.f32", "--plan", "plan", "--images", "truth.npz", "--attack", "first-layer")
+    run(*words, "--json", "o.json", "--save", "o.npz")
+    assert json.loads((record / "o.json").read_text())["psnr"] > 40
+    with np.load("o.npz") as found:
+        assert found["truth"].shape == found["reconstruction"].shape == (1, 1, 12, 12)
+
+
+def test_labels_are_read_off_a_recorded_update(record):
+    run("--update", "update.f32", "--plan", "plan", "--examples", 1, "--attack", "idlg-label", "--save", "o.npz")
+    with np.load("o.npz") as found:
+        assert found["found_labels"].tolist() == [1]
+
+
+def test_the_model_of_a_later_round_is_taken_from_its_file(record, federation):
+    weights = federation / "sites" / "site-a" / "work" / "model.safetensors"
+    words = ("--update", "update.f32", "--plan", "plan", "--examples", 1, "--attack", "idlg-label")
+    run(*words, "--weights", weights)
+    (record / "other.safetensors").write_bytes(weights.read_bytes()[:-4])
+    assert "LayoutMismatchError" in refused(*words, "--weights", "other.safetensors")
+    assert "cannot be read" in refused(*words, "--weights", "no.safetensors")
+
+
+def test_an_update_that_is_not_the_plans_is_refused(record):
+    words = ("--plan", "plan", "--examples", 1, "--attack", "idlg-label")
+    content = (record / "update.f32").read_bytes()
+    (record / "short.f32").write_bytes(content[:-4])
+    assert f"an update of this plan has {len(content)}" in refused("--update", "short.f32", *words)
+    (record / "nan.f32").write_bytes(np.float32("nan").tobytes() + content[4:])
+    assert "NaN or infinity" in refused("--update", "nan.f32", *words)
+    spool = (record / "site-a.spool").read_bytes()
+    (record / "half.spool").write_bytes(spool[:32] + (8).to_bytes(8, "little") + spool[40:])
+    assert f"only 8 of {len(content)} bytes" in refused("--update", "half.spool", *words)
+    assert "cannot be read" in refused("--update", "no.f32", *words)
+    assert "Give --examples" in refused("--update", "update.f32", "--plan", "plan", "--attack", "idlg-label")
+    assert "holds 1" in refused(
+        "--update", "update.f32", *words[:2], "--examples", 2, *words[4:], "--images", "truth.npz"
+    )
+    assert "leave --dtype out" in refused("--update", "update.f32", *words, "--dtype", "float64")
+
+
+def test_a_plan_whose_updates_are_no_gradients_is_attacked_with_a_remark(record, federation):
+    adam = _PLAN + "\n    def optimizer(self, model):\n        return torch.optim.Adam(model.parameters())\n"
+    (record / "adam.py").write_text(adam)
+    from fedveil.workspace.plan_builder import build_plan
+
+    build_plan(record / "adam.py", record / "adam")
+    words = ("--update", "update.f32", "--plan", "adam", "--examples", 1, "--attack", "idlg-label")
+    assert "trains with Adam, not plain SGD" in run(*words)
+    assert "learning_rate, which is not there" in refused(*words, "--know", "learning_rate")
+
+
+def test_a_plan_without_a_torch_model_is_refused(record, toy_plan):
+    from fedveil.workspace.plan_builder import build_plan
+
+    build_plan(toy_plan, record / "arrays")
+    words = ("--update", "update.f32", "--plan", "arrays", "--examples", 1, "--attack", "idlg-label")
+    assert "trains no torch model on images" in refused(*words)
