@@ -5,7 +5,7 @@ Where a site's unit vector lies in the row space of W, the sums give its update 
 the rounds. Cohorts that keep all columns of W in groups (the same sites always together) give no row of G, over any
 number of rounds; two rounds that differ by one site give one.
 
-Sources: So et al. 2021 (arXiv:2106.03328), section 4, with cohorts drawn at random; Lam et al. 2021
+Sources: So et al. 2021 (arXiv:2106.03328), with cohorts drawn at random; Lam et al. 2021
 (arXiv:2106.06089), whose first half, finding W from participation counts, is not here: a director knows its cohorts.
 """
 

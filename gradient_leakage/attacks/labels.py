@@ -33,7 +33,7 @@ _PUBLIC_IMAGES = 256  # enough for mean probabilities; more only costs time
 class IdlgLabel:
     """The label of a single example: the one class whose gradient points the other way.
 
-    Source: Zhao, Mopuri and Bilen 2020 (arXiv:2001.02610), equation 4, here also without their assumption that the
+    Source: Zhao, Mopuri and Bilen 2020 (arXiv:2001.02610), here also without their assumption that the
     features are not negative: the gradient of that class is the largest, since ``1 - p_c`` is the sum of all other
     probabilities. Only two classes without a bias need it, or features at random images.
     """
@@ -57,7 +57,7 @@ class IdlgLabel:
 class LabelLeakage:
     """LLG*: how much one example moves the gradient of its class is measured at random images, then counted off.
 
-    Source: Wainakh et al. 2021 (arXiv:2105.09369), algorithm 1 with the impact and offset of LLG*. Where the scale of
+    Source: Wainakh et al. 2021 (arXiv:2105.09369), with the impact and offset of their LLG*. Where the scale of
     an update is not known (no learning rate, no local steps granted), the impact is that of plain LLG, which needs
     none: the sum of the negative gradients over the batch size.
     """

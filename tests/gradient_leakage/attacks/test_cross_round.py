@@ -63,7 +63,7 @@ def attack(observation):
 
 
 @pytest.mark.parametrize(("sites", "size"), [(20, 5), (40, 8), (120, 12)])
-def test_so_et_al_theorem_1_random_cohorts_give_all_updates_away_after_as_many_rounds_as_sites(sites, size):
+def test_so_et_al_random_cohorts_give_all_updates_away_after_as_many_rounds_as_sites(sites, size):
     # "Within a number of rounds that is linear in the number of users"; the constant found here is 1.
     early = [identifiable_sites(random_cohorts(sites * 3 // 4, sites, size, seed).double()) for seed in range(10)]
     late = [identifiable_sites(random_cohorts(sites + 3, sites, size, seed).double()) for seed in range(10)]
@@ -159,7 +159,7 @@ def x_ray_rounds(xrays28):
 
 
 def first_layer(observation):
-    """The picture from the gradients of the first layer: Zhu and Blaschko 2021 (arXiv:2010.07733), section 3.1."""
+    """The picture from the gradients of the first layer: Zhu and Blaschko 2021 (arXiv:2010.07733)."""
     sent = observation.tensors()
     row = sent["1.bias"].abs().argmax()
     return (sent["1.weight"][row] / sent["1.bias"][row]).reshape(28, 28)

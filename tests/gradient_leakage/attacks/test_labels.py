@@ -104,7 +104,7 @@ def test_llg_with_impacts_of_random_images_beats_plain_llg_on_large_batches(mnis
 
 @pytest.mark.parametrize("attack", [LabelLeakage(), BiasLabels()])
 def test_labels_of_a_batch_leak_less_the_longer_the_model_was_trained(attack, mnist):
-    # Wainakh et al. 2021, figure 5: success falls with training.
+    # Wainakh et al. 2021: accurate "at the early stages of model training", less so later.
     images, labels = mnist
     fresh = build("relu-cnn", DIGITS, seed=1)
     later = trained(copy.deepcopy(fresh), images[2000:], labels[2000:], 300)
