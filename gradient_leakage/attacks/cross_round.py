@@ -69,12 +69,13 @@ def identifiable_sites(weights: Tensor) -> Tensor:
     """Which sites the sums determine: those whose unit vector lies in the row space; (sites,) bool.
 
     Args:
-        weights: (rounds, sites) float64, 0 where a site is not in the cohort.
+        weights: (rounds, sites), 0 where a site is not in the cohort.
 
     >>> identifiable_sites(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])).tolist()
     [False, False, True]
     """
     # The projector on the row space leaves a unit vector as it is just where its own diagonal entry is 1.
+    weights = weights.double()
     projector = torch.linalg.pinv(weights) @ weights
     known: Tensor = projector.diagonal() > 1 - 1e-9
     return known
