@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..gradient_leakage.gradients import require_differentiable
 from ..gradient_leakage.models import build
 from ..gradient_leakage.threat_model import ImageDomain
 from ..utils.errors import AttackError, ConfigError
@@ -60,11 +61,12 @@ def num_classes_of(model: nn.Module, name: str, images: Tensor) -> int:
         images: (count, channels, height, width), of the size of a batch.
 
     Raises:
-        AttackError: the model does not take such images, or gives no row of finite numbers for each.
+        AttackError: the model does not take such images, gives no row of finite numbers for each, or cannot be
+            differentiated; then the layer is named.
     """
     tried, like = copy.deepcopy(model), next(model.parameters())
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             outputs = tried(images.to(like.device, like.dtype))
     except Exception as error:
         raise AttackError(
@@ -73,9 +75,13 @@ def num_classes_of(model: nn.Module, name: str, images: Tensor) -> int:
     found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images):
         raise AttackError(f"model {name} gives {found} for {len(images)} images; expected one logit a class for each")
+    classes = int(outputs.shape[1])
+    if not outputs.requires_grad:
+        require_differentiable(model, ImageDomain((images.shape[1], images.shape[2], images.shape[3]), classes))
+        raise AttackError(f"model {name}: no gradient comes back from its output, so no site can train it")
     if not bool(outputs.isfinite().all()):
         raise AttackError(f"model {name} gives NaN or infinity on these images, and so would its gradient be")
-    return int(outputs.shape[1])
+    return classes
 
 
 def _callable_named(name: str) -> Callable[..., Any] | nn.Module:

@@ -37,6 +37,14 @@ def no_model(): return 5
 def breaks(): raise RuntimeError("out of luck")
 def one_number(): return nn.Sequential(nn.Flatten(), nn.Linear(144, 1), nn.Flatten(0))
 def untrained(): return nn.Flatten()
+class Rounded(nn.Module):
+    def forward(self, features):
+        return features.round()
+class Detached(nn.Module):
+    def forward(self, features):
+        return features.detach()
+def rounding(): return nn.Sequential(nn.Flatten(), nn.Linear(144, 8), Rounded(), nn.Linear(8, 2))
+def detaching(): return nn.Sequential(nn.Flatten(), nn.Linear(144, 2), Detached())
 def of_nan():
     made = nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
     nn.init.constant_(made[1].weight, float("nan"))
@@ -205,6 +213,8 @@ def test_a_model_of_ones_own_is_a_function_a_class_or_a_module(here, name):
         (["--model", "own_models_of_a_test:one_number"], "expected one logit a class"),
         (["--model", "own_models_of_a_test:untrained"], "no parameter that is trained"),
         (["--model", "own_models_of_a_test:of_nan"], "NaN or infinity"),
+        (["--model", "own_models_of_a_test:detaching"], "layer 2 (Detached)"),
+        (["--model", "own_models_of_a_test:rounding", "--attack", "dlg"], "layer 2 (Rounded)"),
         (["--classes", "1"], "a label is not one of the model's 1 classes"),
         (["--attack", "nonsense"], "expected one of"),
         (["--attack", "loki"], "reads a SumObservation, not one update"),
