@@ -91,7 +91,7 @@ def labels_of(observation: Observation, images: Tensor) -> Tensor | None:
     with torch.no_grad():
         model(images.cpu().double())
     hook.remove()
-    errors = gradient.cpu().double() @ torch.linalg.pinv(seen[0])  # (classes, count)
+    errors: Tensor = gradient.cpu().double() @ torch.linalg.pinv(seen[0])  # (classes, count)
     return errors.argmin(0)  # negative at the label alone, at any scale
 
 

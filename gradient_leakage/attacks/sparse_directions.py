@@ -63,7 +63,8 @@ def null_space(rows: Tensor) -> Tensor:
         return torch.eye(rows.shape[1], dtype=rows.dtype)
     _, lengths, directions = torch.linalg.svd(rows)
     rank = int((lengths > NOISE * math.sqrt(len(rows))).sum())
-    return directions[rank:].T
+    empty: Tensor = directions[rank:].T
+    return empty
 
 
 def _promising(rows: Tensor, batch: int, rng: torch.Generator) -> Tensor:
@@ -80,8 +81,8 @@ def _promising(rows: Tensor, batch: int, rng: torch.Generator) -> Tensor:
     directions = torch.linalg.solve_ex(torch.cat([scaled, pinned], 1), right)[0][..., 0]
     directions = directions / directions.norm(dim=1, keepdim=True)
     zero = (directions @ rows.T).abs() <= LOOSE  # NaN is not zero
-    zero = torch.unique(zero[zero.sum(1) > width], dim=0)
-    return zero[zero.sum(1).argsort(descending=True)[:LOOKED_AT]]
+    different: Tensor = torch.unique(zero[zero.sum(1) > width], dim=0)
+    return different[different.sum(1).argsort(descending=True)[:LOOKED_AT]]
 
 
 def _follow(rows: Tensor, zero: Tensor, found: dict[bytes, Tensor], known: set[bytes], rng: torch.Generator) -> None:

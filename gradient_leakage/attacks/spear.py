@@ -48,7 +48,8 @@ class Spear:
         Returns:
             As many images as the gradient has independent directions, which is fewer than ``num_examples`` where
             examples are equal or switch nothing on. ``exact`` where the ReLU confirms an image: its outputs lie in the
-            next layer's span, or the neurons that it leaves off are those with a zero error. Labels where all were
+            next layer's span, or the neurons that it leaves off are those with a zero error. Examples that switch the
+            very same neurons on cannot be told apart, and are given as what they have in common. Labels where all were
             found.
 
         Raises:
@@ -116,7 +117,8 @@ class _Batch:
     def sum_to_one(self) -> Tensor:
         """What every point's product with is 1, since the bias sees each example as 1; (rank,)."""
         weight = 1 / self.noise[:, None]
-        return torch.linalg.lstsq(self.rows * weight, self.bias_gradient[:, None] * weight).solution[:, 0]
+        solved: Tensor = torch.linalg.lstsq(self.rows * weight, self.bias_gradient[:, None] * weight).solution
+        return solved[:, 0]
 
     def points(self, options: Spear, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """The examples as points (rank, rank), and for each whether it is certain."""
@@ -174,6 +176,11 @@ class _Batch:
         away = (mixtures - mixtures.median(0).values).norm(dim=1) if len(mixtures) else bias.new_zeros(0)
         return mixtures[away <= 6 * away.median()]  # a neuron whose weights cancel holds nothing that is like an image
 
+    def _centre(self, found: Tensor) -> Tensor:
+        """The examples that were not found, mixed: a guess at each of them; (rank,)."""
+        mixtures = self._mixtures(found)
+        return mixtures.median(0).values if len(mixtures) else self.sum_to_one / self.sum_to_one.square().sum()
+
     def _direction(self, found: Tensor, index: int) -> Tensor | None:
         """What is orthogonal to all but one of the points, as far as that is settled; (rank,), 1 at that point."""
         off = self.slope @ found[index] + self.bias <= 0
@@ -189,20 +196,19 @@ class _Batch:
         rank = self.rows.shape[1]
         width = rank - len(found)
         free = torch.linalg.svd(found)[2][len(found) :] if len(found) else torch.eye(rank, dtype=self.rows.dtype)
-        mixtures = self._mixtures(found[:0])
-        centre = mixtures.median(0).values if len(mixtures) else self.sum_to_one * 0
-        rows = (self.rows / self.noise[:, None] @ free.T)[(self.slope @ centre + self.bias).argsort()]
+        likely_off = (self.slope @ self._centre(found[:0]) + self.bias).argsort()
+        rows = (self.rows / self.noise[:, None] @ free.T)[likely_off]
         candidates = sparse_directions(rows, samples, rng) @ free
         settled = [self._direction(found, index) for index in range(len(found))]
         known = torch.stack([p if d is None else d for p, d in zip(found, settled, strict=True)]) if settled else found
         while True:
             chosen = _independent(candidates, width)
-            directions = _completed(torch.cat([known, candidates[chosen]]), free)
+            if len(chosen) < width:
+                return self._centre(found).expand(width, -1), torch.zeros(width, dtype=torch.bool)
+            directions = torch.cat([known, candidates[chosen]])
             points = torch.linalg.inv(directions.T)[len(found) :]
             points = points / (points @ self.sum_to_one)[:, None]
             agreement = self._agreement(points, directions[len(found) :])
-            if len(chosen) < width:
-                return points, torch.zeros(width, dtype=torch.bool)
             if bool((agreement == 1).all()) or len(candidates) == width:
                 return points, (agreement == 1) & all(d is not None for d in settled)
             # of two examples whose errors are in proportion also the difference is sparse, but no ReLU makes it so
@@ -214,7 +220,8 @@ class _Batch:
         live = self.rows.norm(dim=1) > NOISE * math.sqrt(self.rows.shape[1]) * self.noise
         errors = self.rows[live] @ directions.T / directions.norm(dim=1)
         off = self.slope[live] @ points.T + self.bias[live, None] <= 0
-        return ((errors.abs() <= NOISE * self.noise[live, None]) == off).double().mean(0)
+        same: Tensor = (errors.abs() <= NOISE * self.noise[live, None]) == off
+        return same.double().mean(0)
 
 
 def _row_space(gradient: Tensor, num_examples: int, clear: float) -> tuple[int, Tensor, float]:
@@ -240,13 +247,3 @@ def _independent(directions: Tensor, count: int) -> list[int]:
         if len(chosen) < count and float(torch.linalg.svdvals(directions[[*chosen, index]])[-1]) > 1e-6:
             chosen.append(index)
     return chosen
-
-
-def _completed(directions: Tensor, free: Tensor) -> Tensor:
-    """With arbitrary further directions out of ``free`` until they span the space."""
-    missing = directions.shape[1] - len(directions)
-    if not missing:
-        return directions
-    basis = torch.linalg.svd(directions)[2][: len(directions)]
-    left = free - free @ basis.T @ basis
-    return torch.cat([directions, torch.linalg.svd(left)[2][:missing]])
