@@ -172,7 +172,11 @@ def _line(cell: CellRows, columns: int) -> str:
     attack, _, where = cell.title.partition(": ")
     words = f"<td><b>{escape(attack)}</b> {escape(where)}"
     words += f"<br><span class=faint>knows {escape(known or 'nothing more')}</span></td>"
-    words += f"<td class=number>{len(cell.rows)}{'' if row.batch == 1 else f' x {row.batch}'}</td>"
+    words += f"<td class=number>{len(cell.rows)}{'' if row.batch == 1 else f' x {row.batch}'}"
+    pictured = cell.mean("pictured")
+    if pictured is not None and pictured.value < 1:
+        words += f"<br><span class=faint>{round(pictured.value * cell.images)} pictures</span>"
+    words += "</td>"
     errors = sorted({row.error for row in cell.rows if row.error})
     if errors:
         return f"<tr>{words}<td colspan={columns} class=faint>cannot be run: {escape('; '.join(errors))}</td></tr>"
@@ -182,7 +186,7 @@ def _line(cell: CellRows, columns: int) -> str:
             _figure(cell.mean("null_ssim"), 3),
             _figure(cell.ssim_gain(), 3),
         ),
-        *(_figure(cell.mean("baseline_ssim"), 3), _figure(cell.mean("psnr"), 1, "not sought")),
+        *(_figure(cell.mean("baseline_ssim"), 3), _figure(cell.mean("psnr"), 1, "not sought") + _best(cell)),
         *(_figure(cell.mean("null_psnr"), 1), _figure(cell.mean("baseline_psnr"), 1)),
         *(_hits(cell, "reid_rank1"), _hits(cell, "network_rank1")),
         *(
@@ -202,6 +206,12 @@ def _figure(found: Interval | None, digits: int, missing: str = "not measurable"
     return f"{found.value:.{digits}f}<br><span class=faint>{found.low:.{digits}f} to {found.high:.{digits}f}</span>"
 
 
+def _best(cell: CellRows) -> str:
+    """Of the images that were attacked together, where there are several."""
+    best = [row.psnr_best for row in cell.rows if row.psnr_best is not None]
+    return f"<br><span class=faint>best {max(best):.1f}</span>" if best and cell.first.batch > 1 else ""
+
+
 def _hits(cell: CellRows, column: str) -> str:
     """How many images were recognised, of those that could be; the exact interval where each is an update."""
     shares = [value for row in cell.rows if (value := getattr(row, column)) is not None]
@@ -219,7 +229,7 @@ def _absent(words: str) -> str:
 
 
 def _cell(cell: CellRows, outcomes: Sequence[Outcome], folder: Path, gif: bool) -> str:
-    pairs = list(_pairs(outcomes))[:_MOST_PAIRS]
+    pairs = sorted(_pairs(outcomes), key=lambda pair: len(pair.caption))[:_MOST_PAIRS]  # first those that were found
     traces = [outcome.trace for outcome in outcomes if len(outcome.trace) > 1]
     if not pairs and not traces:
         return ""
@@ -307,7 +317,8 @@ already looks much like this one.</li>
 <li><b>Mean image</b>: the mean of the attacker's public images, without any attack.</li>
 <li><b>rank@1</b>: how many reconstructions pick their own original from a gallery of other patients' images of the same
 class; by pixels, and by a verification network where there is one. Chance is one over the gallery.</li>
-<li><b>n</b>: attacked updates (x images in each). Small grey figures are 95 % intervals over the updates. Under
+<li><b>n</b>: attacked updates (x images in each). An image without a picture counts as mid-grey. Small grey
+figures are 95 % intervals over the updates. Under
 {FEASIBILITY} images a cell shows that something can be done, and is no evidence of how often.</li>
 <li>The attacker chooses between restarts by its own loss, never by the truth. What no attack of this page finds may
 still be found by another.</li>

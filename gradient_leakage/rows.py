@@ -78,6 +78,8 @@ class Row:
     reid_rank1: float | None  # share of the images that pick their original from the gallery, by pixels
     cpu_seconds: float
     mse: float | None
+    psnr_best: float | None  # of the image of the batch that was found best
+    pictured: float | None  # share of the images that got a picture; the others count as mid-grey
     null_psnr: float | None
     baseline_psnr: float | None  # of the mean of the attacker's public images
     baseline_ssim: float | None

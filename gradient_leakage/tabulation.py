@@ -87,6 +87,8 @@ def rows_of(cell: Cell, outcomes: Sequence[Outcome], reference: Reference) -> li
                 reid_rank1=_share(ranks, images, 1),
                 cpu_seconds=outcome.cpu_seconds,
                 mse=_mean(found.mse),
+                psnr_best=None if found.images is None else float(found.psnr.max()),
+                pictured=None if found.images is None else float(found.found.mean()),
                 null_psnr=_mean(null.psnr),
                 baseline_psnr=_mean(mean_image.psnr),
                 baseline_ssim=_mean(mean_image.ssim),

@@ -15,7 +15,10 @@ from fedveil.utils.errors import StorageError
 from PIL import Image
 
 NONE = dict.fromkeys(
-    ("psnr", "ssim", "null_ssim", "reid_rank1", "mse", "null_psnr", "reid_rank5", "network_rank1", "network_rank5")
+    (
+        *("psnr", "ssim", "null_ssim", "reid_rank1", "mse", "null_psnr", "reid_rank5", "network_rank1"),
+        *("network_rank5", "psnr_best", "pictured"),
+    )
 )
 
 
@@ -25,6 +28,7 @@ def image(seed, channels=1, count=1):
 
 def row(target=0, attack="dlg", **changes):
     figures = {"psnr": 40.0, "ssim": 0.9, "null_ssim": 0.5, "reid_rank1": 1.0, "mse": 1e-4, "null_psnr": 15.0}
+    figures |= {"psnr_best": 40.0, "pictured": 1.0}
     figures |= {"baseline_psnr": 18.0, "baseline_ssim": 0.55, "reid_rank5": 1.0, "label_recovery": None}
     figures |= {"network_rank1": None, "network_rank5": None}
     cell = {"case": "pneumonia28", "model": "lenet", "state": "fresh", "batch": 1, "local_steps": 0, "defense": "none"}
@@ -134,6 +138,18 @@ def test_what_was_not_measured_is_not_a_number(store, tmp_path):
     assert "not<br>measurable" in line
     assert "nan" not in line.lower()
     assert "None" not in line
+
+
+def test_images_without_a_picture_are_counted_and_come_last(store, tmp_path):
+    arrays = {"truth": image(1, count=2), "found": image(2, count=2), "is_found": np.array([False, True])}
+    page = written(
+        store,
+        tmp_path,
+        [row(batch=2, pictured=0.5, psnr_best=77.7)],
+        [outcome("dlg0", arrays=arrays | {"labels": np.array([0, 1]), "patients": np.array(["p", "q"])})],
+    )
+    assert "1 x 2<br><span class=faint>1 pictures</span>" in page
+    assert "best 77.7" in page
 
 
 def test_an_attack_that_could_not_be_run_says_why(store, tmp_path):
