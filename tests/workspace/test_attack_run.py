@@ -150,6 +150,16 @@ def test_the_terminal_says_what_the_figures_mean(here):
     assert "Read the excess over the null" in output
 
 
+def test_a_reconstruction_is_shown_as_it_emerges(here):
+    with np.load("own.npz") as own:
+        np.savez("one.npz", images=own["images"][:1], labels=own["labels"][:1])
+    words = ("--images", "one.npz", "--model", "own_models_of_a_test:fitting", "--attack", "dlg")
+    run(*words, "--gif", "o.gif", "--json", "o.json")
+    with Image.open("o.gif") as animation:
+        assert animation.n_frames > 1
+    assert json.loads((here / "o.json").read_text())["psnr"] > 60
+
+
 def test_an_attack_on_labels_alone_reports_their_recovery_and_no_picture(here):
     run("--images", "own.npz", "--model", "mlp", "--attack", "llg", "--batch", 3, "--json", "o.json", "--save", "o.npz")
     report = json.loads((here / "o.json").read_text())
@@ -283,17 +293,23 @@ def federation(tmp_path_factory):
         arrays |= {f"{word}_images": np.zeros((1, 12, 12), np.uint8), f"{word}_labels": np.array([0])}
     np.savez(folder / "site.npz", **arrays)
     np.savez(folder / "truth.npz", images=arrays["train_images"][:, None], labels=arrays["train_labels"])
-    (folder / "plan.py").write_text(_PLAN)
-    fedveil.simulate(folder / "plan.py", {"site-a": folder / "site.npz"}, rounds=1, folder=folder, device="cpu")
+    layers = "torch.nn.Flatten(), torch.nn.Linear(144, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2)"
+    deeper = "torch.nn.Conv2d(1, 8, 5, 2, 2), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(288, 2)"
+    for name, text in (("linear", _PLAN), ("cnn", _PLAN.replace(layers, deeper))):
+        (folder / f"{name}.py").write_text(text)
+        home = folder / name
+        fedveil.simulate(folder / f"{name}.py", {"site-a": folder / "site.npz"}, rounds=1, folder=home, device="cpu")
     return folder
 
 
 @pytest.fixture
 def record(federation, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(federation / "sites" / "site-a" / "work" / "update.f32", "update.f32")
-    shutil.copy(federation / "director" / "uploads" / "site-a.spool", "site-a.spool")
-    shutil.copytree(federation / "plan", "plan")
+    shutil.copy(federation / "linear" / "sites" / "site-a" / "work" / "update.f32", "update.f32")
+    shutil.copy(federation / "linear" / "director" / "uploads" / "site-a.spool", "site-a.spool")
+    shutil.copytree(federation / "linear" / "plan", "plan")
+    shutil.copy(federation / "cnn" / "sites" / "site-a" / "work" / "update.f32", "cnn.f32")
+    shutil.copytree(federation / "cnn" / "plan", "cnn")
     shutil.copy(federation / "truth.npz", "truth.npz")
     return tmp_path
 
@@ -311,6 +327,15 @@ def test_the_update_of_a_real_federation_gives_its_image_away_without_the_truth(
         np.testing.assert_allclose(found["reconstruction"], truth["images"] / np.float32(255), atol=1e-2)
 
 
+def test_the_update_of_a_convolutional_network_is_matched(record):
+    """Gradient matching on one step of plain SGD, whose scale the plan's settings give."""
+    words = ("--update", "cnn.f32", "--plan", "cnn", "--examples", 1, "--attack", "dlg")
+    run(*words, "--know", "local_steps,learning_rate", "--save", "o.npz")
+    with np.load("o.npz") as found, np.load("truth.npz") as truth:
+        error = np.square(found["reconstruction"] - truth["images"] / np.float32(255)).mean()
+    assert -10 * np.log10(error) > 30
+
+
 def test_a_recorded_update_is_scored_where_its_images_are_given(record):
     words = ("--update", "update.f32", "--plan", "plan", "--images", "truth.npz", "--attack", "first-layer")
     run(*words, "--json", "o.json", "--save", "o.npz")
@@ -326,7 +351,7 @@ def test_labels_are_read_off_a_recorded_update(record):
 
 
 def test_the_model_of_a_later_round_is_taken_from_its_file(record, federation):
-    weights = federation / "sites" / "site-a" / "work" / "model.safetensors"
+    weights = federation / "linear" / "sites" / "site-a" / "work" / "model.safetensors"
     words = ("--update", "update.f32", "--plan", "plan", "--examples", 1, "--attack", "idlg-label")
     run(*words, "--weights", weights)
     (record / "other.safetensors").write_bytes(weights.read_bytes()[:-4])
