@@ -45,7 +45,8 @@ from .leakage_data import OwnImages, read_images
 from .recorded_update import recorded
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_FRAMES = 48  # of an animation
+_FRAMES = 48  # of an animation, at most
+_MOMENTS = 200  # at which an attack that is to be animated keeps its pictures; it may be done after a tenth of them
 _HOW_TO_GRANT = {
     "labels": "give --images",
     "batch_norm_statistics": "only a model with batch normalisation has them, and no recorded update",
@@ -257,7 +258,7 @@ def _made(entry: Listed, options: Sequence[str], *, wants_trace: bool) -> Any:
                 f"{entry.name} finds its images in one step: there is nothing to animate, leave --gif out"
             )
         if attack.trace_every == 0:
-            attack = replace(attack, trace_every=max(1, attack.iterations // _FRAMES))
+            attack = replace(attack, trace_every=max(1, attack.iterations // _MOMENTS))
     return attack
 
 
@@ -383,6 +384,7 @@ def _animation_of(one: Attacked) -> bytes:
         in_found, in_truth = match(one.found.images, one.truth.images)
         place = int(in_found[in_truth.tolist().index(0)]) if 0 in in_truth else 0
     original: Tensor = one.found.images[place] if one.truth is None else one.truth.images[0]
+    points = [points[n] for n in np.linspace(0, len(points) - 1, min(_FRAMES, len(points))).round().astype(int)]
     words = [f"iteration {iteration}, loss {loss:.3g}" for iteration, loss, _ in points]
     frames = [images[place].detach().cpu().float().numpy() for _, _, images in points]
     return draw_emerging(original.cpu().float().numpy(), frames, words)
