@@ -38,6 +38,15 @@ class Listed:
 
 ATTACKS: tuple[Listed, ...] = (
     Listed(
+        "dlg",
+        "Deep leakage from gradients: L-BFGS on the squared difference, with labels or without",
+        "Zhu et al. 2019, arXiv:1906.08935",
+        Adversary.CURIOUS_DIRECTOR,
+        "dlg",
+        "Dlg",
+        "images and labels",
+    ),
+    Listed(
         "learned-inversion",
         "A network from defended updates to images",
         "Wu et al. 2023, arXiv:2210.10880",
@@ -62,6 +71,15 @@ ATTACKS: tuple[Listed, ...] = (
         Adversary.CURIOUS_DIRECTOR,
         "first_layer",
         "FirstLayer",
+        "images",
+    ),
+    Listed(
+        "r-gap",
+        "One image in closed form, layer by layer",
+        "Zhu and Blaschko 2021, arXiv:2010.07733",
+        Adversary.CURIOUS_DIRECTOR,
+        "r_gap",
+        "RGap",
         "images",
     ),
     Listed(
@@ -98,6 +116,15 @@ ATTACKS: tuple[Listed, ...] = (
         Adversary.MALICIOUS_DIRECTOR,
         "fishing",
         "Fishing",
+        "images",
+    ),
+    Listed(
+        "seer",
+        "SEER-like: one image of a large batch, through a secret direction",
+        "Garov et al. 2023, arXiv:2306.03013",
+        Adversary.MALICIOUS_DIRECTOR,
+        "seer",
+        "Seer",
         "images",
     ),
     Listed(
