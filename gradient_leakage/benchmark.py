@@ -55,11 +55,14 @@ class Laboratory(Protocol):
         ...
 
     def gallery(self, case: str) -> Truth:
-        """Images of other patients, in which a reconstruction's original is to be recognised."""
+        """Images of other patients, one of each, among which a reconstruction's original is to be recognised."""
         ...
 
     def model(self, cell: Cell) -> nn.Module:
-        """The published model, trained as far as the cell says, in the mode and dtype in which the site trains it."""
+        """The published model, with what the defense puts into it, in the mode and dtype in which the site trains it.
+
+        It is trained as far as the cell says.
+        """
         ...
 
     def embedding(self, case: str) -> Embedding | None:
@@ -146,7 +149,7 @@ def _attacked(laboratory: Laboratory, run: Run, truth: Truth, clock: _Stopwatch)
     cell, rng = run.cell, run.generator("attack")
     domain, public = laboratory.domain(cell.case), laboratory.public(cell.case)
     attack, defense = _with_trace(listed(cell.attack).make(**dict(cell.options))), defense_named(cell.defense)
-    model = defense.on_model(laboratory.model(cell), domain, run.generator("defense"))
+    model = laboratory.model(cell)
     if hasattr(attack, "prepare"):
         with clock:
             model = attack.prepare(model, domain, rng, public)

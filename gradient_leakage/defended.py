@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from ..utils.errors import ConfigError
-from .threat_model import ImageDomain, Observation
+from .bottleneck import with_bottleneck
+from .threat_model import Observation
 
 
-def _same_model(model: nn.Module, _domain: ImageDomain, _rng: torch.Generator) -> nn.Module:
+def _same_model(model: nn.Module, _seed: int) -> nn.Module:
     return model
 
 
@@ -22,13 +23,16 @@ def _same_observation(observation: Observation, _rng: torch.Generator) -> Observ
 
 @dataclass(frozen=True, slots=True)
 class Defense:
-    """Either half may be missing. What is granted to the attacker (a decoder, say) is added by ``on_observation``."""
+    """Either half may be missing."""
 
-    on_model: Callable[[nn.Module, ImageDomain, torch.Generator], nn.Module] = _same_model
+    on_model: Callable[[nn.Module, int], nn.Module] = _same_model  # fresh, and a seed; before it is trained
     on_observation: Callable[[Observation, torch.Generator], Observation] = _same_observation
 
 
-DEFENSES: dict[str, Defense] = {"none": Defense()}
+DEFENSES: dict[str, Defense] = {
+    "none": Defense(),
+    "precode": Defense(on_model=lambda model, seed: with_bottleneck(model, seed=seed)),
+}
 
 
 def defense_named(name: str) -> Defense:

@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -32,14 +33,21 @@ class MapRuns(Protocol):
         ...
 
 
-def in_this_process(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Generator[ResultT]:
-    """One after the other, on one thread, as a worker process would; the number of threads is put back."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch calculate on one thread, as the workers do: sums depend on how they are divided."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield from map(function, items)
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+def in_this_process(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Generator[ResultT]:
+    """One after the other."""
+    with one_thread():
+        yield from map(function, items)
 
 
 @dataclass(frozen=True, slots=True)

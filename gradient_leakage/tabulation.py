@@ -32,6 +32,8 @@ from .metrics import (
 from .rows import Arrays, Outcome, Row
 from .threat_model import PublicImages
 
+_SPARE = 20  # images of a gallery that may be passed over: the target's own patient's, copies of it
+
 
 class Reference(Protocol):
     """What a reconstruction is compared with beside its truth."""
@@ -41,7 +43,7 @@ class Reference(Protocol):
         ...
 
     def gallery(self, case: str) -> Truth:
-        """Images of other patients."""
+        """Images of other patients, one of each."""
         ...
 
     def embedding(self, case: str) -> Embedding | None:
@@ -144,13 +146,22 @@ def _ranks(
         tuple(patient for truth in truths for patient in truth.patients),
     )
     pictures = [
-        torch.full_like(t.images, 0.5) if s.images is None else s.images for s, t in zip(scored, truths, strict=True)
+        torch.full_like(truth.images, 0.5) if found.images is None else found.images.float()
+        for found, truth in zip(scored, truths, strict=True)
     ]
-    ranks = re_identification(
-        torch.cat([p.double() for p in pictures]), sought, reference.gallery(cell.case), embed, cell.gallery
-    )
+    gallery = _first_of_each_class(reference.gallery(cell.case), cell.gallery + _SPARE)
+    ranks = re_identification(torch.cat(pictures), sought, gallery, embed, cell.gallery)
     absent = np.repeat([found.images is None for found in scored], cell.batch)
     return Ranks(np.where(absent, math.nan, ranks.ranks), ranks.gallery)
+
+
+def _first_of_each_class(gallery: Truth, most: int) -> Truth:
+    """Enough to pick from; features of thousands more would be calculated for every cell, and left."""
+    kept = torch.cat(
+        [torch.nonzero(gallery.labels == label)[:most, 0] for label in sorted(set(gallery.labels.tolist()))]
+    )
+    names = tuple(gallery.patients[place] for place in kept.tolist()) if gallery.patients else ()
+    return Truth(gallery.images[kept], gallery.labels[kept], names)
 
 
 def _share(ranks: Ranks | None, images: slice, best: int) -> float | None:

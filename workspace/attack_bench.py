@@ -17,7 +17,7 @@ from ..gradient_leakage.claims import worst_of
 from ..gradient_leakage.confidence import MIN_TARGETS
 from ..gradient_leakage.report import CellRows, cells_of, write_report
 from ..gradient_leakage.rows import Outcome, Row, RunStore
-from ..gradient_leakage.runners import InProcesses, in_this_process
+from ..gradient_leakage.runners import InProcesses, in_this_process, one_thread
 from ..gradient_leakage.suites import suite_named
 from ..utils.errors import StorageError
 from .leakage_laboratory import RealLaboratory
@@ -52,7 +52,7 @@ def run_bench(cells: Sequence[Cell], out: Path, workers: int, console: Console) 
         DatasetError: a case's images are not there.
     """
     laboratory = RealLaboratory(out / "models")
-    with RunStore(out, writing=True) as store, _progress(console) as progress:
+    with RunStore(out, writing=True) as store, _progress(console) as progress, one_thread():
         runs = {run.key: run for cell in cells for run in cell.runs()}
         kept = store.keys() & runs.keys()
         missing = [cell for cell in cells if any(run.key not in kept for run in cell.runs())]

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..gradient_leakage import cases
 from ..gradient_leakage.cases import STATES, ImagePool, draw_targets
 from ..gradient_leakage.cells import DTYPES, Cell, Run
+from ..gradient_leakage.defended import defense_named
 from ..gradient_leakage.metrics import Embedding, Truth
 from ..gradient_leakage.models import build
 from ..gradient_leakage.threat_model import ImageDomain, PublicImages
+from ..gradient_leakage.verification import Verifier, train_verifier
 from .leakage_data import load_pool
 from .leakage_training import TrainedModels
 
@@ -44,21 +47,22 @@ class RealLaboratory:
         return _gallery(case)
 
     def model(self, cell: Cell) -> nn.Module:
-        """Fresh from the cell's seed, then trained on the public half as far as its state says."""
+        """Fresh from the cell's seed, with the defense's layers, then trained on the public half as the cell says."""
         name, _, mode = cell.model.partition("-") if cell.model.startswith("resnet18") else (cell.model, "", "")
-        public, pool = self.public(cell.case), _parts(cell.case)[0]
-        model = build(name, pool.domain, cell.seed)
-        known_as = (cell.case, name, cell.seed)
+        public = self.public(cell.case)
+        model = defense_named(cell.defense).on_model(build(name, self.domain(cell.case), cell.seed), cell.seed)
+        known_as = (cell.case, name, cell.defense, cell.seed)
         TrainedModels(self.folder).trained(model, public.images, public.labels, STATES[cell.state], cell.seed, known_as)
         return model.to(DTYPES[cell.dtype]).train(mode != "eval")
 
-    def embedding(self, case: str) -> Embedding | None:  # noqa: ARG002
-        """None yet."""
-        return None
+    def embedding(self, case: str) -> Embedding | None:
+        """The verification network of X-rays, trained on the public half; no other images have one."""
+        return _verifier(case).embed if _parts(case)[0].is_xray else None
 
     def train_for(self, cells: Iterable[Cell]) -> None:
         """Train and keep what these cells need, so that no two workers train the same model."""
-        for cell in {(cell.case, cell.model, cell.state, cell.seed): cell for cell in cells}.values():
+        trained = {(c.case, c.model, c.state, c.defense, c.seed): c for c in cells if STATES[c.state]}
+        for cell in trained.values():
             self.model(cell)
 
 
@@ -86,3 +90,8 @@ def _gallery(case: str) -> Truth:
             patients.add(patient)
             places.append(place)
     return pool.at(places).truth()
+
+
+@lru_cache(maxsize=2)
+def _verifier(case: str) -> Verifier:
+    return train_verifier(_public(case), torch.Generator().manual_seed(0))
