@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fedveil.gradient_leakage.attacks.inverting_gradients import InvertingGradients
 from fedveil.gradient_leakage.attacks.learned_inversion import Defense, FittedInversion, LearnedInversion
-from fedveil.gradient_leakage.gradients import gradient_at
 from fedveil.gradient_leakage.models import build
 from fedveil.gradient_leakage.threat_model import (
     ImageDomain,
@@ -202,35 +202,17 @@ def cifar_train(request) -> Examples:
     return torch.from_numpy(scaled), torch.from_numpy(labels.astype(np.int64))
 
 
-def matched_by_cosine(observation: Observation, label: Tensor, rng: torch.Generator) -> Tensor:
-    """Inverting Gradients in its short form: what the paper compares with; it knows the label."""
-    found = torch.rand(1, 3, 32, 32, generator=rng).requires_grad_()
-    wanted = torch.cat([tensor.flatten() for tensor in observation.gradient().values()])
-    optimizer = torch.optim.Adam([found], lr=0.1)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [110, 190, 260], gamma=0.1)
-    for _ in range(300):
-        mine = torch.cat([g.flatten() for g in gradient_at(observation.model, found, label).values()])
-        variation = found.diff(dim=2).abs().mean() + found.diff(dim=3).abs().mean()
-        loss = 1 - torch.cosine_similarity(mine, wanted, dim=0) + 1e-2 * variation
-        (gradient,) = torch.autograd.grad(loss, found)
-        found.grad = gradient.sign()
-        optimizer.step()
-        schedule.step()
-        found.data.clamp_(0, 1)
-    return found.detach()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("defense", [sign, top_one_percent, noise])
-def test_wu_table_1_lenet_defended_gradients_are_read_where_optimisation_does_worse_than_the_mean_image(
+def test_wu_table_1_lenet_defended_gradients_are_read_with_far_less_error_than_by_optimisation(
     cifar_train, cifar10, defense: Defense
 ):
     """Wu et al., Table 1, LeNet on CIFAR-10 at batch 1: signs, 1 % kept, noise of 0.1.
 
-    The claim, in three parts: learned inversion stays below 0.75 of the mean image's error; optimisation that knows
-    the label stays above that error; no image of 6 is the other way round. Measured: 0.034, 0.041 and 0.036 against
-    0.206, 0.230 and 0.097, the mean image 0.060 (squared error). Deviations: 1,500 public images in place of 50,000,
-    the regression of ``learned_inversion`` in place of three layers of 3,000.
+    The claim: learned inversion stays below 0.75 of the mean image's error; Inverting Gradients, though it knows the
+    label, has more than 1.5 times the error of learned inversion, and none of 6 images is the other way round.
+    Measured: 0.035, 0.040 and 0.036 against 0.172, 0.184 and 0.067, the mean image 0.060 (squared error). Deviations:
+    1,500 public images in place of 50,000, the regression of ``learned_inversion`` in place of three layers of 3,000.
     """
     rng = torch.Generator().manual_seed(0)
     model = build("lenet", ImageDomain((3, 32, 32), 10), 0)
@@ -245,8 +227,10 @@ def test_wu_table_1_lenet_defended_gradients_are_read_where_optimisation_does_wo
     ]
     fitted = LearnedInversion(components=512, hidden=256, epochs=4, defend=defense).fit(seen[0], rng)
     learned = errors(read(fitted, seen, rng), images)
-    optimised = errors(torch.cat([matched_by_cosine(seen[i], labels[i : i + 1], rng) for i in range(6)]), images[:6])
+    usual = InvertingGradients(iterations=300)
+    found = [usual(observation, Knowledge(labels=True), rng).images for observation in seen[:6]]
+    optimised = errors(torch.cat([each for each in found if each is not None]), images[:6])
     mean = errors(public.images.mean(0).expand_as(images), images)
     assert learned.mean() < 0.75 * mean.mean()
-    assert optimised.mean() > mean[:6].mean()
+    assert optimised.mean() > 1.5 * learned.mean()
     assert (learned[:6] < optimised).all()
