@@ -32,7 +32,7 @@ from .matching import (
     Distance,
     Smoothness,
     descend,
-    distances,
+    distance_to,
     labels_of_restarts,
     option,
     random_images,
@@ -92,11 +92,13 @@ class FedAvgInversion:
                 "fedavg: the observation holds no local steps or no learning rate, though they are granted"
             )
         require_differentiable(observation.model, observation.domain)
-        model, kind = working_copy(observation.model), Distance(self.distance)
-        sent = {n: v for n, v in observation.tensors().items() if n in trained_parameters(model)}
+        model = working_copy(observation.model)
+        trained = trained_parameters(model)
+        sent = {n: v.to(trained[n]) for n, v in observation.tensors().items() if n in trained}
         if not any(bool(value.any()) for value in sent.values()):
             raise AttackError("fedavg: the update is zero in every trained parameter, there is nothing to match")
         labels = labels_of_restarts(observation, knowledge, self.restarts, rng)
+        distances = distance_to(sent, Distance(self.distance))
         epochs = self._own_epochs(local, observation.num_examples)
 
         def match(sought: Tensor) -> Tensor:
@@ -104,7 +106,7 @@ class FedAvgInversion:
                 update_after(model, _batches(images, targets, local), rate)
                 for images, targets in zip(sought, labels, strict=True)
             ]
-            return distances(kind, {name: torch.stack([one[name] for one in found]) for name in sent}, sent)
+            return distances({name: torch.stack([one[name] for one in found]) for name in sent})
 
         start = random_images(observation, (self.restarts, epochs, observation.num_examples), rng)
         smooth = Smoothness(self.total_variation, self.total_variation_end)

@@ -23,7 +23,7 @@ from .matching import (
     Distance,
     Smoothness,
     descend,
-    distances,
+    distance_to,
     labels_of_restarts,
     option,
     random_images,
@@ -84,10 +84,10 @@ class InvertingGradients:
         require_differentiable(observation.model, observation.domain)
         sent = sent_gradient("inverting-gradients", observation)
         labels = labels_of_restarts(observation, knowledge, self.restarts, rng)
-        model, kind = working_copy(observation.model), Distance(self.distance)
+        model, distances = working_copy(observation.model), distance_to(sent, Distance(self.distance))
 
         def match(images: Tensor) -> Tensor:
-            return distances(kind, gradients_of_restarts(model, images, labels), sent)
+            return distances(gradients_of_restarts(model, images, labels))
 
         start = random_images(observation, (self.restarts, observation.num_examples), rng)
         smooth = Smoothness(self.total_variation, self.total_variation_end)

@@ -7,7 +7,7 @@ that is differentiated is the attacker's ``working_copy``, never the observed on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -146,25 +146,18 @@ def descend(
     )
 
 
-def distances(kind: Distance, found: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Tensor:
-    """Distance of each restart's gradient to the one that was sent, over all that was sent at once.
+def distance_to(sent: Named, kind: Distance) -> Callable[[Named], Tensor]:
+    """Of a gradient, with the restarts as the first axis of each value, the distances (restarts,) to what was sent."""
+    target = torch.cat([value.flatten() for value in sent.values()])
+    squared = target.square().sum()
 
-    Args:
-        kind: which.
-        found: each value with the restarts as its first axis.
-        sent: names and shapes of one restart.
+    def distances(found: Named) -> Tensor:
+        flat = torch.cat([found[name].flatten(1) for name in sent], dim=1)
+        if kind is Distance.L2:
+            return (flat - target).square().sum(1) / squared
+        return 1 - flat @ target / (flat.square().sum(1) * squared).sqrt()
 
-    Returns:
-        Shape (restarts,).
-    """
-    pairs = [(found[name].flatten(1), value.flatten()) for name, value in sent.items()]
-    if kind is Distance.L2:
-        length = sum((value.square().sum() for _, value in pairs), start=torch.zeros(()).to(pairs[0][1]))
-        return torch.stack([(one - value).square().sum(1) for one, value in pairs]).sum(0) / length
-    product = torch.stack([one @ value for one, value in pairs]).sum(0)
-    own = torch.stack([one.square().sum(1) for one, _ in pairs]).sum(0)
-    whole = torch.stack([value.square().sum() for _, value in pairs]).sum()
-    return 1 - product / (own * whole).sqrt()
+    return distances
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from .matching import (
     Distance,
     Smoothness,
     descend,
-    distances,
+    distance_to,
     labels_of_restarts,
     option,
     random_images,
@@ -92,7 +92,7 @@ class SeeThrough:
         require_differentiable(observation.model, observation.domain)
         sent = sent_gradient("see-through", observation)
         labels = labels_of_restarts(observation, knowledge, self.restarts, rng)
-        model, kind = working_copy(observation.model), Distance(self.distance)
+        model, distances = working_copy(observation.model), distance_to(sent, Distance(self.distance))
         wanted = _granted_or_sent(observation) if knowledge.batch_norm_statistics else {}
 
         def match(images: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class SeeThrough:
                     found.append(gradient_at(model, batch, targets))
                 apart.append(_away(seen, wanted) if wanted else batch.new_zeros(()))
             stacked = {name: torch.stack([one[name] for one in found]) for name in sent}
-            return distances(kind, stacked, sent) + self.batch_norm * torch.stack(apart)
+            return distances(stacked) + self.batch_norm * torch.stack(apart)
 
         start = random_images(observation, (self.restarts, observation.num_examples), rng)
         smooth = Smoothness(self.total_variation, self.total_variation_end)
