@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import __version__
-from ..utils.errors import FederationError
+from ..utils.errors import AttackError, UnsendableUpdateError
 from .attacks.catalogue import listed
 from .cells import DTYPES, Cell, Run
 from .defended import defense_named
@@ -115,7 +115,10 @@ def run_cells(
 def attack_one(laboratory: Laboratory, run: Run) -> Outcome:
     """Let a site train, look at what it sent, attack, and lay the result beside the truth.
 
-    What an attack cannot be run on (an ``AttackError``, say) is an outcome too: its ``error``.
+    What an attack cannot be run on is an outcome too: its ``error``.
+
+    Raises:
+        FederationError: the cell itself is wrong: an unknown attack or option, knowledge that the attack lacks.
     """
     truth = laboratory.batch(run)
     arrays: dict[str, NDArray[np.generic]] = {
@@ -128,7 +131,7 @@ def attack_one(laboratory: Laboratory, run: Run) -> Outcome:
     try:
         found = _attacked(laboratory, run, truth, clock)
         arrays |= _found_arrays(found, truth, run)
-    except FederationError as raised:
+    except (AttackError, UnsendableUpdateError) as raised:
         error = f"{type(raised).__name__}: {raised}"
     return Outcome(
         key=run.key,

@@ -72,11 +72,17 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """One line for people."""
-        parts = [self.case, self.model, self.state, f"batch {self.batch}"]
-        parts += [f"{self.local_steps} local steps"] if self.local_steps else []
-        parts += [] if self.defense == "none" else [self.defense]
-        return ", ".join([*parts, self.attack + (" (adaptive)" if self.adaptive else "")])
+        """One line for people; the case stands beside it.
+
+        >>> Cell("mnist", "lenet", "dlg", batch=4, local_steps=8).title
+        'dlg: lenet, fresh, batch 4, 8 local steps of 0.01'
+        """
+        parts = [self.model, self.state, f"batch {self.batch}"]
+        parts += [f"{self.local_steps} local steps of {self.learning_rate:g}"] if self.local_steps else []
+        parts += [] if self.defense == "none" else [f"defense {self.defense}"]
+        parts += [] if self.dtype == "float32" else [self.dtype]
+        parts += ["BN statistics known"] if "batch_norm_statistics" in self.knowledge else []
+        return f"{self.attack}{' (adaptive)' if self.adaptive else ''}: {', '.join(parts)}"
 
     def granted(self) -> Knowledge:
         """The threat model."""

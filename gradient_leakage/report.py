@@ -15,6 +15,7 @@ import numpy as np
 
 from ..utils.errors import StorageError
 from .cases import STATES
+from .cells import Cell
 from .claims import equivalence_of
 from .confidence import MIN_TARGETS, Equivalence, Interval, Rate, bootstrap_mean
 from .pictures import Pair, Span, draw_curves, draw_emerging, draw_overview, draw_pairs
@@ -25,46 +26,27 @@ FEASIBILITY = 30  # images of a cell below which its figures are no evidence
 PAGE = "report.html"
 _MOST_PAIRS = 8  # of pictures beside each other
 _MOST_CURVES = 12
-_OF_THE_CELL = (
-    *("case", "model", "state", "batch", "local_steps", "learning_rate", "defense", "attack", "adaptive"),
-    *("knowledge", "options", "dtype", "targets", "skip", "gallery", "seed"),
-)
 _GRANTS = {"malicious": "the model: it chose it", "public_data": "public images"}
 
 
 @dataclass(frozen=True, slots=True)
 class CellRows:
-    """The rows of one cell, in the order of its targets."""
+    """A cell with its rows, in the order of its targets."""
 
+    cell: Cell
     rows: tuple[Row, ...]
-
-    @property
-    def first(self) -> Row:
-        """What they have in common stands in each."""
-        return self.rows[0]
 
     @property
     def images(self) -> int:
         """Attacked images, in all."""
-        return len(self.rows) * self.first.batch
-
-    @property
-    def title(self) -> str:
-        """For people; without the case."""
-        row = self.first
-        parts = [row.model, row.state, f"batch {row.batch}"]
-        parts += [f"{row.local_steps} local steps of {row.learning_rate:g}"] if row.local_steps else []
-        parts += [] if row.defense == "none" else [f"defense {row.defense}"]
-        parts += [] if row.dtype == "float32" else [row.dtype]
-        parts += ["BN statistics known"] if "batch_norm_statistics" in row.knowledge else []
-        return f"{row.attack}{' (adaptive)' if row.adaptive else ''}: {', '.join(parts)}"
+        return len(self.rows) * self.cell.batch
 
     @property
     def file_name(self) -> str:
         """Without a suffix; no two cells share one."""
-        row = self.first
-        words = (row.case, row.attack, row.model, row.state, f"b{row.batch}", f"s{row.local_steps}", row.defense)
-        return _safe("-".join((*words, row.key[:8])))
+        cell = self.cell
+        words = (cell.case, cell.attack, cell.model, cell.state, f"b{cell.batch}", f"s{cell.local_steps}", cell.defense)
+        return _safe("-".join((*words, self.rows[0].key[:8])))
 
     def mean(self, column: str) -> Interval | None:
         """Of one column over the updates, with its interval; None where nothing was measured."""
@@ -84,17 +66,16 @@ def _safe(name: str) -> str:
 
 def cells_of(rows: Iterable[Row]) -> list[CellRows]:
     """Rows by cell: by case and model, from fresh to converged, and from small batches to large."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
+    groups: dict[Cell, list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(getattr(row, name) for name in _OF_THE_CELL), []).append(row)
-    cells = [CellRows(tuple(sorted(group, key=lambda row: row.target))) for group in groups.values()]
-    return sorted(cells, key=_place)
+        groups.setdefault(row.cell(), []).append(row)
+    cells = [CellRows(cell, tuple(sorted(group, key=lambda row: row.target))) for cell, group in groups.items()]
+    return sorted(cells, key=lambda group: _place(group.cell))
 
 
-def _place(cell: CellRows) -> tuple[object, ...]:
-    row = cell.first
-    trained = [*STATES].index(row.state) if row.state in STATES else len(STATES)
-    return row.case, row.model, trained, row.batch, row.local_steps, row.learning_rate, row.defense, row.attack
+def _place(cell: Cell) -> tuple[object, ...]:
+    steps = (cell.batch, cell.local_steps, cell.learning_rate)
+    return cell.case, cell.model, [*STATES].index(cell.state), *steps, cell.defense, cell.attack
 
 
 def write_report(
@@ -127,33 +108,33 @@ def write_report(
 def _page(
     cells: Sequence[CellRows], store: RunStore, folder: Path, gif: bool, told: Callable[[CellRows], None]
 ) -> Iterator[str]:
-    count = sum(len(cell.rows) for cell in cells)
-    images = sum(cell.images for cell in cells)
+    count = sum(len(group.rows) for group in cells)
+    images = sum(group.images for group in cells)
     yield _HEAD
     yield f"<p class=faint>{len(cells)} cells, {count} attacked updates, {images} images.</p>"
     yield _HOW_TO_READ
     versions: set[str] = set()
-    for case, of_case in groupby(cells, key=lambda cell: cell.first.case):
-        group = list(of_case)
+    for case, of_case in groupby(cells, key=lambda group: group.cell.case):
+        groups = list(of_case)
         yield f"<h2>{escape(case)}</h2>"
-        yield _overview(group, folder / f"{_safe(case)}.png")
-        yield _table(group)
-        for cell in group:
-            outcomes = [found for row in cell.rows[:_MOST_CURVES] if (found := store.outcome(row.run)) is not None]
+        yield _overview(groups, folder / f"{_safe(case)}.png")
+        yield _table(groups)
+        for group in groups:
+            outcomes = [found for row in group.rows[:_MOST_CURVES] if (found := store.outcome(row.run)) is not None]
             versions |= {", ".join(f"{name} {number}" for name, number in one.versions.items()) for one in outcomes}
-            yield _cell(cell, outcomes, folder, gif)
-            told(cell)
+            yield _section(group, outcomes, folder, gif)
+            told(group)
     yield f"<footer>Measured with {escape('; '.join(sorted(versions)))}.</footer></main></html>\n"
 
 
 def _overview(cells: Sequence[CellRows], path: Path) -> str:
     spans = []
-    for cell in cells:
-        found = cell.mean("ssim")
+    for group in cells:
+        found = group.mean("ssim")
         if found is not None:
             bounds = None if math.isnan(found.low) else (found.low, found.high)
-            beside = [mean.value if (mean := cell.mean(name)) else None for name in ("null_ssim", "baseline_ssim")]
-            spans.append(Span(f"{cell.title} (n = {cell.images})", found.value, bounds, *beside))
+            beside = [mean.value if (mean := group.mean(name)) else None for name in ("null_ssim", "baseline_ssim")]
+            spans.append(Span(f"{group.cell.title} (n = {group.images})", found.value, bounds, *beside))
     return _kept(path, draw_overview(spans), "SSIM of each attack beside its null") if spans else ""
 
 
@@ -163,36 +144,33 @@ def _table(cells: Sequence[CellRows]) -> str:
         *("rank@1<br>by pixels", "rank@1<br>by network", "labels<br>found", "CPU-s"),
     )
     head = "".join(f"<th>{name}</th>" for name in ("attack", "n", *figures))
-    return f"<div class=wide><table><tr>{head}</tr>{''.join(_line(cell, len(figures)) for cell in cells)}</table></div>"
+    return (
+        f"<div class=wide><table><tr>{head}</tr>{''.join(_line(group, len(figures)) for group in cells)}</table></div>"
+    )
 
 
-def _line(cell: CellRows, columns: int) -> str:
-    row = cell.first
-    known = ", ".join(_GRANTS.get(name, name.replace("_", " ")) for name in row.knowledge.split(",") if name)
+def _line(group: CellRows, columns: int) -> str:
+    cell = group.cell
+    known = ", ".join(_GRANTS.get(name, name.replace("_", " ")) for name in cell.knowledge)
     attack, _, where = cell.title.partition(": ")
     words = f"<td><b>{escape(attack)}</b> {escape(where)}"
     words += f"<br><span class=faint>knows {escape(known or 'nothing more')}</span></td>"
-    words += f"<td class=number>{len(cell.rows)}{'' if row.batch == 1 else f' x {row.batch}'}"
-    pictured = cell.mean("pictured")
+    words += f"<td class=number>{len(group.rows)}{'' if cell.batch == 1 else f' x {cell.batch}'}"
+    pictured = group.mean("pictured")
     if pictured is not None and pictured.value < 1:
-        words += f"<br><span class=faint>{round(pictured.value * cell.images)} pictures</span>"
+        words += f"<br><span class=faint>pictures: {round(pictured.value * group.images)}</span>"
     words += "</td>"
-    errors = sorted({row.error for row in cell.rows if row.error})
+    errors = sorted({row.error for row in group.rows if row.error})
     if errors:
         return f"<tr>{words}<td colspan={columns} class=faint>cannot be run: {escape('; '.join(errors))}</td></tr>"
     figures = [
-        *(
-            _figure(cell.mean("ssim"), 3, "not sought"),
-            _figure(cell.mean("null_ssim"), 3),
-            _figure(cell.ssim_gain(), 3),
-        ),
-        *(_figure(cell.mean("baseline_ssim"), 3), _figure(cell.mean("psnr"), 1, "not sought") + _best(cell)),
-        *(_figure(cell.mean("null_psnr"), 1), _figure(cell.mean("baseline_psnr"), 1)),
-        *(_hits(cell, "reid_rank1"), _hits(cell, "network_rank1")),
-        *(
-            _figure(cell.mean("label_recovery"), 2, "known" if "labels" in row.knowledge else "not sought"),
-            _figure(cell.mean("cpu_seconds"), 2),
-        ),
+        _figure(group.mean("ssim"), 3, "not sought"),
+        *(_figure(mean, 3) for mean in (group.mean("null_ssim"), group.ssim_gain(), group.mean("baseline_ssim"))),
+        _figure(group.mean("psnr"), 1, "not sought") + _best(group),
+        *(_figure(group.mean(name), 1) for name in ("null_psnr", "baseline_psnr")),
+        *(_hits(group, name) for name in ("reid_rank1", "network_rank1")),
+        _figure(group.mean("label_recovery"), 2, "known" if "labels" in cell.knowledge else "not sought"),
+        _figure(group.mean("cpu_seconds"), 2),
     ]
     return f"<tr>{words}{''.join(f'<td class=number>{figure}</td>' for figure in figures)}</tr>"
 
@@ -206,50 +184,51 @@ def _figure(found: Interval | None, digits: int, missing: str = "not measurable"
     return f"{found.value:.{digits}f}<br><span class=faint>{found.low:.{digits}f} to {found.high:.{digits}f}</span>"
 
 
-def _best(cell: CellRows) -> str:
+def _best(group: CellRows) -> str:
     """Of the images that were attacked together, where there are several."""
-    best = [row.psnr_best for row in cell.rows if row.psnr_best is not None]
-    return f"<br><span class=faint>best {max(best):.1f}</span>" if best and cell.first.batch > 1 else ""
+    best = [row.psnr_best for row in group.rows if row.psnr_best is not None]
+    return f"<br><span class=faint>best {max(best):.1f}</span>" if best and group.cell.batch > 1 else ""
 
 
-def _hits(cell: CellRows, column: str) -> str:
+def _hits(group: CellRows, column: str) -> str:
     """How many images were recognised, of those that could be; the exact interval where each is an update."""
-    shares = [value for row in cell.rows if (value := getattr(row, column)) is not None]
+    shares = [value for row in group.rows if (value := getattr(row, column)) is not None]
     if not shares:
         return _absent("not measurable")
-    rate = Rate(round(sum(shares) * cell.first.batch), len(shares) * cell.first.batch)
+    rate = Rate(round(sum(shares) * group.cell.batch), len(shares) * group.cell.batch)
     words = f"{rate.successes} of {rate.trials}<br><span class=faint>"
-    if cell.first.batch == 1:
+    if group.cell.batch == 1:
         words += f"{rate.interval.low:.2f} to {rate.interval.high:.2f}; "
-    return words + f"chance {1 / cell.first.gallery:.2f}</span>"
+    return words + f"chance {1 / group.cell.gallery:.2f}</span>"
 
 
 def _absent(words: str) -> str:
     return f"<span class=faint>{words.replace(' ', '<br>')}</span>"
 
 
-def _cell(cell: CellRows, outcomes: Sequence[Outcome], folder: Path, gif: bool) -> str:
+def _section(group: CellRows, outcomes: Sequence[Outcome], folder: Path, gif: bool) -> str:
     pairs = sorted(_pairs(outcomes), key=lambda pair: len(pair.caption))[:_MOST_PAIRS]  # first those that were found
     traces = [outcome.trace for outcome in outcomes if len(outcome.trace) > 1]
     if not pairs and not traces:
         return ""
-    evidence = "" if cell.images >= FEASIBILITY else f" {cell.images} images a cell: feasibility, not evidence."
-    options = "" if cell.first.options == "{}" else f" Options {escape(cell.first.options)}."
-    parts = [f"<h3>{escape(cell.title)}</h3><p class=faint>n = {cell.images} images.{evidence}{options}</p>"]
-    if len(cell.rows) >= MIN_TARGETS:
-        parts.append(f"<p>{escape(_claim(equivalence_of(cell.rows)))}</p>")
+    evidence = "" if group.images >= FEASIBILITY else f" {group.images} images a cell: feasibility, not evidence."
+    named = ", ".join(f"{name} {value}" for name, value in group.cell.options)
+    options = f" Options: {escape(named)}." if named else ""
+    parts = [f"<h3>{escape(group.cell.title)}</h3><p class=faint>n = {group.images} images.{evidence}{options}</p>"]
+    if len(group.rows) >= MIN_TARGETS:
+        parts.append(f"<p>{escape(_claim(equivalence_of(group.rows)))}</p>")
     if pairs:
-        shown = f"originals beside reconstructions, {len(pairs)} of {cell.images}"
-        parts.append(_kept(folder / f"{cell.file_name}.png", draw_pairs(pairs), shown))
+        shown = f"originals beside reconstructions, {len(pairs)} of {group.images}"
+        parts.append(_kept(folder / f"{group.file_name}.png", draw_pairs(pairs), shown))
     beside = []
     if traces:
-        shown = f"loss over iterations, {len(traces)} of {len(cell.rows)} updates"
-        beside.append(_kept(folder / f"{cell.file_name}-loss.png", draw_curves(traces), shown))
+        shown = f"loss over iterations, {len(traces)} of {len(group.rows)} updates"
+        beside.append(_kept(folder / f"{group.file_name}-loss.png", draw_curves(traces), shown))
     if gif and "frames" in outcomes[0].arrays:
         arrays = outcomes[0].arrays
         words = [f"iteration {iteration}" for iteration in arrays["frame_iterations"].tolist()]
         drawn = draw_emerging(truth_of(arrays).images[0].numpy(), list(arrays["frames"]), words)
-        beside.append(_kept(folder / f"{cell.file_name}.gif", drawn, "the first reconstruction as it emerges"))
+        beside.append(_kept(folder / f"{group.file_name}.gif", drawn, "the first reconstruction as it emerges"))
     return f"<section>{''.join(parts)}<div class=beside>{''.join(beside)}</div></section>"
 
 

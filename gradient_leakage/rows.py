@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..utils.errors import StorageError
 from ..utils.tensors import Digest, canonical_json
+from .cells import Cell
 
 FILE_NAME = "leakage.sqlite"
 
@@ -101,6 +102,27 @@ class Row:
     wall_seconds: float
     peak_mb: float
     error: str
+
+    def cell(self) -> Cell:
+        """The cell that it belongs to."""
+        return Cell(
+            case=self.case,
+            model=self.model,
+            attack=self.attack,
+            knowledge=tuple(name for name in self.knowledge.split(",") if name),
+            options=tuple(json.loads(self.options).items()),
+            state=self.state,
+            batch=self.batch,
+            local_steps=self.local_steps,
+            learning_rate=self.learning_rate,
+            defense=self.defense,
+            adaptive=self.adaptive,
+            dtype=self.dtype,
+            targets=self.targets,
+            skip=self.skip,
+            gallery=self.gallery,
+            seed=self.seed,
+        )
 
     def as_json(self) -> dict[str, object]:
         """For a JSON file; infinities and NaN, which JSON lacks, as None."""

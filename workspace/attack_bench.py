@@ -29,12 +29,11 @@ def cells_table(suite: str) -> Table:
     """What a suite will run, before it runs."""
     cells = suite_named(suite)
     table = Table(title=f"suite {suite}: {len(cells)} cells, {sum(cell.targets for cell in cells)} attacked updates")
-    for heading in ("case", "model", "state", "batch", "local steps", "defense", "attack", "knows", "dtype", "targets"):
-        table.add_column(heading)
+    table.add_column("targets", justify="right")
+    for heading in ("case", "cell", "the attacker knows"):
+        table.add_column(heading, overflow="fold")
     for cell in cells:
-        attack = cell.attack + (" (adaptive)" if cell.adaptive else "")
-        named = (cell.case, cell.model, cell.state, str(cell.batch), str(cell.local_steps or "gradient"), cell.defense)
-        table.add_row(*named, attack, " ".join(cell.knowledge), cell.dtype, str(cell.targets))
+        table.add_row(str(cell.targets), cell.case, cell.title, ", ".join(cell.knowledge))
     return table
 
 
@@ -70,28 +69,31 @@ def run_bench(cells: Sequence[Cell], out: Path, workers: int, console: Console) 
 def summary_of(rows: Sequence[Row]) -> Table:
     """A line a cell; the page has the rest."""
     table = Table(caption="n: attacked updates. Read the gain over the null, not the SSIM.")
-    for heading in ("case", "cell", "n", "PSNR dB", "SSIM", "null SSIM", "rank@1", "labels", "CPU-s", ""):
-        table.add_column(heading)
-    for cell in cells_of(rows):
-        means = [cell.mean(name) for name in ("psnr", "ssim", "null_ssim", "reid_rank1", "label_recovery")]
-        cpu = cell.mean("cpu_seconds")
-        figures = ["-" if mean is None else f"{mean.value:.2f}" for mean in [*means, cpu]]
-        table.add_row(cell.first.case, cell.title, str(len(cell.rows)), *figures, cell.first.error[:60])
+    for heading in ("case", "cell"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("n", "PSNR dB", "SSIM", "null", "rank@1", "labels", "CPU-s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in cells_of(rows):
+        measures = ("psnr", "ssim", "null_ssim", "reid_rank1", "label_recovery", "cpu_seconds")
+        means = [group.mean(name) for name in measures]
+        figures = ["-" if mean is None else f"{mean.value:.2f}" for mean in means]
+        errors = sorted({f" - {row.error}" for row in group.rows if row.error})
+        table.add_row(group.cell.case, group.cell.title + "".join(errors), str(len(group.rows)), *figures)
     return table
 
 
 def verdicts_of(rows: Sequence[Row]) -> Iterator[str]:
     """Of each chain that was attacked often enough for a claim: may it be said that nothing measurable leaks?"""
-    enough = [cell for cell in cells_of(rows) if len(cell.rows) >= MIN_TARGETS and cell.mean("ssim") is not None]
     chains: dict[tuple[object, ...], list[CellRows]] = {}
-    for cell in enough:
-        row = cell.first
-        chain = (row.case, row.model, row.state, row.batch, row.local_steps, row.defense)
-        chains.setdefault(chain, []).append(cell)
-    for named, cells in chains.items():
-        test = worst_of(cell.rows for cell in cells)
+    for group in cells_of(rows):
+        cell = group.cell
+        if len(group.rows) >= MIN_TARGETS and group.mean("ssim") is not None:
+            chain = (cell.case, cell.model, cell.state, cell.batch, cell.local_steps, cell.defense)
+            chains.setdefault(chain, []).append(group)
+    for named, groups in chains.items():
+        test = worst_of(group.rows for group in groups)
         said = "no measurable leakage" if test.holds else f"no such claim: {'; '.join(test.objections)}"
-        yield f"{' '.join(map(str, named))}, worst of {len(cells)} attacks: {said}"
+        yield f"{' '.join(map(str, named))}, worst of {len(groups)} attacks: {said}"
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -148,7 +149,7 @@ def test_images_without_a_picture_are_counted_and_come_last(store, tmp_path):
         [row(batch=2, pictured=0.5, psnr_best=77.7)],
         [outcome("dlg0", arrays=arrays | {"labels": np.array([0, 1]), "patients": np.array(["p", "q"])})],
     )
-    assert "1 x 2<br><span class=faint>1 pictures</span>" in page
+    assert "1 x 2<br><span class=faint>pictures: 1</span>" in page
     assert "best 77.7" in page
 
 
@@ -161,7 +162,7 @@ def test_an_attack_that_could_not_be_run_says_why(store, tmp_path):
 
 def test_nothing_that_a_name_or_an_error_holds_becomes_markup(store, tmp_path):
     wicked = "<script>alert(1)</script>&\"'"
-    described = {"case": wicked, "model": wicked, "defense": wicked, "knowledge": wicked, "options": wicked}
+    described = {"case": wicked, "model": wicked, "defense": wicked, "options": json.dumps({"a": wicked})}
     page = written(store, tmp_path, [row(**described)], [outcome(row(**described).run)])
     page += written(store, tmp_path, [row(attack=wicked, error=wicked)], [outcome(row(attack=wicked).run)])
     assert "script" not in Sources(page).tags

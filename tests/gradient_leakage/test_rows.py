@@ -7,6 +7,7 @@ import sqlite3
 
 import numpy as np
 import pytest
+from fedveil.gradient_leakage.cells import Cell
 from fedveil.gradient_leakage.rows import FILE_NAME, Outcome, Row, RunStore
 from fedveil.utils.errors import StorageError
 
@@ -149,6 +150,11 @@ def test_rows_of_an_older_version_go_and_its_runs_stay(store, tmp_path):
     with RunStore(tmp_path, writing=True) as again:
         assert again.keys() == {"k1"}
         assert again.rows() == ()
+
+
+def test_a_row_names_its_cell():
+    cell = Cell("pneumonia28", "lenet", "dlg", ("labels",), (("iterations", 3),), learning_rate=0.5, skip=7)
+    assert dataclasses.replace(ROW, options='{"iterations": 3}', learning_rate=0.5, skip=7).cell() == cell
 
 
 def test_a_row_holds_the_columns_that_were_promised_and_fits_into_json():
