@@ -94,7 +94,7 @@ ATTACKS: tuple[Listed, ...] = (
     Listed(
         "first-layer",
         "One image by division, at a first linear layer",
-        "Phong et al. 2018, doi:10.1109/TIFS.2017.2787987",
+        "Phong et al. 2018, IEEE TIFS 13(5); Geiping et al. 2020, arXiv:2003.14053",
         Adversary.CURIOUS_DIRECTOR,
         "first_layer",
         "FirstLayer",

@@ -11,7 +11,7 @@ from fedveil.utils.errors import AttackError
 from torch import nn
 
 XRAYS = ImageDomain((1, 28, 28), 2)
-PAPER_MSE = 0.010  # of CNN6 on CIFAR-10
+GIVEN_AWAY = 0.01  # mean squared error of a picture that anybody recognises, 20 dB
 
 
 def cnn6(second):
@@ -58,10 +58,10 @@ def test_what_comes_back_is_no_picture_of_another_patient_of_the_same_class(xray
 
 
 @pytest.mark.slow
-def test_table_1_cnn6_gives_an_image_of_cifar_10_away_in_float32_at_no_more_than_the_papers_error(cifar10):
+def test_the_rank_analysis_holds_cnn6_whose_layers_have_full_rank_gives_an_image_of_cifar_10_away_in_float32(cifar10):
     images, _ = cifar10
     found, error = attacked(images[:1], torch.tensor([0]), cnn6(36))
-    assert error < PAPER_MSE
+    assert error < GIVEN_AWAY / 1000
     assert found.exact.all()
 
 
@@ -69,7 +69,7 @@ def test_table_1_cnn6_gives_an_image_of_cifar_10_away_in_float32_at_no_more_than
 def test_the_rank_analysis_holds_cnn6_d_with_a_layer_short_of_rank_keeps_the_image(cifar10):
     images, _ = cifar10
     found, error = attacked(images[:1], torch.tensor([0]), cnn6(20).double())
-    assert error > 10 * PAPER_MSE
+    assert error > 10 * GIVEN_AWAY
     assert not found.exact.any()
 
 
