@@ -155,6 +155,15 @@ ATTACKS: tuple[Listed, ...] = (
         "images",
     ),
     Listed(
+        "precode-break",
+        "PRECODE's noise and what lies behind it read off, then DLG on what lies before",
+        "Scheliga et al. 2022 (WACV) broken with Phong et al. 2018 (IEEE TIFS); Balunovic et al. 2022, arXiv:2111.04706",
+        Adversary.CURIOUS_DIRECTOR,
+        "precode_break",
+        "PrecodeBreak",
+        "images and labels",
+    ),
+    Listed(
         "idlg-label",
         "The label of a single example",
         "Zhao et al. 2020, arXiv:2001.02610",
