@@ -157,7 +157,7 @@ ATTACKS: tuple[Listed, ...] = (
     Listed(
         "precode-break",
         "PRECODE's noise and what lies behind it read off, then DLG on what lies before",
-        "Scheliga et al. 2022 (WACV) broken with Phong et al. 2018 (IEEE TIFS); Balunovic et al. 2022, arXiv:2111.04706",
+        "Balunovic et al. 2022, arXiv:2111.04706, on Scheliga et al. 2022 (WACV)",
         Adversary.CURIOUS_DIRECTOR,
         "precode_break",
         "PrecodeBreak",
