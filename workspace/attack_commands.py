@@ -19,10 +19,11 @@ attack = typer.Typer(help="Attack updates, and measure what they give away.", no
 @attack.command("list")
 def list_attacks() -> None:
     """Every attack: its paper, who could mount it, and what it must know."""
-    from .attack_run import attack_table
+    from .attack_run import attack_lines
 
     with errors_in_words():
-        _CONSOLE.print(attack_table())
+        for line in attack_lines():
+            typer.echo(line)
 
 
 @attack.command("run")

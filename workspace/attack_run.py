@@ -10,7 +10,7 @@ import io
 import json
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
 
 from .. import __version__
@@ -117,13 +116,13 @@ class _Target:
     truth: Truth | None
 
 
-def attack_table() -> Table:
-    """All attacks of the catalogue."""
-    table = Table("attack", "what", "adversary", "finds", "must know", show_lines=True)
+def attack_lines() -> Iterator[str]:
+    """All attacks of the catalogue, four lines each."""
     for one in ATTACKS:
-        needs = _names_of(one.make().needs).replace(", ", "\n")
-        table.add_row(one.name, f"{one.title}\n{one.paper}", one.adversary.value, one.finds, needs or "-")
-    return table
+        yield one.name
+        yield f"    {one.title}"
+        yield f"    {one.paper}"
+        yield f"    {one.adversary.value} finds {one.finds}; must know: {_names_of(one.make().needs) or 'nothing more'}"
 
 
 def run_attack(asked: AttackRun, outputs: Outputs, console: Console) -> dict[str, Json]:

@@ -99,7 +99,7 @@ def refused(*words):
 def test_every_attack_is_listed_with_its_paper_and_what_it_must_know(monkeypatch):
     from fedveil.gradient_leakage.attacks.catalogue import ATTACKS
 
-    monkeypatch.setenv("COLUMNS", "240")
+    monkeypatch.setenv("COLUMNS", "80")
     output = CliRunner().invoke(app, ["attack", "list"]).output
     for one in ATTACKS:
         assert one.name in output
