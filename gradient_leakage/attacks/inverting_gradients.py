@@ -2,9 +2,11 @@
 
 Source: Geiping et al. 2020, "Inverting Gradients - How easy is it to break privacy in federated learning?"
 (arXiv:2003.14053): 1 - cosine similarity of the gradients plus total variation, by Adam on the signs of the slope, in
-the box [0, 1]. ``GEIPING_2020`` are the paper's own settings. The defaults differ in two things that were measured
-(30 X-rays of 28 pixels, see the benchmarks): the weight of the total variation falls along the way, as it leads to the
-basin but then holds the image back from the target; and step sizes fall evenly, not in steps.
+the box [0, 1]. ``GEIPING_2020`` are the paper's own settings. The defaults differ in three things. The weight of the
+total variation falls along the way, as it leads to the basin but then holds the image back from the target (fresh
+`relu-cnn`, four X-rays of 28 pixels, 500 steps: 23 dB at a fixed 0.1, 28 at 0.01, 34 at 0.001, 25 without; falling from
+0.01 to 0.0001 38 dB over six, in 400). It is in units of the match's own slope, so that one default serves all models.
+And step sizes fall evenly.
 """
 
 from __future__ import annotations
