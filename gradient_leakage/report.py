@@ -198,7 +198,7 @@ def _hits(group: CellRows, column: str) -> str:
     rate = Rate(round(sum(shares) * group.cell.batch), len(shares) * group.cell.batch)
     words = f"{rate.successes} of {rate.trials}<br><span class=faint>"
     if group.cell.batch == 1:
-        words += f"{rate.interval.low:.2f} to {rate.interval.high:.2f}; "
+        words += f"{rate.interval.low:.2f} to {rate.interval.high:.2f}<br>"
     return words + f"chance {1 / group.cell.gallery:.2f}</span>"
 
 
@@ -265,7 +265,7 @@ _HEAD = """<!doctype html>
 <title>What an update gives away</title>
 <style>
 body { margin: 0; background: #f4f5f7; color: #1d2733; font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 28px 32px 48px; background: #fff; }
+main { max-width: 1320px; margin: 0 auto; padding: 28px 32px 48px; background: #fff; }
 h1 { margin: 0; font-size: 28px; }
 h2 { margin: 44px 0 8px; padding-top: 14px; border-top: 2px solid #1d2733; font-size: 21px; }
 h3 { margin: 0; font-size: 15px; }
@@ -274,7 +274,7 @@ section { margin: 30px 0; }
 figure { margin: 6px 0; }
 figcaption, .faint, footer { color: #6b7785; font-size: 12px; }
 img { max-width: 100%; display: block; }
-.beside { display: flex; flex-wrap: wrap; gap: 28px; align-items: flex-end; }
+.beside { display: flex; flex-wrap: wrap; gap: 28px; align-items: flex-start; }
 .beside img { max-height: 300px; }
 .read { background: #f4f5f7; border-left: 4px solid #b3261e; padding: 10px 18px; margin: 18px 0; }
 .read li { max-width: 88ch; margin: 3px 0; }
@@ -282,6 +282,7 @@ img { max-width: 100%; display: block; }
 table { border-collapse: collapse; font-size: 12px; line-height: 1.35; width: 100%; }
 th { text-align: left; vertical-align: bottom; border-bottom: 1.5px solid #1d2733; padding: 3px 8px; }
 td { vertical-align: top; border-bottom: 1px solid #dfe3e8; padding: 3px 8px; }
+td:first-child { min-width: 210px; }
 .number { white-space: nowrap; font-variant-numeric: tabular-nums; }
 td .faint { font-size: 10.5px; }
 </style>
