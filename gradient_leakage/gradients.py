@@ -116,7 +116,7 @@ def require_differentiable(model: nn.Module, domain: ImageDomain) -> None:
         drawn = torch.rand((2, *domain.shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         images = drawn.to(weight.device, weight.dtype).requires_grad_()
         labels = torch.arange(2, device=weight.device) % domain.num_classes
-        passed: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+        passed: _Passed = []
         hooks = [m.register_forward_hook(_recorder(passed, name)) for name, m in model.named_modules()]
         try:
             model(images)
@@ -124,6 +124,7 @@ def require_differentiable(model: nn.Module, domain: ImageDomain) -> None:
             raise AttackError(f"the model does not take images of shape {domain.shape}: {error}") from error
         for hook in hooks:
             hook.remove()
+        _require_layers([one for one in passed if not any(True for _ in one[1].children())], zero_is_a_fault=False)
         try:
             found = gradient_at(model, images, labels)
             value = torch.stack([g.square().sum() for g in found.values()]).sum()
@@ -133,18 +134,24 @@ def require_differentiable(model: nn.Module, domain: ImageDomain) -> None:
             reason = "the gradient does not move with the images"
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-    for name, module, given, came in passed:  # a layer comes before what it is part of
-        if fault := _fault_of(given, came):
+    _require_layers(passed, zero_is_a_fault=True)
+    raise AttackError(f"the model cannot be attacked by matching gradients: {reason}")
+
+
+_Passed: TypeAlias = list[tuple[str, nn.Module, Tensor, Tensor]]
+"""Each layer with what it was given and what came out, a layer before what it is part of."""
+
+
+def _require_layers(passed: _Passed, *, zero_is_a_fault: bool) -> None:
+    for name, module, given, came in passed:
+        if fault := _fault_of(given, came, zero_is_a_fault=zero_is_a_fault):
             raise AttackError(
                 f"layer {name or 'at the root'} ({type(module).__name__}) {fault}: gradients cannot be matched through"
                 " it; use an analytic attack, or learned inversion"
             )
-    raise AttackError(f"the model cannot be attacked by matching gradients: {reason}")
 
 
-def _recorder(
-    passed: list[tuple[str, nn.Module, Tensor, Tensor]], name: str
-) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+def _recorder(passed: _Passed, name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
     def record(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         given = inputs[0] if inputs else None
         if isinstance(given, Tensor) and isinstance(output, Tensor) and given.requires_grad:
@@ -153,16 +160,15 @@ def _recorder(
     return record
 
 
-def _fault_of(given: Tensor, came: Tensor) -> str | None:
-    """What is wrong with one layer; None for nothing."""
+def _fault_of(given: Tensor, came: Tensor, *, zero_is_a_fault: bool) -> str | None:
+    """What is wrong with one layer; None for nothing. A slope of zero may be chance: a ReLU that is off everywhere."""
     if not came.requires_grad:
         return "lets no slope through"
     try:
-        slopes = torch.autograd.grad(came.square().sum(), given, create_graph=True, allow_unused=True)[0]
-        if slopes is None or not bool(slopes.any()):
+        (slope,) = torch.autograd.grad(came.square().sum(), given, create_graph=True, allow_unused=True)
+        if slope is None or not slope.requires_grad or (zero_is_a_fault and not bool(slope.any())):
             return "lets no slope through"
-        if slopes.requires_grad:
-            torch.autograd.grad(slopes.square().sum(), given, retain_graph=True, allow_unused=True)
+        (second,) = torch.autograd.grad(slope.square().sum(), given, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         return f"cannot be differentiated twice ({str(error).partition(chr(10))[0]})"
-    return None
+    return "cannot be differentiated twice" if second is None else None

@@ -1,24 +1,37 @@
 """L-BFGS for attacks that know their aim exactly: it runs until the loss has reached its floor, and tells where it was.
 
-The optimizer is torch's own. It drops every pair of step and slope change whose product is below 1e-10, an absolute
-number: with a loss that starts near 1 that freezes the curvature at a loss of 1e-9, for a sigmoid network at about
-60 dB. So the loss is scaled up before it is handed over. (Measured on LeNet at 28 pixels: 58 to 60 dB became 90 to 95.)
+Nocedal and Wright 2006, section 7.2, with the inverse in one product of matrices; the line search is SciPy's. Why not a
+whole one from a library (measured on LeNet at 28 pixels and batch 1, where the gradient costs 2 to 3 CPU-ms):
+
+| | |
+|---|---|
+| torch's | 200 remembered steps cost 2.5 CPU-ms; an absolute bound on s y, 1e-10, stops it at 58 dB |
+| SciPy's | 50 remembered steps cost 6 CPU-ms |
+| this one | 200 remembered steps cost 0.3 CPU-ms |
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+from scipy.optimize import line_search
 from torch import Tensor
 
 from ...utils.errors import AttackError, ConfigError
 from ..threat_model import Candidate, Reconstruction, TracePoint, lowest_loss
 
-_SCALE = 1e10  # of the loss, see above
+Floats: TypeAlias = NDArray[np.float64]
+
+_LEAST_CURVATURE = 1e-14  # cosine of step and slope change; below it, rounding is all there is
 _PATIENCE = 50  # evaluations in which a walk must have gained
 _LEAST_GAIN = 0.02  # of the loss
 _PICTURES = 40  # kept in a trace
@@ -37,7 +50,7 @@ class Search:
     restarts: int  # at most; a further one only where all before it plainly failed
     tolerance: float  # loss at which a restart is done
     trace_every: int  # evaluations; 0 for no trace
-    history: int = 200  # steps that L-BFGS remembers: so many that it nearly is BFGS
+    history: int = 400  # steps that L-BFGS remembers: so many that it nearly is BFGS
 
     def __post_init__(self) -> None:
         """Refuse what cannot be walked."""
@@ -74,34 +87,105 @@ def best_restart(attack: str, restart: Callable[[], Candidate], search: Search) 
 
 def walk(problem: Problem, search: Search) -> Candidate:
     """One restart; its loss is infinite where the first evaluation gave no number."""
-    sought = [variable.requires_grad_() for variable in problem.start]
-    seen = _Seen(search, [variable.detach().clone() for variable in sought])
+    seen = _Seen(search, [variable.detach().clone() for variable in problem.start])
 
-    def evaluate() -> Tensor:
+    def evaluate(point: Floats) -> tuple[float, Floats]:
+        sought = [part.requires_grad_() for part in _parts(point, problem.start)]
         loss = problem.loss(sought)
-        slopes = torch.autograd.grad(_SCALE * loss, sought)
-        for variable, slope in zip(sought, slopes, strict=True):
-            variable.grad = slope
+        slopes = torch.autograd.grad(loss, sought)
         seen.note(float(loss.detach()), sought, problem)
-        return _SCALE * loss.detach()
+        return float(loss.detach()), _flat(slopes)
 
-    optimizer = torch.optim.LBFGS(
-        sought,
-        max_iter=search.iterations,
-        max_eval=search.iterations,
-        tolerance_grad=0,
-        tolerance_change=0,
-        history_size=search.history,
-        line_search_fn="strong_wolfe",
-    )
     with suppress(_ArrivedError):
-        optimizer.step(evaluate)  # type: ignore[no-untyped-call]
+        _minimise(evaluate, _flat(problem.start), search.history)
     images = problem.images(seen.best).clamp(0, 1)
     return Candidate(images, problem.labels(seen.best), seen.loss, seen.trace())
 
 
+def _minimise(evaluate: Callable[[Floats], tuple[float, Floats]], point: Floats, capacity: int) -> None:
+    """Go down until ``evaluate`` raises, or no step goes down any more."""
+    remembered = _Curvature(len(point), capacity)
+    latest: list[tuple[Floats, float, Floats]] = []  # SciPy asks for loss and slope apart
+
+    def at(asked: Floats) -> tuple[float, Floats]:
+        if not latest or not np.array_equal(latest[-1][0], asked):
+            latest[:] = [(asked.copy(), *evaluate(asked))]
+        return latest[-1][1:]
+
+    loss, slope = at(point)
+    while True:
+        direction = remembered.direction(slope)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # that no step was found; answered below
+            share, *_ = line_search(lambda x: at(x)[0], lambda x: at(x)[1], point, direction, slope, loss)
+        if share is None and not remembered.count:
+            return
+        if share is None:
+            remembered = _Curvature(len(point), capacity)
+            continue
+        reached = point + share * direction
+        loss, new_slope = at(reached)
+        remembered.add(reached - point, new_slope - slope)
+        point, slope = reached, new_slope
+
+
+class _Curvature:
+    """The inverse Hessian as the last steps tell it: Byrd, Nocedal and Schnabel 1994, equation 3.1."""
+
+    def __init__(self, size: int, capacity: int) -> None:
+        self.count = 0
+        self._steps, self._changes = np.zeros((capacity, size)), np.zeros((capacity, size))  # s and y, one a row
+        self._products, self._squares = np.zeros((capacity, capacity)), np.zeros((capacity, capacity))  # s y', y y'
+
+    def add(self, step: Floats, change: Floats) -> None:
+        """Remember one step and how the slope changed along it; forget the oldest quarter where it is full."""
+        curvature = step @ change
+        if curvature <= _LEAST_CURVATURE * np.linalg.norm(step) * np.linalg.norm(change):
+            return
+        if self.count == len(self._steps):
+            self._forget(-(-self.count // 4))
+        now = self.count
+        self._steps[now], self._changes[now] = step, change
+        self.count += 1
+        s, y = self._steps[: self.count], self._changes[: self.count]
+        self._products[: self.count, now] = s @ change
+        self._squares[now, : self.count] = self._squares[: self.count, now] = y @ change
+
+    def direction(self, slope: Floats) -> Floats:
+        """Where a Newton step would go."""
+        if not self.count:
+            return -slope * min(1.0, 1 / float(np.abs(slope).sum()))
+        m = self.count
+        s, y, products, squares = self._steps[:m], self._changes[:m], self._products[:m, :m], self._squares[:m, :m]
+        curvatures = products.diagonal()
+        scale = curvatures[-1] / squares[-1, -1]
+        inner = solve_triangular(products, s @ slope, check_finite=False)  # reads the upper triangle alone
+        outer = curvatures * inner + scale * (squares @ inner - y @ slope)
+        outer = solve_triangular(products, outer, trans=1, check_finite=False)
+        along: Floats = scale * (slope - inner @ y) + outer @ s
+        return -along
+
+    def _forget(self, oldest: int) -> None:
+        kept = self.count - oldest
+        for rows in (self._steps, self._changes):
+            rows[:kept] = rows[oldest : self.count].copy()
+        for square in (self._products, self._squares):
+            square[:kept, :kept] = square[oldest : self.count, oldest : self.count].copy()
+        self.count = kept
+
+
+def _flat(parts: Sequence[Tensor]) -> Floats:
+    joined: Floats = torch.cat([part.detach().reshape(-1) for part in parts]).double().cpu().numpy()
+    return joined
+
+
+def _parts(point: Floats, like: Sequence[Tensor]) -> list[Tensor]:
+    flat = torch.from_numpy(point.copy()).split([part.numel() for part in like])  # type: ignore[no-untyped-call]
+    return [one.reshape(part.shape).to(part) for one, part in zip(flat, like, strict=True)]
+
+
 class _ArrivedError(Exception):
-    """There is nothing left to gain; torch's L-BFGS can be stopped in no other way."""
+    """There is nothing left to gain."""
 
 
 @dataclass(slots=True)
@@ -124,7 +208,8 @@ class _Seen:
             with torch.no_grad():
                 self._points.append(TracePoint(number, loss, problem.images(sought).clamp(0, 1).float().cpu()))
         before = self._losses[-1 - _PATIENCE] if number >= _PATIENCE else math.inf
-        if not math.isfinite(loss) or self.loss < self.search.tolerance or self.loss > (1 - _LEAST_GAIN) * before:
+        stuck = not math.isfinite(loss) or self.loss > (1 - _LEAST_GAIN) * before
+        if stuck or self.loss < self.search.tolerance or number + 1 == self.search.iterations:
             raise _ArrivedError
 
     def trace(self) -> tuple[TracePoint, ...]:
