@@ -17,7 +17,7 @@ from .cells import Cell
 _LABELS = ("labels",)
 _FEDAVG = ("labels", "local_steps", "learning_rate")
 _BATCH_NORM = ("labels", "batch_norm_statistics")
-_CHOSE_MODEL = ("malicious",)
+_CHOSE_MODEL = ("malicious", "public_data")
 _XRAYS = "pneumonia28"
 
 SMOKE: tuple[Cell, ...] = (
@@ -117,7 +117,7 @@ FULL: tuple[Cell, ...] = (
     # A director that chose the model.
     *(Cell(case, "mlp", "imprint", _CHOSE_MODEL, batch=16, targets=4) for case in (_XRAYS, "cifar10", "mnist")),
     *(Cell(case, "lenet", "fishing", (*_CHOSE_MODEL, *_LABELS), batch=8) for case in ("cifar10", "mnist")),
-    Cell("mnist", "mlp", "seer", (*_CHOSE_MODEL, "public_data"), (("batch", 16),), batch=16),
+    Cell("mnist", "mlp", "seer", _CHOSE_MODEL, (("batch", 16),), batch=16),
     # The bottleneck.
     *(
         Cell(_XRAYS, model, attack, _LABELS, defense="precode", adaptive=attack == "precode-break", targets=8)
@@ -130,14 +130,14 @@ FULL: tuple[Cell, ...] = (
 )
 
 CLAIM: tuple[Cell, ...] = (
-    Cell(_XRAYS, "tanh-cnn", "dlg", _LABELS, targets=500, skip=100, gallery=500),
-    Cell(_XRAYS, "tanh-cnn", "dlg", _LABELS, defense="precode", targets=500, skip=100, gallery=500),
+    Cell(_XRAYS, "tanh-cnn", "dlg", _LABELS, targets=500, skip=200, gallery=500),
+    Cell(_XRAYS, "tanh-cnn", "dlg", _LABELS, defense="precode", targets=500, skip=200, gallery=500),
     Cell(
         *(_XRAYS, "tanh-cnn", "precode-break", _LABELS),
         defense="precode",
         adaptive=True,
         targets=500,
-        skip=100,
+        skip=200,
         gallery=500,
     ),
 )
