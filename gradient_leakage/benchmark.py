@@ -155,7 +155,7 @@ def _attacked(laboratory: Laboratory, run: Run, truth: Truth, clock: _Stopwatch)
     model = laboratory.model(cell)
     if hasattr(attack, "prepare"):
         with clock:
-            model = attack.prepare(model, domain, rng, public)
+            model = attack.prepare(model, domain, rng, public if cell.granted().public_data else None)
     local = LocalTraining(cell.local_steps, cell.batch) if cell.local_steps else None
     site = SiteTraining(local, cell.learning_rate)
     observation = observe(model, truth.images, truth.labels, site, run.generator("site"), domain.num_classes)

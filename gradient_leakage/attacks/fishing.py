@@ -57,8 +57,8 @@ class Fishing:
 
     @property
     def needs(self) -> Knowledge:
-        """That the attacker chose the model."""
-        return Knowledge(malicious=True)
+        """That the attacker chose the model; public images too, where the site is to hold several of the class."""
+        return Knowledge(malicious=True, public_data=self.expected > 1)
 
     def prepare(
         self,

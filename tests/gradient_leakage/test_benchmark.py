@@ -67,6 +67,19 @@ def test_the_null_is_what_the_same_attack_found_in_another_update(toys, store):
     assert row.null_psnr == pytest.approx(-10 * np.log10(np.square(theirs["found"] - mine["truth"]).mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("knowledge", [(), ("public_data",)])
+def test_a_director_who_chooses_the_model_has_public_images_only_where_they_are_granted(toys, monkeypatch, knowledge):
+    given = []
+
+    def prepare(_attack, model, _domain, _rng, public):
+        given.append(public)
+        return model
+
+    monkeypatch.setattr(toys["ToyAttack"], "prepare", prepare, raising=False)
+    attack_one(toys["ToyLaboratory"](), Run(dataclasses.replace(toys["cells"](2)[0], knowledge=knowledge), 0))
+    assert [public is not None for public in given] == [bool(knowledge)]
+
+
 def test_fixed_seeds_give_the_same_rows_in_one_process_and_in_several(toys, store, tmp_path):
     rows = run_cells(toys["cells"](3), toys["ToyLaboratory"](), store, in_this_process)
     process = started(tmp_path / "other", 2, 0, 3)

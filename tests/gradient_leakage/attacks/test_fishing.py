@@ -184,3 +184,8 @@ def test_an_honest_director_may_not_fish(xrays28, rng):
     sent = observe(build("mlp", XRAYS, 0), images, labels, SiteTraining(), rng, 2)
     with pytest.raises(ConfigError, match="malicious"):
         Fishing()(sent, Knowledge(), rng)
+
+
+def test_several_of_a_class_are_fished_with_public_images_alone():
+    assert not Fishing().needs.public_data
+    assert Fishing(expected=2).needs.public_data
