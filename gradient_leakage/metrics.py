@@ -160,8 +160,9 @@ def baseline(public: Tensor, truth: Truth) -> Scores:
 def null_scores(scored: Sequence[Scores], truths: Sequence[Truth], rng: np.random.Generator) -> list[Scores]:
     """What the same attack finds in another patient's update: permutation within class.
 
-    Each truth is given the pictures of another update that shares no patient with it, as many of its classes as there
-    are; within a class pictures are again assigned to images at the least error, since the attack itself is scored so.
+    Each truth is given the pictures of another update that shares no patient and no image with it, as many of its
+    classes as there are; within a class pictures are again assigned to images at the least error, since the attack
+    itself is scored so.
 
     Args:
         scored: what ``score`` gave, one an update.
@@ -267,10 +268,12 @@ def _partners(scored: Sequence[Scores], truths: Sequence[Truth], rng: np.random.
     """
     count = len(truths)
     patients = [{truth.patient(place) for place in range(len(truth.images))} for truth in truths]
+    images = [{image.tobytes() for image in _pictures(truth.images)} for truth in truths]  # a copy is no other image
     shared = np.array([[label_overlap(a.labels, b.labels) for b in truths] for a in truths], np.float64)
     for one in range(count):
         for other in range(count):
-            if one == other or patients[one] & patients[other] or scored[other].images is None:
+            akin = one == other or patients[one] & patients[other] or images[one] & images[other]
+            if akin or scored[other].images is None:
                 shared[one, other] = 0
     worth = shared + rng.random(shared.shape) / (count + 1) * (shared > 0)
     rows, columns = linear_sum_assignment(worth, maximize=True)

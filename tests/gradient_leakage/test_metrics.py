@@ -170,6 +170,25 @@ def test_where_nobody_can_stand_in_there_is_no_null():
         assert all(np.isnan(one.ssim).all() for one in nulls)
 
 
+@pytest.mark.parametrize("patients", [(), ("a",)])
+def test_a_copy_of_an_image_is_nobodys_null(patients):
+    first, second, *others = (Truth(pictures(1, seed=max(n, 1)), torch.tensor([0])) for n in range(5))
+    truths = [Truth(first.images, first.labels, patients), second, *others]
+    scored = [score(Reconstruction(one.images), one) for one in truths]
+    for seed in range(5):
+        nulls = null_scores(scored, truths, np.random.default_rng(seed))
+        assert max(one.psnr[0] for one in nulls) < 20  # random pictures; nan would fail too
+    for one in null_scores(scored[:2], truths[:2], np.random.default_rng(0)):
+        assert np.isnan(one.psnr).all()
+
+
+def test_a_batch_that_holds_one_image_of_another_is_not_its_null():
+    truths = [Truth(pictures(4, seed=n), torch.tensor([0, 0, 1, 1])) for n in range(2)]
+    truths[1].images[3] = truths[0].images[2]
+    scored = [score(Reconstruction(one.images), one) for one in truths]
+    assert all(np.isnan(one.psnr).all() for one in null_scores(scored, truths, np.random.default_rng(0)))
+
+
 def test_a_gallery_knows_an_exact_picture_and_not_one_of_somebody_else():
     targets, gallery = truth_of(30, seed=1), truth_of(200, seed=2)
     known = re_identification(targets.images, targets, gallery)
