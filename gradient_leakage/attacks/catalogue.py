@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ...utils.errors import ConfigError
 from ..threat_model import Adversary
@@ -27,13 +28,35 @@ class Listed:
         """The attack with its options.
 
         Raises:
-            ConfigError: an option that it does not have.
+            ConfigError: an option that it does not have, of another type than its own, or out of range.
         """
         made: Callable[..., Any] = getattr(import_module(f".{self.module}", __package__), self.class_name)
-        try:
-            return made(**options)
-        except TypeError as error:
-            raise ConfigError(f"attack {self.name}: {error}") from error
+        hints = get_type_hints(made)
+        kinds = {field.name: hints[field.name] for field in fields(made)}  # type: ignore[arg-type]
+        for name, value in options.items():
+            if name not in kinds:
+                there = ", ".join(f"{each} ({_words(kind)})" for each, kind in kinds.items())
+                raise ConfigError(f"attack {self.name}: no option {name}; it has {there or 'none'}")
+            if not _is_of(kinds[name], value):
+                raise ConfigError(
+                    f"attack {self.name}: option {name}: expected {_words(kinds[name])}, "
+                    f"got {value!r} ({type(value).__name__})"
+                )
+        return made(**options)
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Is it of this type? A whole number is a float too, a bool is no number; of a generic type its class alone."""
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        return any(_is_of(one, value) for one in get_args(kind))
+    plain = float | int if kind is float else get_origin(kind) or kind
+    if not isinstance(plain, type | UnionType):
+        return True
+    return isinstance(value, plain) and (kind is bool or not isinstance(value, bool))
+
+
+def _words(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 ATTACKS: tuple[Listed, ...] = (
