@@ -284,6 +284,10 @@ def _counts(by_label: Tensor, bias: Tensor, total: int, *, to_scale: bool) -> Te
     batch without a gradient as far as labels drawn at random do on average (chi-square), but none below zero.
     """
     gradient, by_label = bias.detach().cpu().double(), by_label.detach().cpu().double()
+    if not bool(gradient.isfinite().all() and by_label.isfinite().all()):
+        raise AttackError(
+            "labels cannot be read off: with numbers as large as this update's, the last layer gives NaN or infinity"
+        )
     if not to_scale:
         still, moved = _shares(by_label, 0 * gradient), _unbounded_shares(by_label, gradient, 0.0)
         typical = (len(still) - 1) / total / float((moved.square() / still.clamp(min=1e-6)).sum())

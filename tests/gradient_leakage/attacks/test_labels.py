@@ -1,7 +1,9 @@
 """Labels from the last layer's gradient: what the papers claim, at CPU-small settings on MNIST digits and X-rays."""
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from fedveil.gradient_leakage.attacks.labels import BiasLabels, IdlgLabel, LabelLeakage, idlg_label, infer_labels
@@ -243,3 +245,13 @@ def test_a_frozen_last_layer_and_a_zero_gradient_are_refused(mnist):
     still = seen(build("mlp", DIGITS, seed=1), images[:2], labels[:2], SiteTraining(LocalTraining(1, 2), 0.0))
     with pytest.raises(AttackError, match="gradient of 5 is zero"):
         infer_labels(still)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+@pytest.mark.parametrize("knowledge", [Knowledge(), TRAINING])
+def test_an_update_of_huge_numbers_is_refused_in_words(name, knowledge, mnist, rng):
+    images, labels = mnist
+    sent = seen(build(name, DIGITS, 0), images[:4], labels[:4], SiteTraining(LocalTraining(1, 2), 0.1))
+    huge = replace(sent, sent=np.full_like(sent.vector(), 1e38).tobytes())  # finite, but no model is left with it
+    with pytest.raises(AttackError, match="as large as this update's"):
+        infer_labels(huge, knowledge, rng)
