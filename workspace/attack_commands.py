@@ -32,12 +32,20 @@ def run(
     images: Annotated[
         Path | None, typer.Option(help="npz (images, labels) or folder of images by class; each is attacked.")
     ] = None,
-    model: Annotated[str, typer.Option(help="A network of the benchmark, or module:callable.")] = "tanh-cnn",
-    batch: Annotated[int, typer.Option(help="Images an update.")] = 1,
-    local_steps: Annotated[int, typer.Option(help="Steps of plain SGD at the site; 0: it sends a gradient.")] = 0,
-    learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.01,
-    classes: Annotated[int | None, typer.Option(help="Of the model; by default as the labels ask for.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Resize a folder's images to so many pixels a side.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A network of the benchmark, or module:callable; by default tanh-cnn.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images an update; by default 1.")] = None,
+    local_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of plain SGD at the site; by default it sends a gradient.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the local steps; by default 0.01.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Of the model; by default as the labels ask for.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=3, help="Resize a folder's images to so many pixels a side.")
+    ] = None,
     know: Annotated[
         str | None, typer.Option(help="What the attacker knows, by commas; by default what the attack needs.")
     ] = None,
@@ -50,8 +58,10 @@ def run(
     weights: Annotated[
         Path | None, typer.Option(help="The model of that round, safetensors; by default the bundle's first.")
     ] = None,
-    examples: Annotated[int | None, typer.Option(help="Images that made the recorded update.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
+    examples: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Images that made the recorded update.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, as envoys send, or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
@@ -59,7 +69,8 @@ def run(
     gif: Annotated[Path | None, typer.Option(help="Write the first image as it emerges here.")] = None,
 ) -> None:
     """Attack your own images and model, or a recorded update, and score what was found."""
-    from .attack_run import AttackRun, Outputs, run_attack
+    from .attack_outputs import Outputs
+    from .attack_run import AttackRun, run_attack
 
     with errors_in_words():
         asked = AttackRun(
@@ -82,7 +93,11 @@ def run(
             dtype=dtype,
             device=device,
         )
-        run_attack(asked, Outputs(json_file, save, gif), _CONSOLE)
+        try:
+            run_attack(asked, Outputs(json_file, save, gif), _CONSOLE)
+        except KeyboardInterrupt as interrupt:
+            typer.echo(str(interrupt) or "interrupted", err=True)
+            raise typer.Exit(130) from None
 
 
 @attack.command("bench")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
+from torch import Tensor
 
 from ..gradient_leakage.confidence import Floats, Interval, bootstrap_mean
 from ..gradient_leakage.metrics import MIN_GALLERY, Scores, Truth, baseline, null_scores, re_identification
 from ..gradient_leakage.threat_model import Reconstruction
-from ..utils.errors import AttackError
+from ..utils.errors import FederationError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -34,7 +36,7 @@ class Attacked:
     cpu_seconds: float
     truth: Truth | None  # unknown for a recorded update, unless its images are given
     scores: Scores | None
-    error: AttackError | None = None  # why the attack cannot be run on this update
+    error: FederationError | None = None  # why the attack cannot be run on this update
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +47,7 @@ class Figures:
     null: dict[str, Floats]
     baseline: dict[str, Floats]
     baseline_of: str
+    patients: tuple[str, ...] | None  # None where nothing is known of them
     reid: dict[str, Json]
 
 
@@ -60,6 +63,7 @@ def figures_of(attacked: Sequence[Attacked], public: Truth | None, rng: np.rando
         null={name: _joined(null_scores(scored, truths, rng), name) for name in _MEASURES},
         baseline={name: _joined(base, name) if base else np.full(_count(truths), math.nan) for name in _MEASURES},
         baseline_of=base_of,
+        patients=_together(truths).patients or None,
         reid=_reid(scored, truths, public),
     )
 
@@ -76,7 +80,7 @@ def as_json(attacked: Sequence[Attacked], figures: Figures | None, seed: int) ->
         return report
     rng = np.random.default_rng(seed)
     for name in _MEASURES:
-        interval = bootstrap_mean(figures.measured[name], rng)
+        interval = bootstrap_mean(figures.measured[name], rng, figures.patients)
         report[name] = _finite(interval.value)
         report[f"{name}_interval"] = [_finite(interval.low), _finite(interval.high)]
         report[f"null_{name}"] = _mean(figures.null[name].tolist())
@@ -98,33 +102,33 @@ def as_words(title: str, attacked: Sequence[Attacked], figures: Figures | None, 
     if figures is None:
         return Group(*lines)
     table = Table("", "attack", "null", "baseline", "excess over the null", caption="(95 % intervals)")
-    rng = np.random.default_rng(seed)
+    interval_of = partial(bootstrap_mean, rng=np.random.default_rng(seed), patients=figures.patients)
     for name, heading, form in (("psnr", "PSNR, dB", ".1f"), ("ssim", "SSIM", ".3f"), ("mse", "MSE", ".1e")):
         values, null = figures.measured[name], figures.null[name]
         table.add_row(
             heading,
-            _interval(bootstrap_mean(values, rng), form),
-            _interval(bootstrap_mean(null, rng), form, alone=True),
-            _interval(bootstrap_mean(figures.baseline[name], rng), form, alone=True),
-            _interval(bootstrap_mean(values - null, rng), form),
+            _interval(interval_of(values), form),
+            _interval(interval_of(null), form, alone=True),
+            _interval(interval_of(figures.baseline[name]), form, alone=True),
+            _interval(interval_of(values - null), form),
         )
     known = f"re-identification: {figures.reid['words']}"
     return Group(*lines, table, known, f"baseline: {figures.baseline_of}. {_WORDS}")
 
 
 def _baselines(truths: Sequence[Truth], public: Truth | None) -> tuple[list[Scores], str]:
-    """The public mean image; without public images, the mean of all images that are not in the same batch."""
+    """The public mean image; without public images, the mean of all images of patients outside the same batch."""
     if public is not None:
         return [baseline(public.images, truth) for truth in truths], "the mean of the public images"
-    if len(truths) < 2:
-        return [], "none: no public images, and one update alone"
-    others = [torch.cat([one.images for one in truths if one is not truth]) for truth in truths]
+    others = [_outside(truth, truths) for truth in truths]
+    if not all(len(images) for images in others):
+        return [], "none: no public images, and an update beside which there are no other images"
     found = [baseline(images, truth) for images, truth in zip(others, truths, strict=True)]
     return found, "the mean of the given images outside the update"
 
 
 def _reid(scored: Sequence[Scores], truths: Sequence[Truth], public: Truth | None) -> dict[str, Json]:
-    """By pixels, among the given images and then the public ones, each taken for a patient of its own."""
+    """By pixels, among the given images and then the public ones, by their patients."""
     gallery = [*truths, *([public] if public is not None else [])]
     targets, others = _together(truths), _together(gallery)
     pictures = [
@@ -146,8 +150,19 @@ def _reid(scored: Sequence[Scores], truths: Sequence[Truth], public: Truth | Non
     }
 
 
+def _outside(truth: Truth, truths: Sequence[Truth]) -> Tensor:
+    """The images of patients that have none in this batch."""
+    own = {truth.patient(place) for place in range(len(truth.images))}
+    return torch.cat([one.images[[one.patient(p) not in own for p in range(len(one.images))]] for one in truths])
+
+
 def _together(truths: Sequence[Truth]) -> Truth:
-    return Truth(torch.cat([one.images.float() for one in truths]), torch.cat([one.labels for one in truths]))
+    known = all(one.patients for one in truths)
+    return Truth(
+        torch.cat([one.images.float() for one in truths]),
+        torch.cat([one.labels for one in truths]),
+        tuple(patient for one in truths for patient in one.patients) if known else (),
+    )
 
 
 def _per_image(attacked: Sequence[Attacked], figures: Figures) -> list[Json]:

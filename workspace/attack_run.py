@@ -6,8 +6,7 @@ meets the truth in ``attack_report``.
 
 from __future__ import annotations
 
-import io
-import json
+import math
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +20,11 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
 
 from .. import __version__
 from ..gradient_leakage.attacks.catalogue import ATTACKS, Listed, listed
-from ..gradient_leakage.metrics import Truth, match, score
-from ..gradient_leakage.pictures import draw_emerging
+from ..gradient_leakage.cases import patients_by_content
+from ..gradient_leakage.metrics import Truth, score
 from ..gradient_leakage.threat_model import (
     Granted,
     ImageDomain,
@@ -37,15 +35,19 @@ from ..gradient_leakage.threat_model import (
     Reconstruction,
 )
 from ..gradient_leakage.victim import SiteTraining, granting, observe, require_batch
-from ..utils.errors import AttackError, ConfigError, DatasetError, StorageError
+from ..utils.errors import AttackError, ConfigError, DatasetError, FederationError
+from .attack_outputs import Outputs
 from .attack_report import Attacked, Json, as_json, as_words, figures_of
 from .attacked_models import attacked_model, num_classes_of
 from .leakage_data import OwnImages, read_images
 from .recorded_update import recorded
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_FRAMES = 48  # of an animation, at most
+_MODEL, _LEARNING_RATE = "tanh-cnn", 0.01  # where nothing else is asked for
 _MOMENTS = 200  # at which an attack that is to be animated keeps its pictures; it may be done after a tenth of them
+_MOST_INFERRED_CLASSES = 10_000  # more of them are patients' numbers or a mistake, and would fill the memory
+_LEAST_PIXELS = 3  # a side; SSIM has no smaller window
+_OF_OWN_MODELS = ("model", "batch", "local_steps", "learning_rate", "classes")  # a plan says these of its updates
 _HOW_TO_GRANT = {
     "labels": "give --images",
     "batch_norm_statistics": "only a model with batch normalisation has them, and no recorded update",
@@ -58,14 +60,14 @@ _HOW_TO_GRANT = {
 
 @dataclass(frozen=True, slots=True)
 class AttackRun:
-    """What is asked for; the flags of the command."""
+    """What is asked for; the flags of the command. None: not given."""
 
     attack: str
     images: Path | None = None
-    model: str = "tanh-cnn"
-    batch: int = 1
-    local_steps: int = 0
-    learning_rate: float = 0.01
+    model: str | None = None
+    batch: int | None = None
+    local_steps: int | None = None
+    learning_rate: float | None = None
     classes: int | None = None
     image_size: int | None = None
     know: str | None = None
@@ -93,26 +95,25 @@ class AttackRun:
             raise ConfigError("a recorded update is float32; leave --dtype out")
         if self.update is None and (self.weights is not None or self.examples is not None):
             raise ConfigError("--weights and --examples belong to a recorded --update")
-        if self.batch < 1 or self.local_steps < 0 or self.learning_rate <= 0:
-            raise ConfigError("--batch is at least 1, --local-steps at least 0, and --learning-rate positive")
+        unused = [name for name in _OF_OWN_MODELS if getattr(self, name) is not None]
+        if self.update is not None and unused:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+            raise ConfigError(f"leave {flags} out: the plan says it of a recorded --update")
+        if (self.batch or 1) < 1 or (self.local_steps or 0) < 0:
+            raise ConfigError("--batch is at least 1, and --local-steps at least 0")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"--learning-rate {self.learning_rate}: expected a positive number")
+        if self.learning_rate is not None and not self.local_steps:
+            raise ConfigError("--learning-rate belongs to --local-steps: a gradient has none")
         if self.dtype not in _DTYPES or self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"--dtype is one of {', '.join(_DTYPES)}; --device one of auto, cpu, cuda")
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """Files to write."""
-
-    json: Path | None = None
-    save: Path | None = None
-    gif: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Target:
     """One update to attack, and its truth where that is known."""
 
-    observation: Observation
+    observe: Callable[[], Observation]  # made when its turn comes
     truth: Truth | None
 
 
@@ -126,41 +127,54 @@ def attack_lines() -> Iterator[str]:
 
 
 def run_attack(asked: AttackRun, outputs: Outputs, console: Console) -> dict[str, Json]:
-    """Attack, score, write what is asked for, and show it.
+    """Attack, score, show it, and write what is asked for.
 
     Returns:
         What ``--json`` writes.
 
     Raises:
-        FederationError: something asked for is not there, does not fit, or cannot be attacked so.
+        FederationError: something asked for is not there, does not fit, or cannot be attacked so; or an output failed,
+            after all else was shown and written.
+        KeyboardInterrupt: says after how many updates; what had ended was shown and written.
     """
     entry = listed(asked.attack)
     attack = _made(entry, asked.options, wants_trace=outputs.gif is not None)
     knowledge = attack.needs if asked.know is None else _knowledge_of(asked.know)
     device = _device_of(asked.device)
+    outputs.require_writable()
     own = None if asked.images is None else read_images(asked.images, asked.image_size)
     public = None if asked.public is None else _truth_of(read_images(asked.public, asked.image_size))
+    if own is not None:
+        _require_measurable(own, public)
     remarks: tuple[str, ...] = ()
-    targets: Sequence[Callable[[], _Target]]
     if own is not None and asked.update is None:
-        laboratory = _Laboratory(asked, attack, own, public, device)
-        targets = [partial(laboratory.target, place) for place in range(laboratory.num_batches)]
+        laboratory = _Laboratory(asked, attack, own, public if knowledge.public_data else None, device)
+        if public is not None:
+            _require_alike(public, laboratory.domain, "--public")
+        targets = laboratory.targets()
     else:
         target, remarks = _recorded_target(asked, own, public, device)
-        targets = [lambda: target]
+        targets = [target]
     attacked: list[Attacked] = []
+    interrupted = ""
     with Progress(console=console, transient=True) as progress:
-        for place, target_at in enumerate(progress.track(targets, description=entry.name)):
-            attacked.append(_attack_one(attack, target_at(), knowledge, _generator(asked.seed, place, 2)))
+        try:
+            for place, target in enumerate(progress.track(targets, description=entry.name)):
+                attacked.append(_attack_one(attack, target, knowledge, _generator(asked.seed, place, 2)))
+        except KeyboardInterrupt:
+            interrupted = f"interrupted after {len(attacked)} of {len(targets)} updates"
+            remarks = (*remarks, interrupted)
     errors = [one.error for one in attacked if one.error is not None]
     if len(errors) == len(attacked):
-        raise errors[0]
+        raise KeyboardInterrupt(interrupted) if interrupted else errors[0]
     figures = figures_of(attacked, public, np.random.default_rng(asked.seed))
     report = _described(asked, attack, knowledge, attacked, remarks) | as_json(attacked, figures, asked.seed)
-    _write(outputs, report, attacked)
     for remark in remarks:
         console.print(f"note: {remark}", markup=False)
     console.print(as_words(f"{entry.name} ({entry.paper})", attacked, figures, asked.seed))
+    outputs.write(report, attacked)
+    if interrupted:
+        raise KeyboardInterrupt(interrupted)
     return report
 
 
@@ -170,36 +184,52 @@ class _Laboratory:
     def __init__(
         self, asked: AttackRun, attack: Any, own: OwnImages, public: Truth | None, device: torch.device
     ) -> None:
-        self._asked, self._attack, self._public = asked, attack, public
+        self._asked, self._attack = asked, attack
+        self._public = None if public is None else PublicImages(public.images, public.labels)
+        self._batch = asked.batch or 1
+        if self._batch > len(own.images):
+            raise ConfigError(f"--batch {self._batch}: there are {len(own.images)} images")
         dtype = _DTYPES[asked.dtype]
-        self._images, self._labels = own.images.to(dtype), own.labels
+        truth = _truth_of(own)
+        self._truth = replace(truth, images=truth.images.to(dtype))
         channels, height, width = own.images.shape[1:]
-        wanted = max(2, int(own.labels.max()) + 1) if asked.classes is None else asked.classes
-        domain = ImageDomain((channels, height, width), wanted)
-        self._model = attacked_model(asked.model, domain, asked.seed).to(device, dtype)
-        found = num_classes_of(self._model, asked.model, self._images[: asked.batch])
-        self._domain = replace(domain, num_classes=found)
-        require_batch(self._images, self._labels, found)
-        if public is not None:
-            _require_alike(public, self._domain, "--public")
+        domain = ImageDomain((channels, height, width), asked.classes or _classes_in(own))
+        self._name = asked.model or _MODEL
+        self._model = attacked_model(self._name, domain, asked.seed).to(device, dtype)
+        found = num_classes_of(self._model, self._name, self._truth.images[: self._batch])
+        self.domain = replace(domain, num_classes=found)
+        require_batch(self._truth.images, self._truth.labels, found)
 
-    @property
-    def num_batches(self) -> int:
-        """The last may be smaller: every image is attacked."""
-        return -(-len(self._images) // self._asked.batch)
+    def targets(self) -> list[_Target]:
+        """Every image is attacked; the last update may be of fewer."""
+        places = range(0, len(self._truth.images), self._batch)
+        truths = [self._truth_at(slice(place, place + self._batch)) for place in places]
+        return [_Target(partial(self._observe, place, truth), truth) for place, truth in enumerate(truths)]
 
-    def target(self, place: int) -> _Target:
-        """Let the site train on one batch, and look at what it sends."""
-        asked, chosen = self._asked, slice(place * self._asked.batch, (place + 1) * self._asked.batch)
-        images, labels = self._images[chosen], self._labels[chosen]
-        model: nn.Module = self._model
-        public = None if self._public is None else PublicImages(self._public.images, self._public.labels)
+    def _truth_at(self, chosen: slice) -> Truth:
+        whole = self._truth
+        return Truth(whole.images[chosen], whole.labels[chosen], whole.patients[chosen])
+
+    def _observe(self, place: int, truth: Truth) -> Observation:
+        """Let the site train on one batch, and look at what it sends.
+
+        Raises:
+            AttackError: the model raised while it was trained.
+            FederationError: as the attack's ``prepare`` and ``observe`` do.
+        """
+        asked, model = self._asked, self._model
         if hasattr(self._attack, "prepare"):
-            model = self._attack.prepare(model, self._domain, _generator(asked.seed, place, 0), public)
+            model = self._attack.prepare(model, self.domain, _generator(asked.seed, place, 0), self._public)
+        rng, images = _generator(asked.seed, place, 1), truth.images.clone()  # a model may change what it is given
         local = LocalTraining(asked.local_steps, len(images)) if asked.local_steps else None
-        site = SiteTraining(local, asked.learning_rate)
-        seen = observe(model, images, labels, site, _generator(asked.seed, place, 1), self._domain.num_classes)
-        return _Target(granting(seen, public_data=public), Truth(images, labels))
+        site = SiteTraining(local, asked.learning_rate or _LEARNING_RATE)
+        try:
+            seen = observe(model, images, truth.labels, site, rng, self.domain.num_classes)
+        except (ValueError, RuntimeError) as error:
+            raise AttackError(
+                f"model {self._name} cannot be trained on a batch of {len(images)}: {type(error).__name__}: {error}"
+            ) from error
+        return granting(seen, public_data=self._public)
 
 
 def _recorded_target(
@@ -219,25 +249,32 @@ def _recorded_target(
             _require_alike(images, observation.domain, name)
     if public is not None:
         observation = granting(observation, public_data=PublicImages(public.images, public.labels))
-    if own is None:
-        return _Target(observation, None), found.remarks
-    return _Target(granting(observation, labels=own.labels), _truth_of(own)), found.remarks
+    if own is not None:
+        observation = granting(observation, labels=own.labels)
+    return _Target(lambda: observation, None if own is None else _truth_of(own)), found.remarks
 
 
 def _attack_one(attack: Any, target: _Target, knowledge: Knowledge, rng: torch.Generator) -> Attacked:
     """One attack in seconds of this process's CPU; that it cannot be run on this update is a result too."""
-    seen = target.observation.limited_to(knowledge)
-    for entry in fields(Granted):
-        if getattr(knowledge, entry.name) and getattr(seen.granted, entry.name) is None:
-            raise ConfigError(f"the attacker is to know {entry.name}, which is not there: {_HOW_TO_GRANT[entry.name]}")
     found, error, started = Reconstruction(), None, time.process_time()
     try:
+        seen = target.observe().limited_to(knowledge)
+        _require_granted(seen, knowledge)
+        started = time.process_time()
         found = attack(seen, knowledge, rng)
-    except AttackError as raised:
+    except FederationError as raised:
         error = raised
     seconds = time.process_time() - started
     scores = None if target.truth is None else score(found, target.truth)
+    if scores is not None and knowledge.labels:
+        scores = replace(scores, label_recovery=None)  # they were given, not found
     return Attacked(found, seconds, target.truth, scores, error)
+
+
+def _require_granted(seen: Observation, knowledge: Knowledge) -> None:
+    for entry in fields(Granted):
+        if getattr(knowledge, entry.name) and getattr(seen.granted, entry.name) is None:
+            raise ConfigError(f"the attacker is to know {entry.name}, which is not there: {_HOW_TO_GRANT[entry.name]}")
 
 
 def _made(entry: Listed, options: Sequence[str], *, wants_trace: bool) -> Any:
@@ -298,7 +335,34 @@ def _generator(seed: int, place: int, purpose: int) -> torch.Generator:
 
 
 def _truth_of(own: OwnImages) -> Truth:
-    return Truth(own.images, own.labels)
+    """Of patients nothing is known, but copies of an image are of one: none is the other's null."""
+    return Truth(own.images, own.labels, patients_by_content(own.images.float().numpy()))
+
+
+def _classes_in(own: OwnImages) -> int:
+    last = int(own.labels.max())
+    if last >= _MOST_INFERRED_CLASSES:
+        raise DatasetError(f"labels run to {last}; expected 0 to classes - 1 (or give --classes)")
+    return max(2, last + 1)
+
+
+def _require_measurable(own: OwnImages, public: Truth | None) -> None:
+    """Refuse images that no figure could be had of.
+
+    Raises:
+        DatasetError: they are too small, or the attacker has them already.
+    """
+    height, width = own.images.shape[2:]
+    if min(height, width) < _LEAST_PIXELS:
+        raise DatasetError(
+            f"--images holds images of {height} x {width} pixels; at least {_LEAST_PIXELS} x {_LEAST_PIXELS} are needed"
+        )
+    attacked = set(_truth_of(own).patients)
+    known = 0 if public is None else sum(patient in attacked for patient in public.patients)
+    if known:
+        raise DatasetError(
+            f"{known} of the public images are among the attacked ones; an attacker that has them needs no update"
+        )
 
 
 def _require_alike(images: Truth, domain: ImageDomain, flag: str) -> None:
@@ -311,14 +375,16 @@ def _described(
     asked: AttackRun, attack: Any, knowledge: Knowledge, attacked: Sequence[Attacked], remarks: Sequence[str]
 ) -> dict[str, Json]:
     """What was run, with all of the attack's options."""
-    config: dict[str, Json] = {
-        key: str(value) if isinstance(value, Path) else value for key, value in asdict(asked).items()
-    }
+    given = {key: value for key, value in asdict(asked).items() if value is not None}
+    config: dict[str, Json] = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     named = asdict(attack) if is_dataclass(attack) and not isinstance(attack, type) else {}
     config["options"] = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in named.items()}
     config["know"] = [name for name in _names_of(knowledge).split(", ") if name]
-    if asked.update is not None:
-        config["model"] = "of the plan"
+    if asked.update is None:
+        defaults: dict[str, Json] = {"model": _MODEL, "batch": 1, "local_steps": 0}
+        config = defaults | config
+        if asked.local_steps:
+            config.setdefault("learning_rate", _LEARNING_RATE)
     images = sum(0 if one.truth is None else len(one.truth.images) for one in attacked)
     packages = {"fedveil": __version__} | {p: version(p) for p in ("torch", "numpy", "scipy", "scikit-image")}
     return {
@@ -330,60 +396,3 @@ def _described(
         "remarks": list(remarks),
         "versions": dict(packages),
     }
-
-
-def _write(outputs: Outputs, report: dict[str, Json], attacked: Sequence[Attacked]) -> None:
-    if outputs.save is not None:
-        _keep(outputs.save, _npz_of(attacked))
-    if outputs.gif is not None:
-        _keep(outputs.gif, _animation_of(attacked[0]))
-    if outputs.json is not None:
-        _keep(outputs.json, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
-
-
-def _keep(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _npz_of(attacked: Sequence[Attacked]) -> bytes:
-    """``truth`` and ``reconstruction`` in the same order, as far as there are any."""
-    arrays: dict[str, Any] = {}
-    truths = [one.truth for one in attacked if one.truth is not None]
-    pictures = [one.found.images if one.scores is None else one.scores.images for one in attacked]
-    if truths:
-        arrays["truth"] = torch.cat([truth.images.float() for truth in truths]).numpy()
-        arrays["labels"] = torch.cat([truth.labels for truth in truths]).numpy()
-    if any(images is not None for images in pictures):
-        found = [
-            # Where an update could not be attacked: nothing was found.
-            torch.full_like(one.truth.images, 0.5) if images is None and one.truth is not None else images
-            for one, images in zip(attacked, pictures, strict=True)
-        ]
-        kept = [images.detach().float().nan_to_num(0.5).clamp(0, 1) for images in found if images is not None]
-        arrays["reconstruction"] = torch.cat(kept).numpy()
-    labels = [one.found.labels for one in attacked if one.found.labels is not None]
-    if labels:
-        arrays["found_labels"] = torch.cat(labels).numpy()
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    return file.getvalue()
-
-
-def _animation_of(one: Attacked) -> bytes:
-    """The first image of the update as it emerges, beside the original where that is known."""
-    points = [(p.iteration, p.loss, p.images) for p in one.found.trace if p.images is not None]
-    if not points or one.found.images is None:
-        raise AttackError("the attack kept no picture on its way: there is nothing to animate")
-    place = 0
-    if one.truth is not None:
-        in_found, in_truth = match(one.found.images, one.truth.images)
-        place = int(in_found[in_truth.tolist().index(0)]) if 0 in in_truth else 0
-    original: Tensor = one.found.images[place] if one.truth is None else one.truth.images[0]
-    points = [points[n] for n in np.linspace(0, len(points) - 1, min(_FRAMES, len(points))).round().astype(int)]
-    words = [f"iteration {iteration}, loss {loss:.3g}" for iteration, loss, _ in points]
-    frames = [images[place].detach().cpu().float().numpy() for _, _, images in points]
-    return draw_emerging(original.cpu().float().numpy(), frames, words)

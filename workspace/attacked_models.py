@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..gradient_leakage.gradients import require_differentiable
 from ..gradient_leakage.models import build
@@ -31,13 +32,20 @@ def attacked_model(name: str, domain: ImageDomain, seed: int) -> nn.Module:
         seed: of the weights.
 
     Raises:
-        ConfigError: there is no such model, or what was called did not return one.
+        ConfigError: there is no such model, what was called did not return one, or it has no weights to train.
     """
     if ":" not in name:
         return build(name, domain, seed)
     made = _callable_named(name)
-    if isinstance(made, nn.Module):
-        return copy.deepcopy(made)
+    model = made if isinstance(made, nn.Module) else _called(made, name, domain, seed)
+    if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
+        raise ConfigError(f"model {name}: it is lazy and has no weights yet; run it once in your callable")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"model {name}: it has no parameter that is trained, so no update tells anything")
+    return copy.deepcopy(model) if model is made else model
+
+
+def _called(made: Callable[..., Any], name: str, domain: ImageDomain, seed: int) -> nn.Module:
     offered = {"domain": domain, "image_shape": domain.shape, "num_classes": domain.num_classes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -47,8 +55,6 @@ def attacked_model(name: str, domain: ImageDomain, seed: int) -> nn.Module:
             raise ConfigError(f"model {name}: calling it raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model {name}: it returned {type(model).__name__}, expected a torch.nn.Module")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"model {name}: it has no parameter that is trained, so no update tells anything")
     return model
 
 
@@ -67,7 +73,7 @@ def num_classes_of(model: nn.Module, name: str, images: Tensor) -> int:
     tried, like = copy.deepcopy(model), next(model.parameters())
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            outputs = tried(images.to(like.device, like.dtype))
+            outputs = tried(images.to(like.device, like.dtype, copy=True))  # it may change them
     except Exception as error:
         raise AttackError(
             f"model {name} cannot be run on images of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
@@ -86,6 +92,8 @@ def num_classes_of(model: nn.Module, name: str, images: Tensor) -> int:
 
 def _callable_named(name: str) -> Callable[..., Any] | nn.Module:
     module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"model {name}: expected module:callable")
     try:
         with _importing_from(Path.cwd()):
             module = importlib.import_module(module_name)

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -94,6 +95,8 @@ def read_images(path: Path, size: int | None = None) -> OwnImages:
         return _of_folder(path, size)
     if not path.is_file():
         raise DatasetError(f"{path} is not there: expected an npz file, or a folder of images by class")
+    if not is_zipfile(path):
+        raise DatasetError(f"{path} is not an npz file: expected one, or a folder of images by class")
     try:
         # Opened here, as numpy leaves a file open that it finds damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -104,7 +107,7 @@ def read_images(path: Path, size: int | None = None) -> OwnImages:
                     f"{' and '.join(sorted(missing))} is missing"
                 )
             found = arrays["images"], arrays["labels"]
-    except (*_BROKEN, AttributeError, TypeError) as error:
+    except (*_BROKEN, BadZipFile, AttributeError, TypeError) as error:
         pickled = " an array that needs pickle, which is never used" if "pickle" in str(error) else ""
         raise DatasetError(f"{path} cannot be read as npz{':' if pickled else ''}{pickled}") from error
     images = _checked_images(found[0], path)

@@ -24,7 +24,7 @@ from ..envoy.plans import TrainingPlan
 from ..envoy.training import deterministic
 from ..gradient_leakage.threat_model import Granted, ImageDomain, LocalTraining, Observation, SentKind
 from ..utils.data_spec import DataKind
-from ..utils.errors import AttackError, LengthMismatchError, StorageError
+from ..utils.errors import AttackError, LengthMismatchError, NonFiniteUpdateError, StorageError
 from ..utils.plan_bundle import Bundle, open_bundle
 from ..utils.tensors import Layout, Role, Vector, exact_arrays, named_views, read_model
 from .attacked_models import num_classes_of
@@ -44,13 +44,19 @@ def read_update(path: Path, layout: Layout) -> bytes:
     Raises:
         StorageError: the file cannot be read, or the upload never became whole.
         LengthMismatchError: it is an update of another layout.
+        NonFiniteUpdateError: it holds NaN or infinity.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise StorageError(f"the update {path} cannot be read: {error.strerror}") from error
-    if len(content) == layout.num_bytes:
-        return content
+    sent = content if len(content) == layout.num_bytes else _of_spool(path, content, layout)
+    if not np.isfinite(np.frombuffer(sent, "<f4")).all():
+        raise NonFiniteUpdateError(f"{path} holds NaN or infinity: there is nothing to match")
+    return sent
+
+
+def _of_spool(path: Path, content: bytes, layout: Layout) -> bytes:
     if len(content) != HEADER_BYTES + layout.num_bytes:
         raise LengthMismatchError(
             f"{path} has {len(content)} bytes; an update of this plan has {layout.num_bytes} ({layout.size} float32), "

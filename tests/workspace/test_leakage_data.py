@@ -107,10 +107,14 @@ def test_what_is_no_npz_or_not_there_is_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"own\.npz is not there"):
         read_images(tmp_path / "own.npz")
     (tmp_path / "own.npz").write_bytes(b"something else")
-    with pytest.raises(DatasetError, match="cannot be read as npz"):
+    with pytest.raises(DatasetError, match="is not an npz file"):
         read_images(tmp_path / "own.npz")
+    np.savez(tmp_path / "own.npz", images=np.ones((2, 4, 4)), labels=[0, 1])
+    (tmp_path / "damaged.npz").write_bytes((tmp_path / "own.npz").read_bytes().replace(b"NUMPY", b"NOMPY"))
+    with pytest.raises(DatasetError, match=r"damaged\.npz cannot be read as npz$"):
+        read_images(tmp_path / "damaged.npz")
     np.save(tmp_path / "array.npy", np.ones(3))
-    with pytest.raises(DatasetError, match="cannot be read as npz"):
+    with pytest.raises(DatasetError, match="is not an npz file"):
         read_images(tmp_path / "array.npy")
 
 
