@@ -84,22 +84,23 @@ class FedAvgInversion:
             ConfigError: the threat model does not grant, or the observation does not hold, how the site trained.
         """
         require_knowledge("fedavg", self.needs, knowledge)
-        local, rate = observation.granted.local_steps, observation.granted.learning_rate
-        if observation.kind is not SentKind.UPDATE:
+        seen = observation.limited_to(knowledge)
+        local, rate = seen.granted.local_steps, seen.granted.learning_rate
+        if seen.kind is not SentKind.UPDATE:
             raise AttackError("fedavg: a gradient has no local steps; attack it with inverting-gradients")
         if local is None or rate is None:
             raise ConfigError(
                 "fedavg: the observation holds no local steps or no learning rate, though they are granted"
             )
-        require_differentiable(observation.model, observation.domain)
-        model = working_copy(observation.model)
+        require_differentiable(seen.model, seen.domain)
+        model = working_copy(seen.model)
         trained = trained_parameters(model)
-        sent = {n: v.to(trained[n]) for n, v in observation.tensors().items() if n in trained}
+        sent = {n: v.to(trained[n]) for n, v in seen.tensors().items() if n in trained}
         if not any(bool(value.any()) for value in sent.values()):
             raise AttackError("fedavg: the update is zero in every trained parameter, there is nothing to match")
-        labels = labels_of_restarts(observation, knowledge, self.restarts, rng)
+        labels = labels_of_restarts(seen, knowledge, self.restarts, rng)
         distances = distance_to(sent, Distance(self.distance))
-        epochs = self._own_epochs(local, observation.num_examples)
+        epochs = self._own_epochs(local, seen.num_examples)
 
         def match(sought: Tensor) -> Tensor:
             found = [
@@ -108,7 +109,7 @@ class FedAvgInversion:
             ]
             return distances({name: torch.stack([one[name] for one in found]) for name in sent})
 
-        start = random_images(observation, (self.restarts, epochs, observation.num_examples), rng)
+        start = random_images(seen, (self.restarts, epochs, seen.num_examples), rng)
         smooth = Smoothness(self.total_variation, self.total_variation_end)
         with randomness_of(rng):
             if self.relative:

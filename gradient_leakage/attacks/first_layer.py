@@ -119,7 +119,8 @@ class FirstLayer:
         """
         del rng  # nothing is drawn
         require_knowledge("first-layer", self.needs, knowledge)
-        layer = first_linear("first-layer", observation)
+        seen = observation.limited_to(knowledge)
+        layer = first_linear("first-layer", seen)
         strength = layer.bias_gradient.abs()
         used = (strength > 1e-6 * strength.max()).nonzero()[:, 0]
         if not len(used):
@@ -129,11 +130,11 @@ class FirstLayer:
             )
         used = used[strength[used].argsort(descending=True)]  # the strongest has the least rounding
         inputs, support = self._supported(
-            layer.weight_gradient[used] / layer.bias_gradient[used, None], observation.num_examples
+            layer.weight_gradient[used] / layer.bias_gradient[used, None], seen.num_examples
         )
         images = layer.images(inputs)
-        labels = labels_of(observation, images) if bool((support > 1).all()) else None
-        return Reconstruction(images.to(observation.dtype), labels, exact=support > 1)
+        labels = labels_of(seen, images) if bool((support > 1).all()) else None
+        return Reconstruction(images.to(seen.dtype), labels, exact=support > 1)
 
     def _supported(self, mixtures: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The ``count`` mixtures that most neurons show, and how many neurons show each."""

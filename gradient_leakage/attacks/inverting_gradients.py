@@ -83,15 +83,16 @@ class InvertingGradients:
             AttackError: nothing to match, a layer without slope, or NaN in every restart.
         """
         require_knowledge("inverting-gradients", self.needs, knowledge)
-        require_differentiable(observation.model, observation.domain)
-        sent = sent_gradient("inverting-gradients", observation)
-        labels = labels_of_restarts(observation, knowledge, self.restarts, rng)
-        model, distances = working_copy(observation.model), distance_to(sent, Distance(self.distance))
+        seen = observation.limited_to(knowledge)
+        require_differentiable(seen.model, seen.domain)
+        sent = sent_gradient("inverting-gradients", seen)
+        labels = labels_of_restarts(seen, knowledge, self.restarts, rng)
+        model, distances = working_copy(seen.model), distance_to(sent, Distance(self.distance))
 
         def match(images: Tensor) -> Tensor:
             return distances(gradients_of_restarts(model, images, labels))
 
-        start = random_images(observation, (self.restarts, observation.num_examples), rng)
+        start = random_images(seen, (self.restarts, seen.num_examples), rng)
         smooth = Smoothness(self.total_variation, self.total_variation_end)
         with randomness_of(rng):
             if self.relative:

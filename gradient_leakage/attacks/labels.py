@@ -50,7 +50,7 @@ class IdlgLabel:
             AttackError: more than one example, or no last linear layer to look at.
         """
         require_knowledge("iDLG", self.needs, knowledge)
-        return Reconstruction(labels=idlg_label(observation, rng).cpu())
+        return Reconstruction(labels=idlg_label(observation.limited_to(knowledge), rng).cpu())
 
 
 @dataclass(frozen=True, slots=True)

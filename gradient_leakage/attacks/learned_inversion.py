@@ -23,7 +23,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...utils.errors import AttackError
 from ..gradients import Named, trained_parameters
@@ -37,6 +36,7 @@ from ..threat_model import (
     TracePoint,
     require_knowledge,
 )
+from .matching import without_running_statistics
 
 Defense: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 """What a site does to one vector in the layout's order before it sends it; the same length comes out."""
@@ -78,7 +78,8 @@ class LearnedInversion:
             ConfigError: the threat model grants no public data.
         """
         require_knowledge("learned-inversion", self.needs, knowledge)
-        return self.fit(observation.limited_to(knowledge), rng)(observation, knowledge, rng)
+        seen = observation.limited_to(knowledge)
+        return self.fit(seen, rng)(seen, knowledge, rng)
 
     def fit(self, observation: Observation, rng: torch.Generator) -> FittedInversion:
         """An inverter for the observation's model, batch size and local training. What was sent is not read.
@@ -218,7 +219,7 @@ class _Sender:
 
     def _sent(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Updates (groups, layout.size) of groups of images (groups, batch, channels, height, width)."""
-        model = _without_running_statistics(self.observation.model)
+        model = without_running_statistics(self.observation.model)
         local, rate = self.observation.granted.local_steps, self.observation.granted.learning_rate or 0.0
         groups, batch = labels.shape
         epochs = local.epochs if local else 1
@@ -388,16 +389,6 @@ def _require(observation: Observation) -> PublicImages:
     if observation.kind is SentKind.UPDATE and (granted.local_steps is None or granted.learning_rate is None):
         raise AttackError("learned-inversion: an update needs local_steps and learning_rate to be simulated")
     return public
-
-
-def _without_running_statistics(model: nn.Module) -> nn.Module:
-    """A copy whose BatchNorms in train mode keep no running statistics, which vmap cannot move."""
-    copied = copy.deepcopy(model)
-    for module in copied.modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-    return copied
 
 
 def _marks(observation: Observation) -> tuple[object, ...]:

@@ -235,11 +235,18 @@ def working_copy(model: nn.Module) -> nn.Module:
 
     BatchNorm in train mode takes the batch's own statistics and keeps none; dropout, whose mask nobody knows, is off.
     """
-    copied = copy.deepcopy(model)
+    copied = without_running_statistics(model)
     for module in copied.modules():
         if isinstance(module, _DropoutNd):
             module.eval()
-        elif isinstance(module, _BatchNorm) and module.training:
+    return copied
+
+
+def without_running_statistics(model: nn.Module) -> nn.Module:
+    """A copy whose BatchNorms in train mode keep no running statistics, which vmap cannot move."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, _BatchNorm) and module.training:
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
     return copied

@@ -59,11 +59,12 @@ class RGap:
         """
         del rng  # nothing is drawn
         require_knowledge("r-gap", self.needs, knowledge)
-        if observation.num_examples != 1:
-            raise AttackError(f"r-gap: an update of {observation.num_examples} examples; it recovers single ones")
-        model = copy.deepcopy(observation.model).cpu().double().eval()
-        gradient = {n: g.detach().cpu().double() for n, g in observation.gradient().items()}
-        blocks = _blocks(model, observation.domain.shape, gradient)
+        seen = observation.limited_to(knowledge)
+        if seen.num_examples != 1:
+            raise AttackError(f"r-gap: an update of {seen.num_examples} examples; it recovers single ones")
+        model = copy.deepcopy(seen.model).cpu().double().eval()
+        gradient = {n: g.detach().cpu().double() for n, g in seen.gradient().items()}
+        blocks = _blocks(model, seen.domain.shape, gradient)
         error = gradient[f"{blocks[-1].name}.bias"]
         label = error.argmin()[None]
         output = torch.empty(0)  # the last layer's own is not needed: its error is known
@@ -76,7 +77,7 @@ class RGap:
                 output, slope = _undone(before.activation, found)
                 shape = _output_shape(before)
                 error, output = (back * slope).reshape(shape), output.reshape(shape)
-        image = found.reshape(1, *observation.domain.shape)
+        image = found.reshape(1, *seen.domain.shape)
         again = gradient_at(model, image, label)
         cosine = functional.cosine_similarity(
             torch.cat([g.detach().flatten() for g in again.values()]),
@@ -84,7 +85,7 @@ class RGap:
             0,
         )
         loss = float(1 - cosine)
-        return Reconstruction(image.to(observation.dtype), label, loss, exact=torch.tensor([loss < EXACT]))
+        return Reconstruction(image.to(seen.dtype), label, loss, exact=torch.tensor([loss < EXACT]))
 
     def _input(self, block: _Block, error: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
         """Least squares over both kinds of constraints."""

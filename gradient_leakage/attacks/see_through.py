@@ -89,22 +89,23 @@ class SeeThrough:
             AttackError: nothing to match, a layer without slope, or NaN in every restart.
         """
         require_knowledge("see-through", self.needs, knowledge)
-        require_differentiable(observation.model, observation.domain)
-        sent = sent_gradient("see-through", observation)
-        labels = labels_of_restarts(observation, knowledge, self.restarts, rng)
-        model, distances = working_copy(observation.model), distance_to(sent, Distance(self.distance))
-        wanted = _granted_or_sent(observation) if knowledge.batch_norm_statistics else {}
+        seen = observation.limited_to(knowledge)
+        require_differentiable(seen.model, seen.domain)
+        sent = sent_gradient("see-through", seen)
+        labels = labels_of_restarts(seen, knowledge, self.restarts, rng)
+        model, distances = working_copy(seen.model), distance_to(sent, Distance(self.distance))
+        wanted = _granted_or_sent(seen) if knowledge.batch_norm_statistics else {}
 
         def match(images: Tensor) -> Tensor:
             found, apart = [], []
             for batch, targets in zip(images, labels, strict=True):
-                with statistics_of(model) as seen:
+                with statistics_of(model) as noted:
                     found.append(gradient_at(model, batch, targets))
-                apart.append(_away(seen, wanted) if wanted else batch.new_zeros(()))
+                apart.append(_away(noted, wanted) if wanted else batch.new_zeros(()))
             stacked = {name: torch.stack([one[name] for one in found]) for name in sent}
             return distances(stacked) + self.batch_norm * torch.stack(apart)
 
-        start = random_images(observation, (self.restarts, observation.num_examples), rng)
+        start = random_images(seen, (self.restarts, seen.num_examples), rng)
         smooth = Smoothness(self.total_variation, self.total_variation_end)
         with randomness_of(rng):
             if self.relative:

@@ -57,12 +57,13 @@ class Spear:
                 is as large as the layer; or the gradient holds nothing.
         """
         require_knowledge("spear", self.needs, knowledge)
-        layer = first_linear("spear", observation)
-        batch = _Batch.of(layer, observation.num_examples)
+        seen = observation.limited_to(knowledge)
+        layer = first_linear("spear", seen)
+        batch = _Batch.of(layer, seen.num_examples)
         points, certain = batch.points(self, rng)
         images = layer.images(points @ batch.basis)
-        labels = labels_of(observation, images) if bool(certain.all()) else None
-        return Reconstruction(images.to(observation.dtype), labels, exact=certain)
+        labels = labels_of(seen, images) if bool(certain.all()) else None
+        return Reconstruction(images.to(seen.dtype), labels, exact=certain)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
