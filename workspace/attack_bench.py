@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ..gradient_leakage.benchmark import run_cells
 from ..gradient_leakage.cells import Cell
@@ -28,12 +31,14 @@ OUT = Path("runs/leakage")
 def cells_table(suite: str) -> Table:
     """What a suite will run, before it runs."""
     cells = suite_named(suite)
-    table = Table(title=f"suite {suite}: {len(cells)} cells, {sum(cell.targets for cell in cells)} attacked updates")
+    table = Table(
+        box=SIMPLE, title=f"suite {suite}: {len(cells)} cells, {sum(cell.targets for cell in cells)} attacked updates"
+    )
     table.add_column("targets", justify="right")
     for heading in ("case", "cell", "the attacker knows"):
         table.add_column(heading, overflow="fold")
     for cell in cells:
-        table.add_row(str(cell.targets), cell.case, cell.title, ", ".join(cell.knowledge))
+        table.add_row(str(cell.targets), cell.case, Text(cell.title), ", ".join(cell.knowledge))
     return table
 
 
@@ -67,18 +72,20 @@ def run_bench(cells: Sequence[Cell], out: Path, workers: int, console: Console) 
 
 
 def summary_of(rows: Sequence[Row]) -> Table:
-    """A line a cell; the page has the rest."""
-    table = Table(caption="n: attacked updates. Read the gain over the null, not the SSIM.")
-    for heading in ("case", "cell"):
-        table.add_column(heading, overflow="fold")
+    """A line a cell, case by case; the page has the rest."""
+    table = Table(caption="n: attacked updates. Read the gain over the null, not the SSIM.", box=SIMPLE, pad_edge=False)
+    table.add_column("cell", overflow="fold")
     for heading in ("n", "PSNR dB", "SSIM", "null", "rank@1", "labels", "CPU-s"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for group in cells_of(rows):
-        measures = ("psnr", "ssim", "null_ssim", "reid_rank1", "label_recovery", "cpu_seconds")
-        means = [group.mean(name) for name in measures]
-        figures = ["-" if mean is None else f"{mean.value:.2f}" for mean in means]
-        errors = sorted({f" - {row.error}" for row in group.rows if row.error})
-        table.add_row(group.cell.case, group.cell.title + "".join(errors), str(len(group.rows)), *figures)
+    for case, groups in groupby(cells_of(rows), key=lambda group: group.cell.case):
+        table.add_row(Text(case, "bold"))
+        for group in groups:
+            measures = ("psnr", "ssim", "null_ssim", "reid_rank1", "label_recovery", "cpu_seconds")
+            means = [group.mean(name) for name in measures]
+            figures = ["-" if mean is None else f"{mean.value:.2f}" for mean in means]
+            errors = sorted({f" - {row.error}" for row in group.rows if row.error})
+            table.add_row(Text(group.cell.title + "".join(errors)), str(len(group.rows)), *figures)
+        table.add_section()
     return table
 
 
