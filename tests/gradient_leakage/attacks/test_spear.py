@@ -138,7 +138,7 @@ def test_a_batch_of_one_needs_no_search(xrays28):
 
 
 def test_the_same_seed_gives_the_same_images_and_leaves_the_global_generator_and_the_model_alone(xrays28):
-    images, labels = batch_of(*xrays28, 16, 3)
+    images, labels = batch_of(*xrays28, 8, 3)
     model = build("mlp", XRAYS, 3).double()
     before, state = torch.get_rng_state(), [p.clone() for p in model.parameters()]
     first, _, _ = attacked(images, labels, model, Spear(samples=4096))
