@@ -26,7 +26,7 @@ FEASIBILITY = 30  # images of a cell below which its figures are no evidence
 PAGE = "report.html"
 _MOST_PAIRS = 8  # of pictures beside each other
 _MOST_CURVES = 12
-_GRANTS = {"malicious": "the model: it chose it", "public_data": "public images"}
+_GRANTS = {"malicious": "the model it chose", "public_data": "public images"}
 
 
 @dataclass(frozen=True, slots=True)
