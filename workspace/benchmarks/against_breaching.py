@@ -87,7 +87,9 @@ def main() -> None:
     """Make the environment, or, inside it, run the contests."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=30)
-    parser.add_argument("--first", type=int, default=0, help="index of the first picture")
+    parser.add_argument(
+        "--first", type=int, default=8, help="index of the first picture; our settings were chosen on 0 to 7"
+    )
     parser.add_argument("--contest", type=int, action="append", help="0, 1 or 2; by default all")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--venv", type=Path, default=CHECKOUT / "runs" / "breaching-venv")
