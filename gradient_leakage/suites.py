@@ -126,7 +126,7 @@ FULL: tuple[Cell, ...] = (
     ),
     # Learned on public images.
     Cell(_XRAYS, "mlp", "learned-inversion", ("public_data",)),
-    Cell(_XRAYS, "tanh-cnn", "learned-inversion", ("public_data",), defense="precode", adaptive=True),
+    Cell(_XRAYS, "mlp", "learned-inversion", ("public_data",), defense="precode", adaptive=True),
 )
 
 CLAIM: tuple[Cell, ...] = (

@@ -5,16 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from fedveil.gradient_leakage import suites
 from fedveil.gradient_leakage.cells import Cell, Run
 from fedveil.gradient_leakage.report import PAGE
-from fedveil.gradient_leakage.rows import FILE_NAME
-from fedveil.gradient_leakage.suites import SUITES, suite_named
-from fedveil.utils.errors import ConfigError, DatasetError
+from fedveil.gradient_leakage.rows import FILE_NAME, RunStore
+from fedveil.utils.errors import DatasetError
 from fedveil.workspace import leakage_laboratory
 from fedveil.workspace.__main__ import app
+from fedveil.workspace.attack_bench import verdicts_of
 from fedveil.workspace.leakage_data import available_cases
 from fedveil.workspace.leakage_laboratory import RealLaboratory
 from typer.testing import CliRunner
@@ -109,15 +110,20 @@ def test_ctrl_c_keeps_what_had_ended_and_says_how_it_goes_on(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_no_two_cells_of_a_suite_are_the_same(suite):
-    cells = suite_named(suite)
-    assert len(cells) == len(set(cells))
-
-
-def test_an_unknown_suite_is_refused():
-    with pytest.raises(ConfigError, match="smoke, full, claim"):
-        suite_named("all")
+def test_a_chain_is_told_by_its_worst_attack_and_only_where_enough_was_attacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "SUITES", {"tiny": TINY[1:]})
+    typed("bench", "--suite", "tiny", "--out", tmp_path, "--workers", 0)
+    with RunStore(tmp_path, writing=False) as store:
+        one = store.rows()[0]
+    quiet = [
+        replace(one, key=f"q{i}", target=i, patients=f"p{i}", ssim=0.4, null_ssim=0.4, reid_rank1=0.0, gallery=500)
+        for i in range(500)
+    ]
+    assert list(verdicts_of(quiet[:499])) == []
+    assert list(verdicts_of(quiet)) == ["digits mlp fresh 2 0 none, worst of 1 attacks: no measurable leakage"]
+    loud = [replace(row, key=f"l{row.target}", attack="dlg", ssim=1.0) for row in quiet]
+    (verdict,) = verdicts_of([*quiet, *loud])
+    assert verdict.startswith("digits mlp fresh 2 0 none, worst of 2 attacks: no such claim: the SSIM gain")
 
 
 def test_targets_are_the_same_for_every_attack_and_share_no_patient_with_what_is_public(tmp_path):
