@@ -49,12 +49,11 @@ class Dlg:
     """
 
     labels: str = "auto"  # auto, known, joint or idlg
-    iterations: int = (
-        1000  # evaluations of the gradient a restart, at most; with joint labels, before and after rounding
-    )
+    iterations: int = 1000  # gradients a restart, at most; as many again once sought labels are rounded
     restarts: int = 3  # at most; a further one only where all before it plainly failed
     tolerance: float = 1e-11  # relative squared distance at which a restart is done
     falloff: float = 0.5  # of natural images' spectrum; 0 optimises pixels, as the paper does
+    spread: float = 0.1  # standard deviation of the start around mid-grey; the paper's is 1
     balance: float = 0.0  # 0 weighs all numbers alike, as the paper does; 1 all tensors, whatever their length
     trace_every: int = 0  # evaluations; 0 for no trace
 
@@ -98,7 +97,7 @@ class Dlg:
         return None if how is Labels.JOINT or not knowledge.labels else granted_labels(seen)
 
     def _restart(self, seen: Observation, labels: Tensor | None, search: Search, rng: torch.Generator) -> Candidate:
-        start = random_start(seen, rng)
+        start = self.spread * random_start(seen, rng)
         if labels is not None:
             return walk(self._problem(seen, labels, start, 0.5), search)
         free = torch.randn((seen.num_examples, seen.domain.num_classes), generator=rng, dtype=torch.float64)
@@ -131,9 +130,9 @@ class Dlg:
 
 
 def random_start(seen: Observation, rng: torch.Generator) -> Tensor:
-    """Deviations from mid-grey, of the shape of all images, float64."""
+    """White noise of variance 1, of the shape of all images, float64."""
     drawn = torch.randn((seen.num_examples, *seen.domain.shape), generator=rng, dtype=torch.float64)
-    return 0.1 * drawn.to(next(seen.model.parameters()).device)
+    return drawn.to(next(seen.model.parameters()).device)
 
 
 def relative_distance(sent: Named, balance: float) -> Callable[[Named], Tensor]:

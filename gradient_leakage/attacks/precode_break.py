@@ -70,11 +70,11 @@ class PrecodeBreak:
         label = idlg_label(seen, rng)
         with randomness_of(rng):
             body = _Body(working_copy(seen.model).double(), name)
-            require_differentiable(body, seen.domain)
             search, sent = self._search(), _sent_before(seen, body)
+            require_differentiable(body, seen.domain)
             found = best_restart(
                 "the break of PRECODE",
-                lambda: walk(self._problem(body, sent, features, slope, label, random_start(seen, rng)), search),
+                lambda: walk(self._problem(body, sent, features, slope, label, 0.1 * random_start(seen, rng)), search),
                 search,
             )
         assert found.images is not None
@@ -138,7 +138,9 @@ class _Body(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self.model(images)
-        return self._tap.features
+        features = self._tap.features
+        del self._tap.features  # a module that keeps what can be differentiated cannot be copied
+        return features
 
 
 class _Tap(nn.Module):
@@ -162,8 +164,10 @@ def _sent_before(observation: Observation, body: _Body) -> Named:
     """The gradient of each parameter on which the features depend, by its name in the body, in float64."""
     named = {name: weight for name, weight in body.named_parameters() if weight.requires_grad}
     image = torch.full((1, *observation.domain.shape), 0.5).to(next(body.parameters()))
-    slopes = torch.autograd.grad(body(image).sum(), list(named.values()), allow_unused=True) if named else ()
-    reached = {name for name, slope in zip(named, slopes, strict=True) if slope is not None}
+    total, reached = body(image).sum(), set()
+    if total.requires_grad:
+        slopes = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        reached = {name for name, slope in zip(named, slopes, strict=True) if slope is not None}
     sent = {f"model.{name}": value.double() for name, value in observation.gradient().items()}
     before = {name: value for name, value in sent.items() if name in reached}
     if not any(bool(value.any()) for value in before.values()):
