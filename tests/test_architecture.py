@@ -32,7 +32,17 @@ GRPC_DOORS = {
     "envoy.client",
 }
 WITH_TORCH = {"utils.vision", "envoy", "workspace", "gradient_leakage"}  # a module, or a room
-SEEING_THE_TRUTH = {"victim", "metrics", "verification", "cases", "benchmark", "report"}  # of gradient_leakage
+SEEING_THE_TRUTH = {
+    "victim",
+    "metrics",
+    "verification",
+    "cases",
+    "benchmark",
+    "report",
+    "rows",
+    "tabulation",
+    "claims",
+}  # of gradient_leakage
 CODE_FROM_DATA = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 FORBIDDEN_TEXT = {
     "pickled arrays": r"allow_pickle\s*=\s*True",
