@@ -1,6 +1,6 @@
 """The suites: fixed lists of cells, so that two measurements are of the same thing.
 
-| suite | what | how long, on two cores |
+| suite | what | how long on two cores, by design |
 |---|---|---|
 | smoke | every family of attacks once, two targets each | under 5 minutes |
 | full | models, states, batches, local steps and sizes of images | under 60 minutes |
