@@ -87,7 +87,7 @@ class Idle(_message.Message):
     def __init__(self) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("ref", "kind", "model_digest", "model_bytes", "layout_digest", "seed", "seconds_left", "min_participants", "cohort", "payload", "codec_digest")
+    __slots__ = ("ref", "kind", "model_digest", "model_bytes", "layout_digest", "seed", "seconds_left", "min_participants", "cohort", "payload", "codec_digest", "asked_max_norm", "asked_noise_multiplier")
     REF_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,8 @@ class Task(_message.Message):
     COHORT_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     CODEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ASKED_MAX_NORM_FIELD_NUMBER: _ClassVar[int]
+    ASKED_NOISE_MULTIPLIER_FIELD_NUMBER: _ClassVar[int]
     ref: TaskRef
     kind: TaskKind
     model_digest: bytes
@@ -110,7 +112,9 @@ class Task(_message.Message):
     cohort: _containers.RepeatedScalarFieldContainer[str]
     payload: PayloadKind
     codec_digest: bytes
-    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., layout_digest: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., seconds_left: _Optional[float] = ..., min_participants: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ...) -> None: ...
+    asked_max_norm: float
+    asked_noise_multiplier: float
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., layout_digest: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., seconds_left: _Optional[float] = ..., min_participants: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., asked_max_norm: _Optional[float] = ..., asked_noise_multiplier: _Optional[float] = ...) -> None: ...
 
 class Withdrawal(_message.Message):
     __slots__ = ("ref", "reason")

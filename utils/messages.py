@@ -6,11 +6,13 @@ of a round carries a ``TaskRef``: run, round, attempt and plan digest.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NewType, TypeAlias
 
+from .errors import ConfigError
 from .metrics import MetricSum
 from .tensors import Digest
 
@@ -36,7 +38,31 @@ class TaskKind(Enum):
 class PayloadKind(Enum):
     """What the bytes of an update are; an envoy refuses what it does not know."""
 
-    PLAIN = "plain"
+    PLAIN = "plain"  # the update itself
+    CODED = "coded"  # what the run's codec made of it
+
+
+@dataclass(frozen=True, slots=True)
+class AskedProtection:
+    """What an experiment asks each site to add to its own protection; it can only add, never replace or weaken.
+
+    Raises:
+        ConfigError: out of range, or noise without the bound that it is measured by.
+    """
+
+    max_norm: float | None = None  # L2 of what leaves a site, in its units; > 0
+    noise_multiplier: float = 0.0  # noise standard deviation / max_norm; at least 0
+
+    def __post_init__(self) -> None:
+        if self.max_norm is not None and not 0 < self.max_norm < math.inf:
+            raise ConfigError(f"max_norm is {self.max_norm:g}, expected more than 0; leave it out for no bound")
+        if not 0 <= self.noise_multiplier < math.inf:
+            raise ConfigError(f"noise_multiplier is {self.noise_multiplier:g}, expected at least 0")
+        if self.noise_multiplier and self.max_norm is None:
+            raise ConfigError(
+                f"noise_multiplier is {self.noise_multiplier:g} and max_norm is not given; noise is measured by the"
+                " bound: give both"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +93,8 @@ class Task:
     min_participants: int
     cohort: tuple[EnvoyName, ...]
     payload: PayloadKind = PayloadKind.PLAIN
-    codec: Digest | None = None
+    codec: Digest | None = None  # given where the payload is coded, and nowhere else
+    asked: AskedProtection = AskedProtection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +165,16 @@ Part: TypeAlias = Opening | Data | Closing
 
 @dataclass(frozen=True, slots=True)
 class UpdateHeader:
-    """Announces one update (local minus global) before its bytes."""
+    """Announces one update (local minus global) before its bytes.
+
+    Without examples it is a *withheld* one: zeros, sent where a site keeps its update to itself and does not wish to
+    say so by silence.
+    """
 
     ref: TaskRef
-    layout: Digest
+    layout: Digest  # of the plan's updates, coded or not
     length: int  # bytes
-    num_examples: int
+    num_examples: int  # 0: withheld
     metrics: tuple[MetricSum, ...] = ()
     payload: PayloadKind = PayloadKind.PLAIN
     codec: Digest | None = None

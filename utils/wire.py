@@ -16,8 +16,9 @@ from typing import Final
 from ..protos import federation_pb2 as pb
 from . import messages as m
 from . import wire_fields as field
-from .errors import MalformedMessageError
+from .errors import ConfigError, MalformedMessageError
 from .metrics import AUC_BINS, MAX_METRICS, MetricKind, MetricSum
+from .tensors import Digest
 
 _MAX_ROUND = 1 << 30
 _MAX_LENGTH = 1 << 40
@@ -29,7 +30,7 @@ _DATA_TAG: Final = 0x12  # field 2, length-delimited
 _UPDATE_GRANT = re.compile(r"[0-9a-f]{32}")
 
 KINDS = {m.TaskKind.TRAIN: pb.TASK_KIND_TRAIN, m.TaskKind.EVALUATE: pb.TASK_KIND_EVALUATE}
-_PAYLOADS = {m.PayloadKind.PLAIN: pb.PAYLOAD_KIND_PLAIN}
+_PAYLOADS = {m.PayloadKind.PLAIN: pb.PAYLOAD_KIND_PLAIN, m.PayloadKind.CODED: pb.PAYLOAD_KIND_CODED}
 _METRICS = {MetricKind.MEAN: pb.Metric.KIND_MEAN, MetricKind.AUC: pb.Metric.KIND_AUC}
 KIND_OF: dict[int, m.TaskKind] = {code: kind for kind, code in KINDS.items()}
 _PAYLOAD_OF: dict[int, m.PayloadKind] = {code: kind for kind, code in _PAYLOADS.items()}
@@ -149,6 +150,8 @@ def work_item_to_wire(item: m.WorkItem) -> bytes:
                 cohort=item.cohort,
                 payload=_PAYLOADS[item.payload],
                 codec_digest=field.digest_bytes(item.codec),
+                asked_max_norm=item.asked.max_norm or 0.0,
+                asked_noise_multiplier=item.asked.noise_multiplier,
             )
             return pb.WorkItem(task=task).SerializeToString()
 
@@ -172,6 +175,7 @@ def _task(task: pb.Task) -> m.Task:
         raise MalformedMessageError(f"a task's seed has {len(task.seed)} bytes, expected {field.DIGEST_BYTES}")
     if len(task.cohort) > _MAX_COHORT:
         raise MalformedMessageError(f"a cohort of {len(task.cohort)} envoys")
+    payload, codec = _payload(task.payload, task.codec_digest)
     return m.Task(
         ref=ref_from_wire(task.ref),
         kind=field.known(KIND_OF, task.kind, "kind of task"),
@@ -182,8 +186,9 @@ def _task(task: pb.Task) -> m.Task:
         seconds_left=field.seconds(task.seconds_left, "seconds_left", _MAX_SECONDS),
         min_participants=field.bounded(task.min_participants, _MAX_COHORT, "min_participants", least=1),
         cohort=tuple(m.EnvoyName(field.name(name, "an envoy of the cohort")) for name in task.cohort),
-        payload=field.known(_PAYLOAD_OF, task.payload, "kind of payload"),
-        codec=field.optional_digest(task.codec_digest, "a codec"),
+        payload=payload,
+        codec=codec,
+        asked=_asked(task),
     )
 
 
@@ -218,14 +223,15 @@ def header_to_wire(header: m.UpdateHeader) -> bytes:
 def header_from_wire(raw: bytes) -> m.UpdateHeader:
     """Announces an update."""
     header = field.parse(pb.UpdateHeader, raw)
+    payload, codec = _payload(header.payload, header.codec_digest)
     return m.UpdateHeader(
         ref=ref_from_wire(header.ref),
         layout=field.digest(header.layout_digest, "a layout"),
         length=field.bounded(header.length, _MAX_LENGTH, "an update's length"),
         num_examples=field.bounded(header.num_examples, 1 << 40, "num_examples"),
         metrics=_metrics(header.metrics),
-        payload=field.known(_PAYLOAD_OF, header.payload, "kind of payload"),
-        codec=field.optional_digest(header.codec_digest, "a codec"),
+        payload=payload,
+        codec=codec,
     )
 
 
@@ -370,6 +376,20 @@ def join_reply_from_wire(raw: bytes) -> m.JoinReply:
 
 
 # ---------------------------------------------------------------- pieces
+
+
+def _payload(code: int, codec_digest: bytes) -> tuple[m.PayloadKind, Digest | None]:
+    payload, codec = field.known(_PAYLOAD_OF, code, "kind of payload"), field.optional_digest(codec_digest, "a codec")
+    if (payload is m.PayloadKind.CODED) != (codec is not None):
+        raise MalformedMessageError(f"a {payload.value} payload {'with' if codec else 'without'} a codec")
+    return payload, codec
+
+
+def _asked(task: pb.Task) -> m.AskedProtection:
+    try:
+        return m.AskedProtection(task.asked_max_norm or None, task.asked_noise_multiplier)
+    except ConfigError as error:
+        raise MalformedMessageError(f"the protection that a task asks for: {error}") from error
 
 
 def _refs(refs: Iterable[pb.TaskRef]) -> tuple[m.TaskRef, ...]:

@@ -39,8 +39,15 @@ metric = st.one_of(
 )
 metrics = st.lists(metric, max_size=3, unique_by=lambda one: one.name).map(tuple)
 kinds = st.sampled_from(m.TaskKind)
+payloads = st.just((m.PayloadKind.PLAIN, None)) | st.tuples(st.just(m.PayloadKind.CODED), digests)
+positive = st.floats(1e-300, 1e300)
+asked = st.one_of(
+    st.just(m.AskedProtection()),
+    st.builds(m.AskedProtection, positive, st.just(0.0) | positive),
+)
 tasks = st.builds(
-    m.Task,
+    lambda coded, **fields: m.Task(payload=coded[0], codec=coded[1], **fields),
+    payloads,
     ref=refs,
     kind=kinds,
     model=digests,
@@ -50,7 +57,7 @@ tasks = st.builds(
     seconds_left=st.floats(0, 1e8),
     min_participants=st.integers(1, 10_000),
     cohort=st.lists(names, max_size=4).map(tuple),
-    codec=st.none() | digests,
+    asked=asked,
 )
 receipts = st.builds(m.Receipt, refs, digests, lengths)
 turns = st.builds(m.Turn, refs, grants, lengths, st.integers(1 << 10, m.MAX_PART_BYTES))
@@ -110,7 +117,15 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
         wire.download_from_wire,
     ),
     "header": (
-        st.builds(m.UpdateHeader, refs, digests, lengths, st.integers(0, 1 << 40), metrics, codec=st.none() | digests),
+        st.builds(
+            lambda coded, *fields: m.UpdateHeader(*fields, *coded),
+            payloads,
+            refs,
+            digests,
+            lengths,
+            st.integers(0, 1 << 40),
+            metrics,
+        ),
         wire.header_to_wire,
         wire.header_from_wire,
     ),
@@ -310,8 +325,18 @@ def test_the_task_that_the_next_test_changes_is_whole():
         {"kind": pb.TASK_KIND_UNSPECIFIED},
         {"kind": 7},
         {"payload": pb.PAYLOAD_KIND_UNSPECIFIED},
-        {"payload": pb.PAYLOAD_KIND_CODED},
+        {"payload": pb.PAYLOAD_KIND_CODED},  # by which codec?
+        {"payload": pb.PAYLOAD_KIND_CODED, "codec_digest": bytes(31)},
+        {"payload": pb.PAYLOAD_KIND_PLAIN, "codec_digest": bytes(32)},
+        {"payload": pb.PAYLOAD_KIND_MASKED},  # of tomorrow
         {"payload": 99},
+        {"asked_max_norm": -1.0},
+        {"asked_max_norm": math.nan},
+        {"asked_max_norm": math.inf},
+        {"asked_max_norm": 1.0, "asked_noise_multiplier": -1.0},
+        {"asked_max_norm": 1.0, "asked_noise_multiplier": math.nan},
+        {"asked_max_norm": 1.0, "asked_noise_multiplier": math.inf},
+        {"asked_noise_multiplier": 1.0},  # of what bound?
         {"seconds_left": math.nan},
         {"seconds_left": math.inf},
         {"seconds_left": 1.1e8},
