@@ -35,7 +35,7 @@ class Knowledge:
 
     labels: bool = False
     batch_norm_statistics: bool = False  # mean and variance of the batch at each BatchNorm
-    decoder: bool = False  # parameters of a defense or codec
+    defense: bool = False  # which defense stands there, with its parameters: encoder, decoder, noise scale
     local_steps: bool = False  # epochs and batch size of the local training
     learning_rate: bool = False
     public_data: bool = False  # images and labels of other patients
@@ -93,7 +93,7 @@ class Granted:
 
     labels: Tensor | None = None  # (num_examples,) int64
     batch_norm_statistics: Mapping[str, BatchStatistics] | None = None  # by the module's name
-    decoder: Mapping[str, Tensor] | None = None
+    defense: object | None = None  # the ``defenses.chain.Chain`` of the site; it holds no secret
     local_steps: LocalTraining | None = None
     learning_rate: float | None = None
     public_data: PublicImages | None = None
@@ -113,10 +113,10 @@ class Observation:
     Raises:
         LengthMismatchError: the bytes are not those of the layout.
         LayoutMismatchError: the layout is not the model's.
-        NonFiniteUpdateError: the update holds NaN or infinity.
+        NonFiniteUpdateError: the update or the payload holds NaN or infinity.
     """
 
-    sent: bytes  # the very bytes: little-endian floats in the layout's order
+    sent: bytes  # as the director reads it (of a code, decoded): little-endian floats in the layout's order
     layout: Layout
     kind: SentKind
     model: nn.Module  # as published, in the mode in which the sites train it; an attack never changes it
@@ -124,6 +124,7 @@ class Observation:
     num_examples: int  # travels beside every update
     granted: Granted = field(default_factory=Granted)
     dtype: torch.dtype = torch.float32  # what an envoy sends; float64 in the laboratory alone
+    payload: bytes | None = None  # what left, float32, where it is not ``sent`` in another guise: a code, a sketch
 
     def __post_init__(self) -> None:
         """Refuse what no envoy would send."""
@@ -139,12 +140,20 @@ class Observation:
                 raise LayoutMismatchError(f"the update holds {entry.name} {entry.shape}, the model has {found}")
         if not np.isfinite(self.vector()).all():
             raise NonFiniteUpdateError("the observed update holds NaN or infinity: there is nothing to match")
+        if self.payload is not None and len(self.payload) % 4:
+            raise LengthMismatchError(f"a payload of {len(self.payload)} bytes: no whole number of float32")
+        if not np.isfinite(self.payload_vector()).all():
+            raise NonFiniteUpdateError("the observed payload holds NaN or infinity: there is nothing to match")
         if self.num_examples < 1:
             raise ConfigError(f"an update of {self.num_examples} examples; expected at least 1")
 
     def vector(self) -> np.ndarray[tuple[int], np.dtype[np.floating]]:
         """The numbers that were sent, read-only, shape (layout.size,)."""
         return np.frombuffer(self.sent, "<f8" if self.dtype is torch.float64 else "<f4")
+
+    def payload_vector(self) -> np.ndarray[tuple[int], np.dtype[np.floating]]:
+        """The numbers that left the site, read-only: those of the payload, else ``vector()``."""
+        return self.vector() if self.payload is None else np.frombuffer(self.payload, "<f4")
 
     def tensors(self) -> dict[str, Tensor]:
         """What was sent, by the names of the layout, on the model's device."""

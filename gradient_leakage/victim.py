@@ -93,7 +93,7 @@ def observe(
 
 
 def granting(observation: Observation, **values: object) -> Observation:
-    """The observation with further grants, such as ``public_data`` or ``decoder``."""
+    """The observation with further grants, such as ``public_data`` or ``defense``."""
     return replace(observation, granted=replace(observation.granted, **values))  # type: ignore[arg-type]
 
 

@@ -51,7 +51,7 @@ _OF_OWN_MODELS = ("model", "batch", "local_steps", "learning_rate", "classes")  
 _HOW_TO_GRANT = {
     "labels": "give --images",
     "batch_norm_statistics": "only a model with batch normalisation has them, and no recorded update",
-    "decoder": "attack run has no defense with a decoder",
+    "defense": "attack run puts no defense before what is sent",
     "local_steps": "give --local-steps",
     "learning_rate": "give --local-steps, or a plan with plain SGD",
     "public_data": "give --public",

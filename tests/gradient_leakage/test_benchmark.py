@@ -176,8 +176,8 @@ def test_the_key_of_a_run_stays_what_it_was():
 
 
 def test_the_order_of_names_and_options_makes_no_other_cell():
-    one = Cell("toy", "mlp", "toy", knowledge=("labels", "decoder"), options=(("a", 1), ("b", 2)))
-    two = Cell("toy", "mlp", "toy", knowledge=("decoder", "labels"), options=(("b", 2), ("a", 1)))
+    one = Cell("toy", "mlp", "toy", knowledge=("labels", "defense"), options=(("a", 1), ("b", 2)))
+    two = Cell("toy", "mlp", "toy", knowledge=("defense", "labels"), options=(("b", 2), ("a", 1)))
     assert one == two
 
 

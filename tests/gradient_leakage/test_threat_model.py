@@ -45,6 +45,20 @@ def test_an_update_that_is_not_finite_is_refused(value):
         replace(whole, sent=numbers.tobytes())
 
 
+def test_what_left_is_read_from_the_payload_where_there_is_one():
+    whole = seen()
+    np.testing.assert_array_equal(whole.payload_vector(), whole.vector())
+    code = np.array([1.0, -2.0], "<f4")
+    np.testing.assert_array_equal(replace(whole, payload=code.tobytes()).payload_vector(), code)
+
+
+def test_a_payload_that_no_envoy_would_send_is_refused():
+    with pytest.raises(LengthMismatchError, match="3 bytes"):
+        replace(seen(), payload=bytes(3))
+    with pytest.raises(NonFiniteUpdateError, match="payload"):
+        replace(seen(), payload=np.array([math.nan], "<f4").tobytes())
+
+
 def test_an_update_of_another_models_layout_is_refused_and_the_tensor_named():
     whole = seen()
     with pytest.raises(
@@ -106,7 +120,7 @@ def test_a_gradient_holds_trained_parameters_alone():
 
 
 def test_limiting_drops_every_grant_that_is_not_named():
-    whole = granting(seen(SiteTraining(LocalTraining(1, 2), 0.1)), decoder={})
+    whole = granting(seen(SiteTraining(LocalTraining(1, 2), 0.1)), defense={})
     assert all(getattr(whole.limited_to(Knowledge()).granted, grant.name) is None for grant in fields(Granted))
     for grant in fields(Granted):
         limited = whole.limited_to(Knowledge(**{grant.name: True})).granted

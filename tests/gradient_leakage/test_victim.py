@@ -143,8 +143,8 @@ def test_everything_that_a_threat_model_may_grant_is_handed_over():
     assert (granted.local_steps, granted.learning_rate) == (LocalTraining(2, 2), 0.3)
     assert len(granted.batch_norm_statistics) == 1
     assert observe(build("mlp", DOMAIN, 0), images, labels, SiteTraining(), rng(), 2).granted.learning_rate is None
-    decoder = {"basis": torch.zeros(2)}
-    assert granting(observe(build("mlp", DOMAIN, 0), images, labels, site, rng(), 2), decoder=decoder).granted.decoder
+    defense = {"basis": torch.zeros(2)}
+    assert granting(observe(build("mlp", DOMAIN, 0), images, labels, site, rng(), 2), defense=defense).granted.defense
 
 
 def test_training_that_diverges_is_not_sent():

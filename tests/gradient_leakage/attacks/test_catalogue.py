@@ -79,7 +79,7 @@ def lies(public):
     return {
         "labels": torch.tensor([0, 0]),  # both are 1
         "batch_norm_statistics": {"1": BatchStatistics(torch.zeros(4), torch.ones(4))},
-        "decoder": {"weight": torch.zeros(3)},
+        "defense": {"weight": torch.zeros(3)},
         "local_steps": LocalTraining(3, 1),
         "learning_rate": 123.0,
         "public_data": public,
