@@ -147,13 +147,15 @@ def submit(
     """Queue an experiment."""
     from ..utils.config import load_toml
     from .experiments import ExperimentSettings
-    from .operator_client import OperatorClient, open_submission
+    from .operator_client import OperatorClient, open_codec, open_submission
 
     with errors_in_words():
-        bundle = open_submission(settings, load_toml(settings, ExperimentSettings).plan)
+        read = load_toml(settings, ExperimentSettings)
+        bundle, codec = open_submission(settings, read.plan), open_codec(settings, read.codec)
         with OperatorClient(folder, address, time.time()) as client:
-            run = client.submit(settings.read_text("utf-8"), bundle)
-    _CONSOLE.print(f"{run} is queued, with plan {bundle.digest}")
+            run = client.submit(settings.read_text("utf-8"), bundle, codec)
+    coded = f" and codec {read.codec.digest}" if read.codec else ""
+    _CONSOLE.print(f"{run} is queued, with plan {bundle.digest}{coded}")
 
 
 @experiments.command("list")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ..utils.aggregation import Aggregation
+from ..utils.aggregation import Aggregation, Method
 from ..utils.errors import ConfigError
-from ..utils.messages import NAME_PATTERN
+from ..utils.messages import NAME_PATTERN, AskedProtection
+from ..utils.tensors import Digest
 from .rounds import RoundPolicy, Stragglers
 from .server_optimizer import ServerOptimizer
 from .stop_rule import Mode, StopRule
@@ -21,6 +23,7 @@ _MAX_ROUNDS = 1_000_000
 _MAX_NAME = 56  # a run is the experiment's name, a hyphen and a number, together a name again
 _MAX_TIMEOUT_SECONDS = 30 * 86_400
 _SEED_PATTERN = re.compile(r"[0-9a-fA-F]{64}")
+_DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,27 @@ class StopSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CodecSettings:
+    """``[codec]``: what the sites code their updates with.
+
+    Raises:
+        ConfigError: a digest that is none, or no file.
+    """
+
+    digest: Digest  # SHA-256 of the codec's file
+    file: Path = Path("codec.safetensors")  # beside experiment.toml; read by the operator's command alone
+
+    def __post_init__(self) -> None:
+        if not _DIGEST_PATTERN.fullmatch(self.digest):
+            raise ConfigError(
+                f"digest is {self.digest[:80]!r}, expected 64 lower-case hexadecimal digits; `fedveil codec show FILE`"
+                " prints it"
+            )
+        if not self.file.name:
+            raise ConfigError("file is empty; name the codec's file, or leave it out for codec.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
 class ExperimentSettings:
     """``experiment.toml``.
 
@@ -92,6 +116,8 @@ class ExperimentSettings:
     aggregation: Aggregation = field(default_factory=Aggregation)
     server_optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
     stop: StopSettings = field(default_factory=StopSettings)
+    codec: CodecSettings | None = None  # left out: updates come as they are
+    protection: AskedProtection = field(default_factory=AskedProtection)
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name) or len(self.name) > _MAX_NAME:
@@ -106,6 +132,11 @@ class ExperimentSettings:
             raise ConfigError(
                 f"aggregation.method {self.aggregation.method.value} needs {needed} updates as it is set, and "
                 f"rounds.min_participants is {quorum}; raise min_participants to {needed}"
+            )
+        if self.codec is not None and self.aggregation.method is not Method.WEIGHTED_MEAN:
+            raise ConfigError(
+                f"aggregation.method {self.aggregation.method.value} promises something of updates, and with [codec]"
+                " the director has codes alone; use weighted_mean, or leave [codec] out"
             )
         if self.stop.patience is not None and self.stop.patience >= self.rounds.max_rounds:
             raise ConfigError(

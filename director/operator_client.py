@@ -11,10 +11,11 @@ import grpc
 from ..utils import messages as m
 from ..utils import transport, wire
 from ..utils import wire_control as control
-from ..utils.errors import DigestMismatchError, PlanError, UnreachableError
+from ..utils.errors import ConfigError, DigestMismatchError, PlanError, UnreachableError
 from ..utils.identity import Role
 from ..utils.plan_bundle import Bundle, open_bundle
 from ..utils.tensors import Digest, digest_of
+from .experiments import CodecSettings
 from .founding import load_tls
 from .server import ADDRESS_FILE
 
@@ -44,18 +45,29 @@ class OperatorClient:
         """The director, who is there, and what is under way."""
         return control.status_from_wire(self._ask("Status", b""))
 
-    def submit(self, settings: str, bundle: Bundle) -> m.RunId:
-        """Submit an experiment, with the blobs of its plan that the director does not have."""
+    def submit(self, settings: str, bundle: Bundle, codec: Path | None = None) -> m.RunId:
+        """Submit an experiment, with the blobs of its plan that the director does not have.
+
+        Args:
+            settings: the text of experiment.toml.
+            bundle: its plan.
+            codec: the file of the codec that it names, as ``open_codec`` gives it.
+        """
         manifest = bundle.manifest.to_json()
         request = control.submission_to_wire(m.Submission(settings, manifest))
         reply = control.submit_reply_from_wire(self._ask("Submit", request))
         for digest in reply.missing:
-            path = next(file.path for file in bundle.manifest.files if file.sha256 == digest)
-            self._put(digest, bundle.blob_path(path))
+            path = next((file.path for file in bundle.manifest.files if file.sha256 == digest), None)
+            source = bundle.blob_path(path) if path is not None else codec
+            if source is None:
+                raise PlanError(
+                    f"the director misses {digest[:12]}…, which is no file of the plan, and no codec is given"
+                )
+            self._put(digest, source)
         if reply.run is None:
             reply = control.submit_reply_from_wire(self._ask("Submit", request))
         if reply.run is None:
-            raise PlanError(f"the director still misses {len(reply.missing)} files of the plan; submit it again")
+            raise PlanError(f"the director still misses {len(reply.missing)} files; submit the experiment again")
         return reply.run
 
     def list(self) -> tuple[m.ExperimentView, ...]:
@@ -134,3 +146,23 @@ def open_submission(settings_file: Path, plan: str) -> Bundle:
         PlanError: there is none.
     """
     return open_bundle((settings_file.parent / plan).resolve())
+
+
+def open_codec(settings_file: Path, codec: CodecSettings | None) -> Path | None:
+    """The file of the codec that an experiment names, relative to the experiment's file; None where it names none.
+
+    Raises:
+        ConfigError: it cannot be read, or is another codec than the settings say.
+    """
+    if codec is None:
+        return None
+    file = (settings_file.parent / codec.file).resolve()
+    try:
+        digest = digest_of(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{settings_file}: codec.file: {file} cannot be read: {error.strerror}") from error
+    if digest != codec.digest:
+        raise ConfigError(
+            f"{settings_file}: codec.digest is {codec.digest}, and {file} has {digest}; name the one that you mean"
+        )
+    return file

@@ -1,14 +1,16 @@
-"""Which models, states and blobs stay on disk. Housekeeping: it comes after a round is closed, and may fail."""
+"""Which models, states, codecs and blobs stay on disk. Housekeeping: it comes after a round is closed, and may fail."""
 
 from __future__ import annotations
 
 import logging
 
 from ..utils.artifacts import ArtifactStore
+from ..utils.config import parse_toml
 from ..utils.errors import FederationError
 from ..utils.plan_bundle import read_manifest
 from ..utils.tensors import Digest
 from .active_run import ActiveRun
+from .experiments import ExperimentSettings
 from .history import History
 from .records import RunRecord, RunState
 from .rounds import RoundState
@@ -58,7 +60,10 @@ class Retention:
         _LOG.info("swept artifacts=%d", count)
 
     def _blobs(self, record: RunRecord) -> set[Digest]:
+        """What the run's plan consists of, and its codec."""
         try:
-            return {digest for digest, _ in read_manifest(self._artifacts.read(record.plan)).blobs()}
+            codec = parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}").codec
+            blobs = {digest for digest, _ in read_manifest(self._artifacts.read(record.plan)).blobs()}
         except FederationError:
             return set()  # the plan is gone: its run says so when it starts
+        return blobs | {codec.digest} if codec else blobs

@@ -115,10 +115,10 @@ class LocalFederation:
         """A connection as the operator."""
         return OperatorClient(self.director_folder, None, time.time())
 
-    def submit(self, settings: str, bundle: Bundle) -> m.RunId:
-        """Queue an experiment."""
+    def submit(self, settings: str, bundle: Bundle, codec: Path | None = None) -> m.RunId:
+        """Queue an experiment; ``codec`` is the file of the one that it names."""
         with self.operator() as operator:
-            return _until_reachable(lambda: operator.submit(settings, bundle))
+            return _until_reachable(lambda: operator.submit(settings, bundle, codec))
 
     def wait_for(
         self,

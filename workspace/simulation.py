@@ -70,6 +70,7 @@ def simulate(
     rounds: int = 10,
     settings: Mapping[str, Setting] | None = None,
     experiment: str = "",
+    codec: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
     threads: int = 0,
@@ -82,7 +83,9 @@ def simulate(
         sites: a dataset for each site, by the site's name.
         rounds: at most so many.
         settings: of the plan, where they differ from its defaults.
-        experiment: further tables of experiment.toml, as text (``[aggregation]``, ``[server_optimizer]``, ``[stop]``).
+        experiment: further tables of experiment.toml, as text (``[aggregation]``, ``[server_optimizer]``, ``[stop]``,
+            ``[protection]``).
+        codec: the file of the codec that the sites code their updates with; stands for the table ``[codec]``.
         seed: the same seed, device and threads give the same model, bit for bit; also as real processes.
         device: auto, cpu or cuda, as in envoy.toml.
         threads: of torch, as in envoy.toml; 0 is as many as there are cores.
@@ -97,9 +100,8 @@ def simulate(
         bundle = plan if isinstance(plan, Bundle) else _built(plan, home / "plan", settings)
         head = f'name = "simulation"\nplan = "plan"\nseed = "{seed % (1 << 256):064x}"\n'
         limits = f"[rounds]\nmax_rounds = {rounds}\nmin_participants = {len(sites)}\n"
-        return _Simulator(home, bundle, sites, _training_settings(device, threads), stack).run(
-            head + limits + experiment
-        )
+        simulator = _Simulator(home, bundle, sites, _training_settings(device, threads), stack)
+        return simulator.run(head + limits + experiment + simulator.put_codec(codec))
 
 
 class _Simulator:
@@ -125,6 +127,16 @@ class _Simulator:
         for name, site in sites.items():
             members.add_identity(Identity(name, "envoy", name, "", b"", 0.0))
             self._sessions.append(self._session(m.EnvoyName(name), home / "sites" / name, site))
+
+    def put_codec(self, file: Path | str | None) -> str:
+        """Give the director a codec's file, and the table that names it; no text where there is none."""
+        if file is None:
+            return ""
+        try:
+            digest = self._artifacts.put([Path(file).read_bytes()])
+        except OSError as error:
+            raise ConfigError(f"codec {file}: cannot be read: {error.strerror}") from error
+        return f'\n[codec]\ndigest = "{digest}"\n'
 
     def run(self, settings: str) -> Simulation:
         """Submit, and wait for the end."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
-from fedveil.director.experiments import ExperimentSettings, RoundSettings, StopSettings
+from fedveil.director.experiments import CodecSettings, ExperimentSettings, RoundSettings, StopSettings
 from fedveil.director.rounds import RoundPolicy, Stragglers
 from fedveil.director.server_optimizer import OptimizerName, ServerOptimizer
 from fedveil.director.stop_rule import Mode, StopRule
 from fedveil.utils.aggregation import Aggregation, Method
 from fedveil.utils.config import parse_toml
 from fedveil.utils.errors import ConfigError
+from fedveil.utils.messages import AskedProtection
 
 SMALL = """
 name = "pneumonia"
@@ -52,6 +54,9 @@ min_delta = 0.01
 wall_clock_seconds = 3600
 """
 
+DIGEST = "0f" * 32
+CODED = SMALL + f'[codec]\ndigest = "{DIGEST}"\n'
+
 
 def parse(text: str) -> ExperimentSettings:
     return parse_toml(text, ExperimentSettings, "experiment.toml")
@@ -82,6 +87,21 @@ def test_every_key_is_read() -> None:
     assert settings.stop_rule == StopRule(20, "loss", Mode.MIN, 3, 0.01, 3600.0)
 
 
+def test_a_codec_is_named_by_its_digest_and_lies_beside_the_experiment_unless_it_is_said_otherwise() -> None:
+    assert parse(SMALL).codec is None
+    assert parse(CODED).codec == CodecSettings(DIGEST, Path("codec.safetensors"))
+    assert parse(CODED + 'file = "codecs/x100.safetensors"').codec == CodecSettings(
+        DIGEST, Path("codecs/x100.safetensors")
+    )
+
+
+def test_what_the_sites_are_asked_to_add_is_nothing_unless_it_is_said() -> None:
+    assert parse(SMALL).protection == AskedProtection(None, 0.0)
+    text = SMALL + "[protection]\nmax_norm = 2\nnoise_multiplier = 0.5\n"
+    assert parse(text).protection == AskedProtection(2.0, 0.5)
+    assert parse(SMALL + "[protection]\nmax_norm = 2\n").protection == AskedProtection(2.0)
+
+
 def test_a_seed_is_hexadecimal_or_any_text() -> None:
     assert parse(f'seed = "{"0f" * 32}"' + SMALL).seed_bytes == b"\x0f" * 32
     assert parse('seed = "7"' + SMALL).seed_bytes == hashlib.sha256(b"7").digest()
@@ -110,9 +130,40 @@ def test_a_seed_is_hexadecimal_or_any_text() -> None:
         (SMALL + "[aggregation]\nmax_norm = 3.0", r"\[aggregation\]: max_norm belongs to norm_bounding"),
         (SMALL + "[server_optimizer]\ntau = 1.0", r"\[server_optimizer\]: tau is given, and fedavg has none"),
         (SMALL + "[stop]\npatience = 3", r"\[stop\]: patience is given without metric"),
+        (SMALL + "[codec]", "codec.digest: must be given"),
+        (SMALL + '[codec]\ndigest = "abc"', r"\[codec\]: digest is 'abc', expected 64 lower-case hexadecimal"),
+        (CODED.replace("0f", "0F"), "expected 64 lower-case hexadecimal"),
+        (CODED + 'file = ""', "file is empty"),
+        (CODED + "ratio = 100", "codec.ratio: is not a setting"),  # of the file, not of the experiment
+        (
+            SMALL + "[protection]\nnoise_multiplier = 1",
+            r"\[protection\]: noise_multiplier is 1 and max_norm is not given",
+        ),
+        (SMALL + "[protection]\nmax_norm = 0", "max_norm is 0, expected more than 0"),
+        (SMALL + "[protection]\nmax_norm = -1.5", "max_norm is -1.5, expected more than 0"),
+        (SMALL + "[protection]\nmax_norm = 1\nnoise_multiplier = -1", "noise_multiplier is -1, expected at least 0"),
+        (SMALL + "[protection]\nmax_norm = nan", "protection.max_norm: expected a finite number"),
+        (SMALL + "[protection]\nmax_norms = 1", "did you mean max_norm"),
         (SMALL + '[stop]\nmetric = "auc"\npatience = 10', "can never end a run of 10 rounds"),
     ],
 )
 def test_what_contradicts_is_refused_with_the_reason(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        'method = "coordinate_median"',
+        'method = "trimmed_mean"\ntrim_fraction = 0.1',
+        'method = "krum"\nbyzantine = 1',
+        'method = "multi_krum"\nbyzantine = 1',
+        'method = "norm_bounding"\nmax_norm = 1.0',
+    ],
+)
+def test_a_rule_that_judges_updates_is_refused_where_the_director_has_codes(keys: str) -> None:
+    text = SMALL.replace("= 2", "= 10") + f"[aggregation]\n{keys}\n"
+    assert parse(text).codec is None
+    with pytest.raises(ConfigError, match=r"the director has codes alone; use weighted_mean, or leave \[codec\] out"):
+        parse(text + f'[codec]\ndigest = "{DIGEST}"\n')
