@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,26 @@ def divide(images: Images3, shares: tuple[SiteShare, ...], folder: Path, seed: i
         np.savez(path, **arrays)
         paths[share.name] = path
     return paths
+
+
+def set_aside(images: Images3, share: float, seed: int = 0) -> tuple[Images3, Part]:
+    """Take a share of the training patients out, for a public part that no site gets.
+
+    Returns:
+        The images without any of these patients' (none in validation either), and the part that was taken.
+    """
+    shares = (SiteShare("public", "", share, share), SiteShare("sites", "", 1 - share, 1 - share))
+    is_public = _assign(images.train, shares, np.random.default_rng(seed)) == 0
+    public = _chosen(images.train, is_public)
+    patients = set(public.groups)
+    validates = np.array([group not in patients for group in images.validation.groups], bool)
+    kept = replace(images, train=_chosen(images.train, ~is_public), validation=_chosen(images.validation, validates))
+    return kept, public
+
+
+def _chosen(part: Part, is_chosen: NDArray[np.bool_]) -> Part:
+    groups = tuple(group for group, is_one in zip(part.groups, is_chosen, strict=True) if is_one)
+    return Part(part.images[is_chosen], part.labels[is_chosen], groups)
 
 
 def _assign(part: Part, shares: tuple[SiteShare, ...], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from fedveil.workspace.chest_xrays import Images3, Part
-from fedveil.workspace.sites import DEMO_SITES, SiteShare, divide
+from fedveil.workspace.sites import DEMO_SITES, SiteShare, divide, set_aside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,3 +82,24 @@ def test_the_demos_shares_are_whole_and_the_same_seed_divides_alike(tmp_path):
     for name in once:
         assert np.array_equal(np.load(once[name])["train_images"], np.load(again[name])["train_images"])
     assert any(not np.array_equal(np.load(once[n])["train_images"], np.load(other[n])["train_images"]) for n in once)
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts, parts, st.floats(0, 1), st.integers(0, 5))
+def test_what_is_set_aside_shares_no_patient_with_what_the_sites_get(train, validation, share, seed):
+    images = Images3("", True, part_of(train, 0), part_of(validation, 1000), part_of([("t", 0)], 2000))
+    kept, public = set_aside(images, share, seed)
+    assert not set(public.groups) & {*kept.train.groups, *kept.validation.groups}
+    everything = numbers_of(kept.train.images) + numbers_of(public.images)
+    assert sorted(everything) == numbers_of(images.train.images)
+    assert Counter(zip(numbers_of(public.images), public.labels.tolist(), public.groups, strict=True)) <= Counter(
+        zip(numbers_of(images.train.images), images.train.labels.tolist(), images.train.groups, strict=True)
+    )
+    assert kept.test is images.test
+
+
+def test_a_tenth_that_is_set_aside_is_a_tenth_of_either_class():
+    train = [(f"p{number}", number % 4 == 0) for number in range(400)]
+    images = Images3("", True, part_of(train, 0), part_of([("v", 0)], 1000), part_of([("t", 0)], 2000))
+    _, public = set_aside(images, 0.1)
+    assert (len(public.labels), public.labels.sum()) == (40, 10)
