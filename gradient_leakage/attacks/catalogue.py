@@ -187,6 +187,15 @@ ATTACKS: tuple[Listed, ...] = (
         "images and labels",
     ),
     Listed(
+        "all-rows",
+        "One image from all rows of a noisy first linear layer",
+        "total least squares, Golub and Van Loan 1980, on Phong et al. 2018",
+        Adversary.CURIOUS_DIRECTOR,
+        "all_rows",
+        "AllRows",
+        "images",
+    ),
+    Listed(
         "idlg-label",
         "The label of a single example",
         "Zhao et al. 2020, arXiv:2001.02610",
