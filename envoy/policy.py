@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 
 from ..utils.errors import ConfigError
 from ..utils.messages import AskedProtection, PayloadKind, Task
 from ..utils.metrics import MetricSum
+from ..utils.tensors import Digest
 
 _EVERY = "*"
 _TEST = "test_"
@@ -132,9 +134,18 @@ class Measures:
         """Drawn once for each task: a second draw would be a second release."""
         return Step.NOISE in self.steps
 
+    def words(self, codec: Digest | None) -> str:
+        """All of it in words, the same for the same measures: for the record of what left.
 
-OPEN_POLICY = ProtectionPolicy((Step.CHECK, Step.ENCODE), metrics=(_EVERY,))
-"""What ``envoy join`` writes and what simulations use: form is checked, and nobody is protected by it."""
+        >>> Measures((Step.CHECK, Step.CLIP, Step.NOISE), 2.0, 1.5).words(None)
+        'check, clip 2, noise 1.5 x 2'
+        """
+        added = {
+            Step.ENCODE: f" {codec}",
+            Step.CLIP: f" {self.max_norm!r}".removesuffix(".0"),
+            Step.NOISE: f" {self.noise_multiplier!r} x {self.max_norm!r}".removesuffix(".0"),
+        }
+        return ", ".join(step.value + added.get(step, "") for step in self.steps)
 
 
 def _stricter(policy: ProtectionPolicy, asked: AskedProtection) -> tuple[float | None, float]:
@@ -150,7 +161,7 @@ def _check_order(chain: tuple[Step, ...]) -> None:
     if len(set(chain)) < len(chain):
         raise ConfigError("chain: a step comes twice")
     places = list(Step)
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in pairwise(chain):
         if places.index(after) < places.index(before):
             raise ConfigError(
                 f"chain: {after.value} stands after {before.value}, expected this order:"
@@ -168,3 +179,7 @@ def _check_pair(key: str, step: Step, *, is_given: bool, chain: tuple[Step, ...]
         raise ConfigError(f"chain: {step.value} needs {key}; give it")
     if is_given and step not in chain:
         raise ConfigError(f"{key} is given and the chain has no {step.value}; add the step, or leave {key} out")
+
+
+OPEN_POLICY = ProtectionPolicy((Step.CHECK, Step.ENCODE), metrics=(_EVERY,))
+"""What ``envoy join`` writes and what simulations use: form is checked, and nobody is protected by it."""

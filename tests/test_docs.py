@@ -59,7 +59,8 @@ def read(page: str) -> str:
 def settings_of(cls: type, prefix: str = "") -> dict[str, object]:
     """Every key by its dotted name, with its type."""
     found: dict[str, object] = {}
-    for name, kind in typing.get_type_hints(cls).items():
+    for name, hint in typing.get_type_hints(cls).items():
+        kind = next((one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)), hint)  # X | None
         if dataclasses.is_dataclass(kind):
             found |= settings_of(kind, f"{prefix}{name}.")
         elif name in {field.name for field in dataclasses.fields(cls)}:

@@ -53,6 +53,10 @@ log_level = "info"
 [training]
 device = "cpu"
 threads = 1
+
+[protection]
+chain = ["check", "encode"]
+metrics = ["*"]
 """
 
 

@@ -25,6 +25,7 @@ from ..director.operator_client import OperatorClient
 from ..director.registrar import Registrar
 from ..director.server import ADDRESS_FILE
 from ..envoy.client import bootstrap_client
+from ..envoy.config import write_default_config
 from ..envoy.enrolment import prepare_join, save_credentials
 from ..utils import messages as m
 from ..utils.errors import UnreachableError
@@ -95,7 +96,7 @@ class LocalFederation:
         return file.read_text("utf-8")
 
     def join(self, name: str, organization: str) -> Path:
-        """Invite an envoy and let it join; the director must listen. Gives the envoy's folder."""
+        """Invite an envoy and let it join as `envoy join` does; the director must listen. Gives the envoy's folder."""
         folder = self.folder / name
         invitation = self._invite(name, organization)
         request, keys = prepare_join(folder, invitation)
@@ -105,6 +106,7 @@ class LocalFederation:
         finally:
             client.close()
         save_credentials(folder, invitation, keys, reply, time.time())
+        write_default_config(folder)
         return folder
 
     def start_envoy(self, name: str) -> None:

@@ -26,6 +26,7 @@ from fedveil.workspace.plan_builder import build_plan
 
 HERE = Path(__file__).parent
 SITES = ("site-a", "site-b", "site-c")
+ENVOY = '[training]\npreload_torch = false\n[protection]\nchain = ["check", "encode"]\nmetrics = ["*"]\n'
 _EXPERIMENT = """
 name = "{name}"
 seed = "toy"
@@ -78,7 +79,7 @@ class ToyFederation(LocalFederation):
         self.wait_for_director()
         for name in SITES:
             folder = self.join(name, name.title())
-            (folder / "envoy.toml").write_text("[training]\npreload_torch = false\n", "utf-8")
+            (folder / "envoy.toml").write_text(ENVOY, "utf-8")
             self.start_envoy(name)
 
     def plan(self, **settings: float) -> Bundle:

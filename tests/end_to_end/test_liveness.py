@@ -173,8 +173,8 @@ def line(federation) -> Iterator[CuttableLine]:
     port = int(federation.wait_for_director().rpartition(":")[2])
     line = CuttableLine(port)
     federation.kill_envoy("site-b")
-    settings = f'addresses = ["127.0.0.1:{line.port}"]\n[training]\npreload_torch = false\n'
-    (federation.folder / "site-b" / "envoy.toml").write_text(settings, "utf-8")
+    file = federation.folder / "site-b" / "envoy.toml"
+    file.write_text(f'addresses = ["127.0.0.1:{line.port}"]\n' + file.read_text("utf-8"), "utf-8")
     federation.start_envoy("site-b")
     yield line
     line.close()

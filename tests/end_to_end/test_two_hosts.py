@@ -199,10 +199,10 @@ def set_up(director: Host, hospitals: list[Host], wait_until: Callable[..., None
     for nth, (hospital, name) in enumerate(zip(hospitals, ("hospital-a", "hospital-b"), strict=True)):
         director.types(f"director invite {name} --organization H --out {name}.join")
         shutil.move(director.home / f"{name}.join", hospital.home)  # handed over like a password
-        (hospital.home / "folder").mkdir(mode=0o700)
-        (hospital.home / "folder" / "envoy.toml").write_text("[training]\npreload_torch = false\n", "utf-8")
         assert fingerprint in hospital.types(f"envoy join {name}.join").replace("\n", "")
         xrays(hospital.home / "xrays", nth)
+        with (hospital.home / "folder" / "envoy.toml").open("a") as settings:
+            settings.write("\n[training]\npreload_torch = false\n")
         hospital.types("envoy data add chest-xray xrays")
         hospital.starts("envoy start")
     (director.home / "plan.py").write_text(PLAN, "utf-8")

@@ -86,7 +86,8 @@ def test_a_simulation_gives_the_bits_of_real_processes(toy_plan, sites, tmp_path
         federation.wait_for_director()
         for name, path in sites.items():
             folder = federation.join(name, name.title())
-            (folder / "envoy.toml").write_text("[training]\npreload_torch = false\n")
+            with (folder / "envoy.toml").open("a") as settings:
+                settings.write("\n[training]\npreload_torch = false\n")
             found = inspect("toy", path, DataOptions(CLASSES), time.time())
             DatasetRegistry(folder / "datasets").add(found.record, found.index)
             federation.start_envoy(name)

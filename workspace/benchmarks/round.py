@@ -23,6 +23,13 @@ from ..plan_builder import build_plan
 from .processes import CpuSampler, peak_megabytes
 
 _PLAN = Path(__file__).parent / "noop_plan.py"
+_ENVOY = """
+log_level = "warning"
+[training]
+preload_torch = false
+[protection]
+chain = ["check", "encode"]
+"""
 _SETTINGS = """
 name = "bench"
 plan = "plan"
@@ -62,7 +69,7 @@ def measure_round(mb: float, envoys: int, rounds: int) -> RoundCost:
         federation.wait_for_director()
         for number in range(envoys):
             site = federation.join(f"site-{number}", f"Site {number}")
-            (site / "envoy.toml").write_text("log_level = 'warning'\n[training]\npreload_torch = false\n", "utf-8")
+            (site / "envoy.toml").write_text(_ENVOY, "utf-8")
             federation.start_envoy(f"site-{number}")
         pids = [process.pid for process in (federation.director, *federation.envoys.values()) if process]
         sampler = CpuSampler(pids)

@@ -201,6 +201,8 @@ ENVOY = """
 [training]
 device = "cpu"
 threads = 1
+[protection]
+chain = ["check", "encode"]  # the form of an update is checked; no patient is protected by that
 """
 home = FOLDER / "federation"
 home.mkdir()
