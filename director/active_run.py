@@ -1,7 +1,8 @@
 """The run under way: its plan, its model, and the arithmetic that closes a round.
 
 Memory is two vectors of the model's size, whatever the number of envoys: the present model, and the sum that becomes
-the next one; they change places each round. FedAdam and its kin add their own moments.
+the next one; they change places each round. FedAdam and its kin add their own moments, a codec its own bases. What
+sites coded is summed as codes and decoded once, so a round costs one decoding whatever the number of envoys.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..gradient_leakage.vae.codec import Codec, round_seed
 from ..utils.aggregation import aggregate, is_finite
 from ..utils.artifacts import ArtifactStore
 from ..utils.config import parse_toml
@@ -21,6 +23,7 @@ from ..utils.errors import (
     LayoutMismatchError,
     LengthMismatchError,
     NonFiniteUpdateError,
+    NoQuorumError,
     PlanError,
     UnsendableUpdateError,
 )
@@ -28,6 +31,7 @@ from ..utils.messages import EnvoyName, PayloadKind, Task, TaskKind, TaskRef, Up
 from ..utils.metrics import MetricSum, total
 from ..utils.plan_bundle import INITIAL_FILE, LAYOUT_FILE, Manifest, mapped, read_manifest
 from ..utils.tensors import Digest, Layout, Vector, model_num_bytes, model_pieces, read_model
+from .coding import read_run_codec
 from .experiments import ExperimentSettings
 from .records import RunRecord, SubmissionRecord
 from .rounds import Round
@@ -57,6 +61,7 @@ class ActiveRun:
         self.settings = parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}")
         self.manifest: Manifest = read_manifest(artifacts.read(record.plan))
         self.layout = Layout.from_json(artifacts.read(self.manifest.file(LAYOUT_FILE).sha256))
+        self.codec: Codec | None = read_run_codec(self.settings, self.layout, artifacts)
         self.model = record.model
         self.progress: list[dict[str, float]] = []  # the federated metrics of each closed round, for the stop rule
         self.states: list[Digest] = []  # of the server optimizer, oldest first, as far as they are kept
@@ -89,7 +94,9 @@ class ActiveRun:
             seconds_left=max(left, 0.0),
             min_participants=self.settings.rounds.min_participants,
             cohort=tuple(sorted(this.cohort)),
-            payload=PayloadKind.PLAIN,
+            payload=self._payload,
+            codec=self._codec_digest,
+            asked=self.settings.protection,
         )
 
     def conclude(
@@ -98,10 +105,10 @@ class ActiveRun:
         """Sum the answers of an aggregating round, always in the order of the envoys' names.
 
         The same answers give the same model bit for bit, whoever came first and however often the director was killed
-        meanwhile.
+        meanwhile. A withheld update (one without examples) was received like any other, and is no answer here.
 
         Raises:
-            EmptyRoundError: no answers, or none with an example.
+            NoQuorumError: fewer updates that were not withheld than ``min_participants``.
             UnsendableUpdateError: an answer is no longer on disk.
             NonFiniteUpdateError: the sum or the step left the range of float32.
             StorageError: the disk is full.
@@ -109,14 +116,7 @@ class ActiveRun:
         metrics = _total(this, submissions)
         if this.kind is TaskKind.EVALUATE:
             return Outcome(self.model, metrics)
-        with ExitStack() as stack:
-            updates = [uploads.stored(one.envoy, one.num_examples) for one in submissions]
-            for update in updates:
-                stack.callback(update.close)
-            participation = min(1.0, len(submissions) / max(num_envoys, 1))
-            num_examples = aggregate(
-                self.settings.aggregation, self.layout, updates, self._spare, participation=participation
-            )
+        num_examples = self._sum(this, [one for one in submissions if one.num_examples], uploads, num_envoys)
         new, state = step(self.settings.server_optimizer, self.layout, self._model, self._spare, self._state)
         if not is_finite(new):
             raise NonFiniteUpdateError(f"{this.ref}: the new model holds NaN or infinity; the model before it is kept")
@@ -134,22 +134,58 @@ class ActiveRun:
             self.progress.append(values_of(outcome.metrics))
         self.model = outcome.model
 
+    def _sum(self, this: Round, answers: Sequence[SubmissionRecord], uploads: Uploads, num_envoys: int) -> int:
+        """The weighted sum of the answers, decoded, into the spare vector; gives the number of examples."""
+        quorum = self.settings.rounds.min_participants
+        if len(answers) < quorum:
+            raise NoQuorumError(f"{this.ref}: {len(answers)} of {quorum} answers needed were not withheld")
+        codec, rule = self.codec, self.settings.aggregation
+        layout = codec.payload_layout if codec else self.layout
+        summed = np.empty(layout.size, np.float32) if codec else self._spare
+        participation = min(1.0, len(answers) / max(num_envoys, 1))
+        with ExitStack() as stack:
+            updates = [uploads.stored(one.envoy, one.num_examples) for one in answers]
+            for update in updates:
+                stack.callback(update.close)
+            num_examples = aggregate(rule, layout, updates, summed, participation=participation)
+        if codec:
+            with np.errstate(over="ignore", invalid="ignore"):  # the new model is looked at, once it is there
+                codec.for_round(round_seed(this.ref, self.model, codec.digest)).decode(summed, out=self._spare)
+        return num_examples
+
     def check_header(self, header: UpdateHeader, envoy: EnvoyName) -> None:
         """Does an announced update fit, before a byte of it is taken?
 
         Raises:
             LayoutMismatchError: another layout than the plan's.
-            LengthMismatchError: another number of bytes than the layout has.
-            UnsendableUpdateError: it counts no example, or is coded in a way that this run does not use.
+            LengthMismatchError: another number of bytes than the run's updates have.
+            UnsendableUpdateError: it is coded, and this run's are not; or the other way round; or by another codec.
         """
         if header.layout != self.layout.digest:
             raise LayoutMismatchError(
                 f"{envoy} announces layout {header.layout[:12]}, expected {self.layout.digest[:12]}"
             )
-        if header.length != self.layout.num_bytes:
-            raise LengthMismatchError(f"{envoy} announces {header.length} bytes, expected {self.layout.num_bytes}")
-        if header.num_examples < 1 or header.codec is not None:
-            raise UnsendableUpdateError(f"{envoy} announces no example, or a codec that this run does not use")
+        if (header.payload, header.codec) != (self._payload, self._codec_digest):
+            came, expected = _coding(header.payload, header.codec), _coding(self._payload, self._codec_digest)
+            raise UnsendableUpdateError(f"{envoy} announces {came}, expected {expected}")
+        if header.length != self._update_bytes:
+            raise LengthMismatchError(f"{envoy} announces {header.length} bytes, expected {self._update_bytes}")
+
+    @property
+    def _payload(self) -> PayloadKind:
+        return PayloadKind.CODED if self.codec else PayloadKind.PLAIN
+
+    @property
+    def _codec_digest(self) -> Digest | None:
+        return self.codec.digest if self.codec else None
+
+    @property
+    def _update_bytes(self) -> int:
+        return self.codec.payload_layout.num_bytes if self.codec else self.layout.num_bytes
+
+
+def _coding(payload: PayloadKind, codec: Digest | None) -> str:
+    return f"a {payload.value} update of codec {codec[:12]}" if codec else f"a {payload.value} update without a codec"
 
 
 def _total(this: Round, submissions: Sequence[SubmissionRecord]) -> tuple[MetricSum, ...]:

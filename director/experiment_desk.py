@@ -15,6 +15,7 @@ from ..utils.errors import MalformedMessageError, PlanError
 from ..utils.plan_bundle import Manifest, read_manifest
 from ..utils.tensors import model_num_bytes
 from .active_run import check_plan
+from .coding import read_run_codec
 from .coordinator import Coordinator
 from .experiments import ExperimentSettings
 from .history import History
@@ -42,15 +43,17 @@ class ExperimentDesk:
         self._now, self._started_at = now, now()
 
     def submit(self, submission: m.Submission) -> m.SubmitReply:
-        """Queue an experiment, or say which blobs of its plan are missing.
+        """Queue an experiment, or say which blobs of its plan are missing, its codec among them.
 
         Raises:
             ConfigError: its settings are not right.
-            MalformedMessageError, PlanError: its plan is not one, or too large.
+            MalformedMessageError, PlanError: its plan is not one, or too large; its codec is not one.
+            LayoutMismatchError: its codec is of another model.
         """
         settings = parse_toml(submission.settings, ExperimentSettings, "experiment.toml")
         manifest = read_manifest(submission.manifest)
-        missing = tuple(digest for digest, _ in manifest.blobs() if not self._artifacts.has(digest))
+        needed = [digest for digest, _ in manifest.blobs()] + ([settings.codec.digest] if settings.codec else [])
+        missing = tuple(digest for digest in needed if not self._artifacts.has(digest))
         if missing:
             return m.SubmitReply(missing, None)
         record = self._record(settings, submission, manifest)
@@ -123,6 +126,7 @@ class ExperimentDesk:
                 f"plan {manifest.name} has a model of {model_num_bytes(layout)} bytes;"
                 f" this director takes {self._max_model_bytes} at most"
             )
+        read_run_codec(settings, layout, self._artifacts)
         taken = {record.run for record in self._history.runs()}
         number = next(n for n in range(1, len(taken) + 2) if f"{settings.name}-{n}" not in taken)
         return RunRecord(

@@ -15,13 +15,13 @@ from fedveil.director.uploads import Uploads
 from fedveil.utils.artifacts import ArtifactStore
 from fedveil.utils.data_spec import DataKind, DataSpec
 from fedveil.utils.errors import (
-    EmptyRoundError,
     LayoutMismatchError,
     LengthMismatchError,
     NonFiniteUpdateError,
+    NoQuorumError,
     UnsendableUpdateError,
 )
-from fedveil.utils.messages import TaskKind, TaskRef, UpdateHeader
+from fedveil.utils.messages import PayloadKind, TaskKind, TaskRef, UpdateHeader
 from fedveil.utils.metrics import auc_of, mean_of
 from fedveil.utils.plan_bundle import Manifest, PlanKind, open_bundle, write_bundle
 from fedveil.utils.tensors import ExactEntry, Layout, Role, digest_of, exact_arrays, exact_bytes, read_model
@@ -37,17 +37,23 @@ SETTINGS = 'name = "toy"\n[rounds]\nmax_rounds = 9\nmin_participants = 1\n'
 class Director:
     """Artifacts, uploads and one run."""
 
-    def __init__(self, folder: Path, text: str = SETTINGS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        text: str = SETTINGS,
+        layout: Layout = LAYOUT,
+        initial: tuple[np.ndarray, bytes] = (INITIAL, EXACT),
+    ) -> None:
         self.artifacts = ArtifactStore(folder / "artifacts", durable=False)
         self.uploads = Uploads(folder / "uploads", 4, durable=False)
-        manifest = self._bundle(folder)
+        manifest = self._bundle(folder, layout, initial)
         self.record = RunRecord(
             run="toy-1",
             name="toy",
             state=RunState.RUNNING,
             settings=text,
             plan=manifest.digest,
-            layout=LAYOUT.digest,
+            layout=layout.digest,
             seed=bytes(32),
             submitted_at=0.0,
             started_at=0.0,
@@ -57,7 +63,7 @@ class Director:
         )
         self.run = ActiveRun(self.record, self.artifacts)
 
-    def _bundle(self, folder: Path) -> Manifest:
+    def _bundle(self, folder: Path, layout: Layout, initial: tuple[np.ndarray, bytes]) -> Manifest:
         write_bundle(
             folder / "bundle",
             name="Toy",
@@ -65,8 +71,8 @@ class Director:
             entry="plan.py:Toy",
             sources={"plan.py": b"class Toy: pass\n"},
             settings={},
-            layout=LAYOUT,
-            initial=(INITIAL, EXACT),
+            layout=layout,
+            initial=initial,
             data=DataSpec("none", DataKind.NONE),
             software="0.1.0",
         )
@@ -174,9 +180,31 @@ def test_a_step_out_of_the_range_of_a_float_keeps_the_model_before_it(director: 
     assert director.run.model == first.model
 
 
-def test_without_an_answer_there_is_no_model(director: Director):
-    with pytest.raises(EmptyRoundError):
-        director.run.conclude(director.round(), [], director.uploads, 2)
+@pytest.mark.parametrize("withheld", [0, 1, 2])
+def test_without_an_answer_there_is_no_model(director: Director, withheld: int):
+    answers = [director.answered(name, [0, 0, 0, 0], 0) for name in "ab"[:withheld]]
+    with pytest.raises(NoQuorumError, match="0 of 1 answers needed were not withheld"):
+        director.run.conclude(director.round(), answers, director.uploads, 2)
+
+
+def test_a_withheld_update_moves_nothing_whatever_its_bytes_and_whatever_the_rule(tmp_path: Path):
+    text = SETTINGS.replace("min_participants = 1", "min_participants = 3")
+    director = Director(tmp_path, text + '[aggregation]\nmethod = "coordinate_median"\n')
+    answers = [director.answered(name, [float(nth)] * 4) for nth, name in enumerate("abc", 1)]
+    answers += [director.answered(name, [9, 9, 9, 9], 0) for name in "de"]
+    outcome = director.run.conclude(director.round(), answers, director.uploads, 5)
+    assert director.model(outcome.model)[0].tolist() == (INITIAL + 2).tolist()
+    with pytest.raises(NoQuorumError, match="2 of 3 answers needed were not withheld"):
+        director.run.conclude(director.round(), answers[1:], director.uploads, 5)
+
+
+def test_a_site_that_withholds_counts_for_no_share_of_the_control_variates(tmp_path: Path):
+    """SCAFFOLD: each site that answered moves them by the same, whoever else withheld."""
+    layout = Layout.of([("w", (1,), Role.PARAMETER), ("control/w", (1,), Role.CONTROL)])
+    director = Director(tmp_path, layout=layout, initial=(np.zeros(2, np.float32), b""))
+    answers = [director.answered("a", [1, 8]), director.answered("b", [3, 16]), director.answered("c", [0, 0], 0)]
+    outcome = director.run.conclude(director.round(), answers, director.uploads, 4)
+    assert outcome.vector.tolist() == [2.0, 6.0]  # (8 + 16) / 4
 
 
 def test_an_update_that_is_gone_from_the_disk_fails_the_round_and_not_the_director(director: Director):
@@ -208,6 +236,7 @@ def _header(director: Director, **changes: object) -> UpdateHeader:
 
 def test_a_header_that_fits_is_taken(director: Director):
     director.run.check_header(_header(director), "a")
+    director.run.check_header(_header(director, num_examples=0), "a")  # withheld
 
 
 @pytest.mark.parametrize(
@@ -216,8 +245,7 @@ def test_a_header_that_fits_is_taken(director: Director):
         ({"layout": "ab" * 32}, LayoutMismatchError),
         ({"length": LAYOUT.num_bytes + 4}, LengthMismatchError),
         ({"length": 0}, LengthMismatchError),
-        ({"num_examples": 0}, UnsendableUpdateError),
-        ({"codec": "ab" * 32}, UnsendableUpdateError),
+        ({"codec": "ab" * 32, "payload": PayloadKind.CODED}, UnsendableUpdateError),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(director: Director, changes: dict[str, object], error: type[Exception]):

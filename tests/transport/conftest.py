@@ -175,11 +175,20 @@ class Federation:
         """The operator."""
         return OperatorClient(self.folder, None, time.time())
 
-    def submit(self, quorum: int = 1, rounds: int = 1, timeout: float = 60.0, attempts: int = 1) -> m.RunId:
-        """Queue an experiment."""
+    def submit(
+        self,
+        quorum: int = 1,
+        rounds: int = 1,
+        timeout: float = 60.0,
+        attempts: int = 1,
+        *,
+        further: str = "",
+        codec: Path | None = None,
+    ) -> m.RunId:
+        """Queue an experiment, with further tables of its settings and the codec that they name."""
         settings = EXPERIMENT.format(quorum=quorum, rounds=rounds, timeout=timeout, attempts=attempts)
         with self.operator() as operator:
-            return operator.submit(settings, self.bundle)
+            return operator.submit(settings + further, self.bundle, codec)
 
     def finished(self, run: m.RunId) -> m.ExperimentView:
         """The run, once it is over."""

@@ -58,8 +58,13 @@ def with_ref(**changes: object) -> Callable[[Any], m.TaskRef]:
         (announce(length=len(RAW) + 4), LengthMismatchError, "announces 40004 bytes"),
         (announce(length=1 << 40), LengthMismatchError, "announces 1099511627776 bytes"),
         (announce(length=1 << 41), MalformedMessageError, "an update's length is"),
-        (announce(number=0), UnsendableUpdateError, "no example"),
-        (announce(codec=OTHER), UnsendableUpdateError, "a codec that this run does not use"),
+        (
+            announce(payload=m.PayloadKind.CODED, codec=OTHER),
+            UnsendableUpdateError,
+            "site-c announces a coded update of codec efefefefefef, expected a plain update without a codec",
+        ),
+        (announce(codec=OTHER), MalformedMessageError, "a plain payload with a codec"),
+        (announce(payload=m.PayloadKind.CODED), MalformedMessageError, "a coded payload without a codec"),
     ],
 )
 def test_what_announces_another_update_is_refused_before_a_byte_is_sent(
