@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,3 +295,22 @@ def test_withheld_updates_make_no_quorum(tmp_path: Path, examples: tuple[int, ..
     held = sum(map(bool, examples))
     with pytest.raises(NoQuorumError, match=f"{held} of 2 answers needed were not withheld"):
         run.run.conclude(run.round(), answers, run.uploads, 3)
+
+
+def test_twenty_four_coded_updates_take_no_more_memory_than_three(tmp_path: Path):
+    """A model has four megabytes, a code forty kilobytes, and the codec lies in memory before the round."""
+    layout = Layout.of([("w", (1024, 1024), Role.PARAMETER)])
+    codec = fit(layout, np.random.default_rng(0).standard_normal((3, layout.size)).astype(np.float32), 100.0)
+    peaks = []
+    for count in (3, 24):
+        run = CodedRun(tmp_path / str(count), coded(codec), codec, layout)
+        names = [f"site-{nth:02}" for nth in range(count)]
+        answers = [run.answered(name, np.full(codec.size, nth, np.float32)) for nth, name in enumerate(names)]
+        tracemalloc.start()
+        try:
+            run.run.conclude(run.round(), answers, run.uploads, count)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 250_000
+    assert peaks[1] < 2 * layout.num_bytes

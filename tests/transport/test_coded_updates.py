@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fedveil.director.__main__ import app
+from fedveil.director.config import load_config
+from fedveil.director.server import Director
 from fedveil.gradient_leakage.vae.codec import Codec, codec_bytes, round_seed
 from fedveil.gradient_leakage.vae.fitting import fit, seeded
 from fedveil.utils import messages as m
@@ -21,6 +25,7 @@ from fedveil.utils.errors import (
     UnsendableUpdateError,
 )
 from fedveil.utils.tensors import Layout, Role, bytes_of, digest_of
+from typer.testing import CliRunner
 
 ELEMENTS = 10_000
 OTHER = "ef" * 32
@@ -190,6 +195,62 @@ def test_a_file_that_is_no_codec_is_refused_when_it_is_submitted(federation, tmp
     file.write_bytes(b"these are no bases")
     with pytest.raises(MalformedMessageError, match=f"codec.digest {digest_of(file.read_bytes())[:12]}"):
         federation.submit(further=f'\n[codec]\ndigest = "{digest_of(file.read_bytes())}"\n', codec=file)
+
+
+EXPERIMENT = """
+name = "coded"
+plan = "plan"
+[rounds]
+max_rounds = 1
+min_participants = 1
+final_evaluation = false
+[codec]
+digest = "{digest}"
+file = "codecs/x100.safetensors"
+"""
+
+
+def test_an_experiment_with_a_codec_is_typed_as_any_other_and_what_is_wrong_is_one_line(
+    federation, codec: Codec, tmp_path: Path
+):
+    shutil.copytree(federation.bundle.folder, tmp_path / "plan")
+    file, codec_file = tmp_path / "experiment.toml", tmp_path / "codecs" / "x100.safetensors"
+    file.write_text(EXPERIMENT.format(digest=codec.digest), "utf-8")
+
+    def submitted(status: int) -> list[str]:
+        command = ["experiment", "submit", str(file), "--folder", str(federation.folder)]
+        done = CliRunner().invoke(app, command, env={"COLUMNS": "400"})
+        assert done.exit_code == status, done.output
+        return (done.stderr if status else done.stdout).splitlines()
+
+    (line,) = submitted(1)
+    assert "codec.file:" in line
+    assert "x100.safetensors cannot be read: No such file" in line
+    codec_file.parent.mkdir()
+    codec_file.write_bytes(codec_bytes(codec)[:-1])
+    (line,) = submitted(1)
+    assert f"codec.digest is {codec.digest}, and" in line
+    with federation.operator() as operator:
+        assert operator.list() == ()
+    codec_file.write_bytes(codec_bytes(codec))
+    said = " ".join(submitted(0))
+    assert "coded-1 is queued" in said
+    assert codec.digest in said
+
+
+def test_the_codec_of_a_run_outlives_the_director(federation, codec: Codec, codec_file: Path):
+    federation.submit(further=table(codec), codec=codec_file)
+    codec_file.unlink()
+    artifacts = federation.folder / "artifacts"
+    forgotten = artifacts / digest_of(b"nobody's")
+    forgotten.write_bytes(b"nobody's")
+    federation.director.close()
+    federation.director = Director(federation.folder, load_config(federation.folder))
+    federation.address = f"127.0.0.1:{federation.director.port}"
+    puppet = federation.puppet("site-a")
+    parts = puppet.client.download(m.DownloadRequest(codec.digest))
+    assert b"".join(bytes(part.content) for part in parts if isinstance(part, m.Data)) == codec_bytes(codec)
+    assert not forgotten.exists()
 
 
 def test_a_codec_that_nobody_puts_is_asked_for(federation, codec: Codec):
