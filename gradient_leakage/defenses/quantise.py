@@ -47,7 +47,7 @@ class Quantise:
 
     def step_of(self, largest: float) -> float:
         """The distance of two levels, where the largest magnitude is this; also of what was quantised."""
-        return largest / (2 ** (self.bits - 1) - 1)
+        return largest / ((1 << self.bits - 1) - 1)
 
     def __call__(self, vector: Vector, rng: NoiseSource) -> Vector:
         """Round; one uniform number is drawn for each number, in order."""

@@ -38,9 +38,7 @@ class Soteria:
 
     def __post_init__(self) -> None:
         if self.start < 0 or any(not 0 <= column < self.shape[1] for column in self.columns):
-            raise ConfigError(
-                f"columns {self.columns} at {self.start}: expected some of the {self.shape[1]} of a layer"
-            )
+            raise ConfigError(f"columns {self.columns} at {self.start}: the layer has {self.shape[1]}")
 
     @property
     def label(self) -> str:
