@@ -1,4 +1,4 @@
-"""The command line of an envoy: ``envoy join``, ``start``, ``status``, ``data ...``.
+"""The command line of an envoy: ``envoy join``, ``start``, ``status``, ``outbox``, ``data ...``.
 
 Here things are built, and nowhere else in this room. Errors leave as one line on standard error and exit status 1.
 """
@@ -53,6 +53,7 @@ def join(
     from ..utils.identity import fingerprint
     from ..utils.join_file import read_join_file
     from .client import bootstrap_client
+    from .config import write_default_config
     from .enrolment import prepare_join, save_credentials
 
     with errors_in_words():
@@ -76,7 +77,12 @@ def join(
                 f"no director answers at {', '.join(invitation.addresses)}; nothing is lost, try again"
             )
         credentials = save_credentials(folder, invitation, keys, reply, time.time())
+        is_new = write_default_config(folder)
     _CONSOLE.print(f"{credentials.peer} ({credentials.organization}) joined; its keys are in {folder}/.")
+    if is_new:
+        _CONSOLE.print(
+            f"{folder}/envoy.toml says what may leave this site. As it is, it protects no patient: see to it."
+        )
     _CONSOLE.print("Next: `envoy data add NAME PATH`, then `envoy start`.")
 
 
@@ -126,6 +132,25 @@ def status(folder: Folder = DEFAULT_FOLDER) -> None:
     table.add_row("answers received", f"{reply.rounds_received}, last {last}")
     table.add_row("last error", reply.last_error or "none")
     _CONSOLE.print(table)
+
+
+@app.command()
+def outbox(
+    folder: Folder = DEFAULT_FOLDER,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array, with whole digests.")] = False,
+) -> None:
+    """What left this site, the oldest first."""
+    import json
+
+    from .journal import read_outbox
+
+    with errors_in_words():
+        departures = read_outbox(folder)
+    if as_json:
+        typer.echo(json.dumps([one.to_json() for one in departures], indent=1))
+        return
+    columns = ("when", "task", "kind", "bytes", "digest", "passed", "score", "metrics", "received")
+    _print_lines(["  ".join(cell or "-" for cell in row) for row in [columns, *(one.row() for one in departures)]])
 
 
 @data.command("add")

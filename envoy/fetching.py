@@ -1,4 +1,4 @@
-"""Fetch a plan's bundle and each round's model, in pieces that survive a broken line.
+"""Fetch a plan's bundle, a run's codec and each round's model, in pieces that survive a broken line.
 
 A download that broke goes on where it stopped. What comes is checked against the digest that was asked for before
 anything reads it, and against the announced length before anything is allocated for it.
@@ -13,8 +13,17 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from ..gradient_leakage.vae.codec import Codec, read_codec
 from ..utils import messages as m
-from ..utils.errors import DigestMismatchError, LengthMismatchError, MalformedMessageError, PlanError, StorageError
+from ..utils.errors import (
+    ConfigError,
+    DigestMismatchError,
+    LayoutMismatchError,
+    LengthMismatchError,
+    MalformedMessageError,
+    PlanError,
+    StorageError,
+)
 from ..utils.plan_bundle import (
     LAYOUT_FILE,
     MAX_MANIFEST_BYTES,
@@ -33,11 +42,12 @@ from .patience import Patience, asking_the_director
 
 _MAX_DAMAGED = 3
 _MAX_PLANS = 8  # kept at the site, the newest used ones
+_MAX_CODEC_HEADER = 1 << 20  # a codec has at most the model's parameters, and says what they are
 _MAX_LAYOUT_BYTES = 16 << 20  # it is read into memory as JSON
 
 
 class Fetcher:
-    """Keeps plans by digest and one model, in folders of the envoy.
+    """Keeps plans by digest, one codec and one model, in folders of the envoy.
 
     Args:
         link: the director.
@@ -50,6 +60,7 @@ class Fetcher:
         self._plans, self._work = folder / "plans", folder / "work"
         self._work.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._bundles: dict[Digest, Bundle] = {}
+        self._codec: Codec | None = None
         self._model: Digest | None = None  # what work/model.safetensors holds, as far as this process knows
 
     def plan(self, ref: m.TaskRef, patience: Patience) -> Bundle:
@@ -122,6 +133,34 @@ class Fetcher:
             self._fetch(task.ref, task.model, path, expected, patience)
             self._model = task.model
         return path
+
+    def codec(self, task: m.Task, bundle: Bundle, patience: Patience) -> Codec:
+        """The codec of a task.
+
+        Raises:
+            ConfigError: the task names none.
+            LayoutMismatchError: it is another model's.
+            LengthMismatchError: longer than the model that it is for.
+            MalformedMessageError: what the director has under that digest is no codec.
+            StorageError: the disk is full.
+        """
+        if task.codec is None:
+            raise ConfigError(f"{task.ref} asks for codes and names no codec")
+        if self._codec is None or self._codec.digest != task.codec:
+            most = model_num_bytes(bundle.layout) + _MAX_CODEC_HEADER
+            path = self._fetch(task.ref, task.codec, self._work / "codec.safetensors", most, patience)
+            try:
+                self._codec = read_codec(path.read_bytes())
+            except OSError as error:
+                raise StorageError(f"a codec cannot be kept at this site: {error.strerror}") from error
+        if self._codec.digest != task.codec:
+            raise DigestMismatchError(f"codec {task.codec[:12]}… was changed while it was read")
+        if self._codec.layout != bundle.layout:
+            raise LayoutMismatchError(
+                f"codec {task.codec[:12]}… is for layout {self._codec.layout.digest[:12]}…, the plan's is"
+                f" {bundle.layout.digest[:12]}…"
+            )
+        return self._codec
 
     def _fetch(self, ref: m.TaskRef, digest: Digest, path: Path, most: int, patience: Patience) -> Path:
         for _ in range(_MAX_DAMAGED):

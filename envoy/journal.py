@@ -1,7 +1,8 @@
-"""The envoy's memory of its work: what was trained, and what the director has a receipt for.
+"""The envoy's memory of its work: what was trained and protected, and what the director has a receipt for.
 
-SQLite through the standard library, one table: an envoy starts quickly and keeps little. With it, a finished training
-is never repeated, whether the line broke or the envoy was killed.
+SQLite through the standard library: an envoy starts quickly and keeps little. With it, a finished training is never
+repeated and its noise never drawn again, whether the line broke or the envoy was killed. What it records as an answer
+is in the outbox at once (``outbox``).
 """
 
 from __future__ import annotations
@@ -12,36 +13,62 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..utils.errors import StorageError
-from ..utils.messages import RunId, TaskRef
+from ..utils.messages import PayloadKind, RunId, TaskRef
 from ..utils.tensors import Digest
+from . import outbox
 from .orders import WorkResult, result_from_json, result_to_json
 
-_SCHEMA_VERSION = 1
-_SCHEMA = """
+DATABASE_FILE = "envoy.sqlite"
+_SCHEMA_VERSION = 2
+_SCHEMA = f"""
 CREATE TABLE work (
     run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, plan TEXT NOT NULL,
-    result TEXT NOT NULL,    -- number of examples and metrics; stays at the site
-    digest TEXT NOT NULL,    -- SHA-256 of the update; empty for an evaluation
+    result TEXT NOT NULL,    -- number of examples and metrics, as they leave
+    digest TEXT NOT NULL,    -- SHA-256 of the payload; empty for an evaluation
     length INTEGER NOT NULL, -- bytes
     finished_at REAL NOT NULL,
     received_at REAL,        -- the director's receipt
+    kind TEXT NOT NULL DEFAULT 'plain',
+    codec TEXT NOT NULL DEFAULT '',
+    chain TEXT NOT NULL DEFAULT '', -- what it passed, in words
+    file TEXT NOT NULL DEFAULT '',  -- that holds it, in work/
     PRIMARY KEY (run, round, attempt, plan)
-) STRICT, WITHOUT ROWID
+) STRICT, WITHOUT ROWID;
+{outbox.SCHEMA}
 """
+_FROM_VERSION_1 = f"""
+DELETE FROM work WHERE received_at IS NULL; -- it passed no chain
+ALTER TABLE work ADD COLUMN kind TEXT NOT NULL DEFAULT 'plain';
+ALTER TABLE work ADD COLUMN codec TEXT NOT NULL DEFAULT '';
+ALTER TABLE work ADD COLUMN chain TEXT NOT NULL DEFAULT '';
+ALTER TABLE work ADD COLUMN file TEXT NOT NULL DEFAULT '';
+{outbox.SCHEMA}
+"""  # noqa: S608 - constants
+_COLUMNS = "run, round, attempt, plan, result, digest, length, finished_at, received_at, kind, codec, chain, file"
 _KEY = "run = ? AND round = ? AND attempt = ? AND plan = ?"
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedWork:
-    """One task whose work is done."""
+    """One task whose work is done, as its answer leaves."""
 
     ref: TaskRef
     result: WorkResult
-    digest: Digest | None  # of the update; None for an evaluation
-    length: int
-    is_received: bool
+    digest: Digest | None = None  # of the payload; None for an evaluation
+    length: int = 0  # bytes
+    kind: PayloadKind = PayloadKind.PLAIN
+    codec: Digest | None = None
+    chain: str = ""  # what it passed, in words
+    file: str = ""  # that holds the payload
+    is_received: bool = False
+
+    @property
+    def is_withheld(self) -> bool:
+        """Zeros leave, instead of an update."""
+        return self.digest is not None and not self.result.num_examples
 
 
 class Journal:
@@ -60,23 +87,48 @@ class Journal:
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             if version > _SCHEMA_VERSION:
                 raise StorageError(f"{path} was written by a newer fedveil; use that one")
-            if not version:
-                self._database.executescript(f"BEGIN; {_SCHEMA}; PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
+            if version < _SCHEMA_VERSION:
+                change = _FROM_VERSION_1 if version else _SCHEMA
+                self._database.executescript(f"BEGIN; {change} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
         except sqlite3.Error as error:
             raise StorageError(f"the journal {path} cannot be used: {error}") from error
 
-    def finish(self, ref: TaskRef, result: WorkResult, digest: Digest | None, length: int) -> FinishedWork:
-        """Work on a task is done; what was done before it and not received is forgotten, as its file is overwritten."""
-        row = (*_key(ref), json.dumps(result_to_json(result)), digest or "", length, time.time())
+    def finish(self, done: FinishedWork, *, score: float | None = None, has_noise: bool = False) -> FinishedWork:
+        """Work on a task is done, and its answer may leave from now on.
+
+        What was done before it and not received is forgotten, as its file is overwritten; the outbox keeps its row.
+
+        Args:
+            done: the work.
+            score: of the leak test.
+            has_noise: noise was drawn for it.
+        """
+        now = time.time()
+        result = json.dumps(result_to_json(done.result))
+        what = (done.kind.value, done.codec or "", done.chain, done.file)
+        row = (*_key(done.ref), result, done.digest or "", done.length, now, None, *what)
         with self._transaction() as database:
             database.execute("DELETE FROM work WHERE received_at IS NULL")
-            database.execute("INSERT OR REPLACE INTO work VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
-        return FinishedWork(ref, result, digest, length, is_received=False)
+            database.execute("INSERT OR REPLACE INTO work VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            outbox.insert(database, _departure(done, now, score, has_noise=has_noise))
+        return done
 
     def receive(self, ref: TaskRef) -> None:
         """The director has it."""
+        now = time.time()
         with self._transaction() as database:
-            database.execute(f"UPDATE work SET received_at = ? WHERE {_KEY}", (time.time(), *_key(ref)))  # noqa: S608
+            database.execute(f"UPDATE work SET received_at = ? WHERE {_KEY}", (now, *_key(ref)))  # noqa: S608
+            outbox.mark_received(database, ref, now)
+
+    def drew_noise(self, ref: TaskRef) -> bool:
+        """Was noise drawn for a task already, also where the answer is forgotten?"""
+        with self._lock:
+            return outbox.drew_noise(self._database, ref)
+
+    def departures(self) -> list[outbox.Departure]:
+        """All that left, the oldest first."""
+        with self._lock:
+            return outbox.select(self._database)
 
     def finished(self, ref: TaskRef) -> FinishedWork | None:
         """What was done for a task, if it was."""
@@ -98,25 +150,29 @@ class Journal:
             self._database.close()
 
     def _select(self, where: str, values: tuple[str | int, ...]) -> list[FinishedWork]:
-        query = (
-            "SELECT run, round, attempt, plan, result, digest, length, received_at FROM work "  # noqa: S608 - constants
-            f"WHERE {where}"
-        )
         with self._lock:
+            query = f"SELECT {_COLUMNS} FROM work WHERE {where}"  # noqa: S608 - constants
             rows = self._database.execute(query, values).fetchall()
-        return [
-            FinishedWork(
-                TaskRef(RunId(run), number, attempt, Digest(plan)),
-                result_from_json(json.loads(result)),
-                Digest(digest) if digest else None,
-                length,
-                received_at is not None,
-            )
-            for run, number, attempt, plan, result, digest, length, received_at in rows
-        ]
+        return [_finished(row) for row in rows]
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._database, self._lock, self._path)
+
+
+def read_outbox(folder: Path) -> list[outbox.Departure]:
+    """What left an envoy, by its folder; also while it runs.
+
+    Raises:
+        StorageError: there is no envoy's database, or it cannot be used.
+    """
+    path = folder / DATABASE_FILE
+    if not path.exists():
+        raise StorageError(f"{folder} has no {DATABASE_FILE}: no envoy has worked there yet")
+    journal = Journal(path)
+    try:
+        return journal.departures()
+    finally:
+        journal.close()
 
 
 class _Transaction:
@@ -145,6 +201,37 @@ class _Transaction:
             self._lock.release()
         if isinstance(error, sqlite3.Error):
             raise StorageError(f"the journal {self._path} cannot be written: {error}") from error
+
+
+def _finished(row: tuple[Any, ...]) -> FinishedWork:
+    run, number, attempt, plan, result, digest, length, _, received_at, kind, codec, chain, file = row
+    return FinishedWork(
+        TaskRef(RunId(run), number, attempt, Digest(plan)),
+        result_from_json(json.loads(result)),
+        Digest(digest) if digest else None,
+        length,
+        PayloadKind(kind),
+        Digest(codec) if codec else None,
+        chain,
+        file,
+        received_at is not None,
+    )
+
+
+def _departure(done: FinishedWork, now: float, score: float | None, *, has_noise: bool) -> outbox.Departure:
+    return outbox.Departure(
+        ready_at=now,
+        ref=done.ref,
+        kind=done.kind.value if done.digest is not None else outbox.METRICS,
+        num_bytes=done.length,
+        digest=done.digest,
+        codec=done.codec,
+        chain=done.chain,
+        has_noise=has_noise,
+        score=score,
+        metrics=tuple(metric.name for metric in done.result.metrics),
+        num_examples=done.result.num_examples,
+    )
 
 
 def _key(ref: TaskRef) -> tuple[str, int, int, str]:

@@ -19,8 +19,9 @@ from ..utils.tensors import Digest
 _EVERY = "*"
 _TEST = "test_"
 _SMALLEST_NORM = 1e-12
-"""Bounds below it are refused, whoever asks: noise in proportion to 1e-45 is nothing in float32, and the signs of the
-update would leave without it."""
+"""Smaller bounds are refused, whoever asks for them: noise in proportion to 1e-45 is nothing in float32, and the signs
+of the update would leave without it."""
+_LARGEST_NOISE = 1e30
 
 
 class Step(Enum):
@@ -104,6 +105,8 @@ class ProtectionPolicy:
         if not encodes and self.codec is CodecRule.REQUIRED:
             raise ConfigError(f"{task.ref} has no codec; this site sends codes alone")
         bound, multiplier = _stricter(self, task.asked)
+        if bound is not None and multiplier * bound > _LARGEST_NOISE:
+            raise ConfigError(f"{task.ref} asks for noise beyond {_LARGEST_NOISE:g}, where float32 ends")
         steps |= {Step.CLIP} if bound is not None else set()
         steps |= {Step.NOISE} if multiplier else set()
         steps -= set() if encodes else {Step.ENCODE}

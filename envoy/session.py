@@ -1,8 +1,8 @@
-"""The envoy at work: take a task, fetch what it needs, train, send what came out; again, until it is told to end.
+"""The envoy at work: take a task, fetch what it needs, train, send what may leave; again, until it is told to end.
 
 Three threads: one holds the line down which work is pushed, one says that the envoy is there, and the caller's does
-one task after the other. A line that breaks is opened again for as long as it takes. What was trained is journalled
-before it is sent, so that it is never trained twice.
+one task after the other. A line that breaks is opened again for as long as it takes. What may leave is ``edge``'s to
+say; it is journalled before ``dispatch`` sends it, so that nothing is trained twice.
 """
 
 from __future__ import annotations
@@ -14,35 +14,26 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from ..utils import messages as m
-from ..utils.aggregation import is_finite
 from ..utils.data_spec import DataKind
-from ..utils.errors import (
-    DigestMismatchError,
-    FederationError,
-    LengthMismatchError,
-    NonFiniteUpdateError,
-    NotInvitedError,
-    ProtocolError,
-    UnreachableError,
-)
-from ..utils.plan_bundle import Bundle, mapped
-from ..utils.tensors import Digest, digest_of
+from ..utils.errors import FederationError, NotInvitedError, ProtocolError
+from ..utils.plan_bundle import Bundle
 from ..utils.transport import BEAT_SECONDS
 from .config import EnvoyConfig, Work
 from .datasets import DatasetRegistry
+from .dispatch import Dispatch
+from .edge import Edge
 from .fetching import Fetcher
-from .journal import FinishedWork, Journal
+from .journal import DATABASE_FILE, FinishedWork, Journal
 from .link import Link
-from .orders import WorkOrder
-from .patience import Patience, asking_the_director
+from .orders import WorkOrder, WorkResult
+from .patience import Patience
+from .payload import Payloads
+from .policy import Measures
+from .protection import Gatekeeper
 from .refusals import refusal_of
-from .site_state import adopt_state
 from .trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
@@ -80,11 +71,22 @@ class Session:
         link: the director.
         trainer: does the local work.
         config: of this envoy.
+        gatekeeper: of the leak test; without one, a policy with an audit lets nothing out.
     """
 
-    def __init__(self, name: m.EnvoyName, folder: Path, link: Link, trainer: Trainer, config: EnvoyConfig) -> None:
+    def __init__(
+        self,
+        name: m.EnvoyName,
+        folder: Path,
+        link: Link,
+        trainer: Trainer,
+        config: EnvoyConfig,
+        gatekeeper: Gatekeeper | None = None,
+    ) -> None:
         self._name, self._folder, self._link, self._trainer, self._config = name, folder, link, trainer, config
-        self._journal = Journal(folder / "envoy.sqlite")
+        self._journal, self._payloads = Journal(folder / DATABASE_FILE), Payloads(folder / "work")
+        self._edge = Edge(config.protection, self._journal, self._payloads, folder / "state", gatekeeper)
+        self._dispatch = Dispatch(name, link, self._journal, self._payloads, folder / "state", self._complain)
         self._datasets = DatasetRegistry(folder / "datasets")
         self._fetcher = Fetcher(link, folder, _MAX_MODEL_BYTES)
         self._ended = threading.Event()
@@ -123,6 +125,9 @@ class Session:
         number, last = self._journal.count()
         at_work = str(self._at_work) if self._at_work else ""
         return EnvoyStatus(self._name, self._connected, at_work, number, last, self._last_error)
+
+    def _complain(self, text: str) -> None:
+        self._last_error = text
 
     # ------------------------------------------------------------ the line
 
@@ -227,11 +232,12 @@ class Session:
         patience = Patience(commission.withdrawn)
         try:
             self._check(task)
-            self._settle(task, patience)
-            done = self._journal.finished(task.ref)
-            if done is None or not (self._is_intact(done) or self._is_known(done, task, patience)):
-                done = self._work(commission, patience)
-            self._send(task, done, commission, patience)
+            measures = self._edge.admit(task)
+            self._dispatch.settle(task, patience, self._edge.may_leave)
+            done = self._edge.finished(task, measures)
+            if done is None or not (self._edge.is_intact(done) or self._dispatch.is_known(done, task, patience)):
+                done = self._work(commission, measures, patience)
+            self._dispatch.send(task, done, commission.withdrawn, patience)
             _LOG.info("received task=%s", task.ref)
         except FederationError as error:
             if commission.withdrawn.is_set():
@@ -239,11 +245,11 @@ class Session:
             else:
                 self._last_error = f"{type(error).__name__}: {error}"
                 _LOG.warning("declined task=%s error=%s", task.ref, self._last_error)
-                self._decline(refusal_of(task.ref, error), patience)
+                self._dispatch.decline(refusal_of(task.ref, error), patience)
         except Exception as error:  # noqa: BLE001 - one task must not end the envoy; all of it stays in the site's log
             self._last_error = f"{type(error).__name__} in the envoy itself; see its log"
             _LOG.exception("declined task=%s", task.ref)
-            self._decline(m.Refusal(task.ref, FederationError.__name__, self._last_error), patience)
+            self._dispatch.decline(m.Refusal(task.ref, FederationError.__name__, self._last_error), patience)
         finally:
             self._at_work = None
 
@@ -255,22 +261,21 @@ class Session:
         if len(set(task.cohort)) < len(task.cohort):
             raise ProtocolError(f"{task.ref} names an envoy twice in its cohort of {len(task.cohort)}")
 
-    def _work(self, commission: _Commission, patience: Patience) -> FinishedWork:
+    def _work(self, commission: _Commission, measures: Measures, patience: Patience) -> FinishedWork:
         task = commission.task
         bundle = self._fetcher.plan(task.ref, patience)
         model = self._fetcher.model(task, bundle, patience)
-        order = self._order(task, bundle, model)
-        seconds = max(task.seconds_left, 1.0)
-        limit = min(self._config.training.max_train_seconds or seconds, seconds)
-        result = self._trainer.run(order, limit, commission.withdrawn)
         if task.kind is m.TaskKind.EVALUATE:
-            return self._journal.finish(task.ref, result, None, 0)
-        length = bundle.layout.num_bytes
-        view = self._update(length)
-        vector = np.frombuffer(view, np.float32)
-        if not is_finite(vector):
-            raise NonFiniteUpdateError(f"training for {task.ref} gave NaN or infinity; nothing was sent")
-        return self._journal.finish(task.ref, result, digest_of(view), length)
+            return self._edge.pass_metrics(task, self._run(commission, bundle, model))
+        codec = self._fetcher.codec(task, bundle, patience) if measures.encodes else None
+        passage = self._edge.open(task, bundle, model, measures, codec)
+        return self._edge.pass_update(passage, self._run(commission, bundle, model))
+
+    def _run(self, commission: _Commission, bundle: Bundle, model: Path) -> WorkResult:
+        order = self._order(commission.task, bundle, model)
+        seconds = max(commission.task.seconds_left, 1.0)
+        limit = min(self._config.training.max_train_seconds or seconds, seconds)
+        return self._trainer.run(order, limit, commission.withdrawn)
 
     def _order(self, task: m.Task, bundle: Bundle, model: Path) -> WorkOrder:
         data = bundle.manifest.data
@@ -284,118 +289,8 @@ class Session:
             dataset=dataset,
             index_path=self._datasets.index_path(dataset) if dataset else None,
             model_path=model,
-            update_path=self._update_path,
+            update_path=self._payloads.update_path,
             state_folder=self._folder / "state",
             device=self._config.training.device.value,
             threads=self._config.training.threads or os.cpu_count() or 1,
         )
-
-    @property
-    def _update_path(self) -> Path:
-        return self._folder / "work" / "update.f32"
-
-    def _update(self, length: int) -> memoryview:
-        size = self._update_path.stat().st_size
-        if size != length:
-            raise LengthMismatchError(f"the update has {size} bytes, the plan's layout {length}")
-        return mapped(self._update_path)
-
-    def _is_intact(self, done: FinishedWork) -> bool:
-        """Is the file of finished work still what it was? Later work overwrites it."""
-        if done.digest is None:
-            return True
-        try:
-            return digest_of(self._update(done.length)) == done.digest
-        except (OSError, FederationError):
-            return False
-
-    def _is_known(self, done: FinishedWork, task: m.Task, patience: Patience) -> bool:
-        """Has the director still what it gave a receipt for? One that lost it, in a restored backup, asks again."""
-        if not done.is_received:
-            return False
-        answer = patience.insist(partial(self._request_upload, _header(done, task.layout)))
-        return isinstance(answer, m.Receipt) and answer.digest == done.digest
-
-    # ------------------------------------------------------------ what leaves
-
-    def _send(self, task: m.Task, done: FinishedWork, commission: _Commission, patience: Patience) -> None:
-        if done.digest is None:
-            patience.insist(partial(self._report, m.MetricsReport(task.ref, done.result.metrics)))
-        else:
-            try:
-                receipt = patience.insist(lambda: self._upload(task, done, commission.withdrawn))
-            except DigestMismatchError:  # the director had the beginning of an earlier training; it starts anew
-                receipt = patience.insist(lambda: self._upload(task, done, commission.withdrawn))
-            if receipt.digest != done.digest:
-                raise DigestMismatchError(f"the director holds another update of {self._name} for {task.ref}")
-        self._keep_receipt(task.ref)
-
-    def _settle(self, task: m.Task, patience: Patience) -> None:
-        """Ask again for receipts of the run that were lost on their way: what counted has its local state in force."""
-        for done in self._journal.unreceived(task.ref.run):
-            if done.ref == task.ref or done.digest is None:
-                continue
-            with contextlib.suppress(ProtocolError):  # its round closed without it
-                answer = patience.insist(partial(self._request_upload, _header(done, task.layout)))
-                if isinstance(answer, m.Receipt) and answer.digest == done.digest:
-                    self._keep_receipt(done.ref)
-
-    def _keep_receipt(self, ref: m.TaskRef) -> None:
-        adopt_state(self._folder / "state", ref)  # first: with the receipt in the journal, nobody asks again
-        self._journal.receive(ref)
-
-    def _upload(self, task: m.Task, done: FinishedWork, withdrawn: threading.Event) -> m.Receipt:
-        header = _header(done, task.layout)
-        grant = self._request_upload(header)
-        while isinstance(grant, m.Wait):
-            if withdrawn.is_set():
-                raise ProtocolError(f"{task.ref} was withdrawn")
-            grant = self._request_upload(header)
-        if isinstance(grant, m.Receipt):
-            return grant
-        with self._asking():
-            return self._link.upload(self._parts(grant, done, withdrawn))
-
-    def _request_upload(self, header: m.UpdateHeader) -> m.Grant:
-        with self._asking():
-            return self._link.request_upload(header)
-
-    def _report(self, report: m.MetricsReport) -> m.Receipt:
-        with self._asking():
-            return self._link.report(report)
-
-    @contextlib.contextmanager
-    def _asking(self) -> Iterator[None]:
-        try:
-            with asking_the_director():
-                yield
-        except UnreachableError as error:
-            self._last_error = str(error)
-            raise
-
-    def _parts(self, turn: m.Turn, done: FinishedWork, withdrawn: threading.Event) -> Iterator[m.Part]:
-        view = self._update(done.length)
-        if done.digest is None or turn.offset > done.length:
-            raise ProtocolError(f"the director wants {turn.ref} from {turn.offset} on, it has {done.length} bytes")
-        yield m.Opening(done.length, turn.offset, turn.grant)
-        for start in range(turn.offset, done.length, turn.part_bytes):
-            if withdrawn.is_set():
-                return
-            yield m.Data(view[start : start + turn.part_bytes])
-        yield m.Closing(done.digest)
-
-    def _decline(self, refusal: m.Refusal, patience: Patience) -> None:
-        try:
-            patience.insist(lambda: self._link.decline(refusal))
-        except FederationError as refused:
-            _LOG.info("the director no longer waits for task=%s: %s", refusal.ref, refused)
-
-
-def _header(done: FinishedWork, layout: Digest) -> m.UpdateHeader:
-    return m.UpdateHeader(
-        ref=done.ref,
-        layout=layout,
-        length=done.length,
-        num_examples=done.result.num_examples,
-        metrics=done.result.metrics,
-    )

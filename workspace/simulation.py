@@ -29,6 +29,7 @@ from ..envoy.datasets import DatasetRegistry
 from ..envoy.inspection import inspect as inspect_dataset
 from ..envoy.orders import WorkOrder, WorkResult
 from ..envoy.plans import Plan
+from ..envoy.policy import OPEN_POLICY, ProtectionPolicy
 from ..envoy.records import DataOptions
 from ..envoy.session import Session
 from ..envoy.trainer import InProcessTrainer
@@ -72,6 +73,7 @@ def simulate(
     experiment: str = "",
     codec: Path | str | None = None,
     seed: int = 0,
+    protection: ProtectionPolicy = OPEN_POLICY,
     device: str = "auto",
     threads: int = 0,
     folder: Path | None = None,
@@ -86,7 +88,9 @@ def simulate(
         experiment: further tables of experiment.toml, as text (``[aggregation]``, ``[server_optimizer]``, ``[stop]``,
             ``[protection]``).
         codec: the file of the codec that the sites code their updates with; stands for the table ``[codec]``.
-        seed: the same seed, device and threads give the same model, bit for bit; also as real processes.
+        seed: the same seed, device and threads give the same model, bit for bit; also as real processes. Noise is not
+            repeated.
+        protection: of each site, as in envoy.toml. By default the form of updates is checked, and nothing is protected.
         device: auto, cpu or cuda, as in envoy.toml.
         threads: of torch, as in envoy.toml; 0 is as many as there are cores.
         folder: keeps the sites' and the director's files; a temporary one by default.
@@ -100,7 +104,8 @@ def simulate(
         bundle = plan if isinstance(plan, Bundle) else _built(plan, home / "plan", settings)
         head = f'name = "simulation"\nplan = "plan"\nseed = "{seed % (1 << 256):064x}"\n'
         limits = f"[rounds]\nmax_rounds = {rounds}\nmin_participants = {len(sites)}\n"
-        simulator = _Simulator(home, bundle, sites, _training_settings(device, threads), stack)
+        config = EnvoyConfig(training=_training_settings(device, threads), protection=protection)
+        simulator = _Simulator(home, bundle, sites, config, stack)
         return simulator.run(head + limits + experiment + simulator.put_codec(codec))
 
 
@@ -108,9 +113,9 @@ class _Simulator:
     """One director and its envoys in this process."""
 
     def __init__(
-        self, home: Path, bundle: Bundle, sites: Mapping[str, Site], training: TrainingSettings, stack: ExitStack
+        self, home: Path, bundle: Bundle, sites: Mapping[str, Site], config: EnvoyConfig, stack: ExitStack
     ) -> None:
-        self._bundle, self._config = bundle, EnvoyConfig(training=training)
+        self._bundle, self._config = bundle, config
         engine = open_database("sqlite://", durable=False)
         stack.callback(engine.dispose)
         history, members = History(engine), IdentityStore(engine)

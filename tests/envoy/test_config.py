@@ -1,4 +1,4 @@
-"""``envoy.toml``: optional, and refused by name where it cannot mean what it says."""
+"""``envoy.toml``: read whole, and refused by name where it cannot mean what it says (its policy: ``test_policy``)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from fedveil.utils.errors import ConfigError
 from fedveil.utils.logs import LogLevel
 
 
-def test_a_site_needs_no_settings_file(tmp_path: Path) -> None:
+def test_without_a_settings_file_there_is_no_policy(tmp_path: Path) -> None:
     config = load_config(tmp_path)
     assert config == EnvoyConfig()
+    assert config.protection is None
     assert (config.work, config.training.device, config.training.preload_torch) == (Work.STREAM, Device.AUTO, True)
     assert config.dialled(("a:1",)) == ("a:1",)
 

@@ -4,10 +4,10 @@ import sqlite3
 import threading
 
 import pytest
-from fedveil.envoy.journal import Journal
+from fedveil.envoy.journal import FinishedWork, Journal, read_outbox
 from fedveil.envoy.orders import WorkResult
 from fedveil.utils.errors import StorageError
-from fedveil.utils.messages import TaskRef
+from fedveil.utils.messages import PayloadKind, TaskRef
 from fedveil.utils.metrics import auc_of, mean_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,27 +37,27 @@ def journal(path):
 
 
 def test_finished_work_is_found_again_and_for_its_task_alone(journal):
-    done = journal.finish(REF, RESULT, DIGEST, 400)
+    done = journal.finish(FinishedWork(REF, RESULT, DIGEST, 400))
     assert journal.finished(REF) == done
     assert (done.result, done.digest, done.length, done.is_received) == (RESULT, DIGEST, 400, False)
     assert [journal.finished(ref) for ref in OTHERS] == [None] * 4
 
 
 def test_finished_work_survives_the_process(path, journal):
-    journal.finish(REF, RESULT, DIGEST, 400)
+    journal.finish(FinishedWork(REF, RESULT, DIGEST, 400))
     again = Journal(path)  # the first was not closed: a kill -9
     assert again.finished(REF).result == RESULT
     again.close()
 
 
 def test_an_evaluation_has_no_update(journal):
-    assert journal.finish(REF, RESULT, None, 0).digest is None
+    assert journal.finish(FinishedWork(REF, RESULT)).digest is None
     assert journal.finished(REF).digest is None
 
 
 def test_a_receipt_is_kept_and_counted(journal):
     assert journal.count() == (0, None)
-    journal.finish(REF, RESULT, DIGEST, 400)
+    journal.finish(FinishedWork(REF, RESULT, DIGEST, 400))
     assert journal.count() == (0, None)
     journal.receive(REF)
     number, last = journal.count()
@@ -67,17 +67,17 @@ def test_a_receipt_is_kept_and_counted(journal):
 
 
 def test_work_that_was_not_received_is_forgotten_when_its_file_is_written_over(journal):
-    journal.finish(REF, RESULT, DIGEST, 400)
-    journal.finish(OTHERS[0], RESULT, DIGEST, 400)
+    journal.finish(FinishedWork(REF, RESULT, DIGEST, 400))
+    journal.finish(FinishedWork(OTHERS[0], RESULT, DIGEST, 400))
     assert journal.finished(REF) is None
     journal.receive(OTHERS[0])
-    journal.finish(OTHERS[1], RESULT, DIGEST, 400)
+    journal.finish(FinishedWork(OTHERS[1], RESULT, DIGEST, 400))
     assert journal.finished(OTHERS[0]).is_received
 
 
 def test_work_may_be_done_anew(journal):
-    journal.finish(REF, RESULT, DIGEST, 400)
-    journal.finish(REF, RESULT, "01" * 32, 400)
+    journal.finish(FinishedWork(REF, RESULT, DIGEST, 400))
+    journal.finish(FinishedWork(REF, RESULT, "01" * 32, 400))
     assert journal.finished(REF).digest == "01" * 32
 
 
@@ -97,7 +97,7 @@ def test_work_may_be_done_anew(journal):
 def test_every_result_comes_back_as_it_was(tmp_path_factory, metrics, number):
     journal = Journal(tmp_path_factory.mktemp("journal") / "x.sqlite")
     result = WorkResult(number, tuple(metrics))
-    journal.finish(REF, result, None, 0)
+    journal.finish(FinishedWork(REF, result, None, 0))
     assert journal.finished(REF).result == result
     journal.close()
 
@@ -110,12 +110,12 @@ def test_threads_share_it(journal):
             journal.finished(ref)
             journal.count()
 
-    journal.finish(refs[0], RESULT, DIGEST, 4)
+    journal.finish(FinishedWork(refs[0], RESULT, DIGEST, 4))
     threads = [threading.Thread(target=work, args=(ref,)) for ref in refs]
     for thread in threads:
         thread.start()
     for ref in refs:
-        journal.finish(ref, RESULT, DIGEST, 4)
+        journal.finish(FinishedWork(ref, RESULT, DIGEST, 4))
         journal.receive(ref)
     for thread in threads:
         thread.join(10.0)
@@ -143,17 +143,17 @@ def test_a_folder_that_is_not_there_is_said_so(tmp_path):
 
 
 def test_a_full_disk_is_said_and_what_was_written_stays(journal):
-    journal.finish(REF, RESULT, DIGEST, 400)
+    journal.finish(FinishedWork(REF, RESULT, DIGEST, 400))
     journal.receive(REF)
     pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
     journal._database.execute(f"PRAGMA max_page_count = {pages + 1}")
     large = WorkResult(1, tuple(auc_of(f"auc-{number}", [0.5], [1]) for number in range(8)))
     with pytest.raises(StorageError, match=r"cannot be written: .*full"):
-        journal.finish(OTHERS[0], large, DIGEST, 400)
+        journal.finish(FinishedWork(OTHERS[0], large, DIGEST, 400))
     assert journal.finished(REF).is_received
     assert journal.finished(OTHERS[0]) is None
     journal._database.execute("PRAGMA max_page_count = 1000000")
-    journal.finish(OTHERS[0], large, DIGEST, 400)
+    journal.finish(FinishedWork(OTHERS[0], large, DIGEST, 400))
     assert journal.finished(OTHERS[0]).result == large
 
 
@@ -162,7 +162,89 @@ def test_a_journal_that_another_process_holds_is_said_and_can_be_used_afterwards
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageError, match=r"cannot be written: .*locked"):
-        journal.finish(REF, RESULT, DIGEST, 400)
+        journal.finish(FinishedWork(REF, RESULT, DIGEST, 400))
     holder.execute("ROLLBACK")
     holder.close()
-    assert not journal.finish(REF, RESULT, DIGEST, 400).is_received
+    assert not journal.finish(FinishedWork(REF, RESULT, DIGEST, 400)).is_received
+
+
+# what left
+
+
+CODED = FinishedWork(REF, RESULT, DIGEST, 40, PayloadKind.CODED, "cd" * 32, "check, encode, clip 1", "payload.f32")
+
+
+def test_whatever_is_made_ready_is_in_the_outbox_at_once_and_its_receipt_later(journal):
+    journal.finish(CODED, score=0.01, has_noise=True)
+    (row,) = journal.departures()
+    assert (row.ref, row.kind, row.num_bytes, row.digest, row.codec) == (REF, "coded", 40, DIGEST, "cd" * 32)
+    assert (row.chain, row.has_noise, row.score, row.metrics) == (CODED.chain, True, 0.01, ("loss", "auc"))
+    assert (row.num_examples, row.is_withheld, row.received_at) == (17, False, None)
+    journal.receive(REF)
+    assert journal.departures()[0].received_at >= row.ready_at
+
+
+def test_the_journal_gives_back_what_it_was_given(journal):
+    journal.finish(CODED)
+    assert journal.finished(REF) == CODED
+
+
+def test_a_second_answer_to_a_task_is_a_second_row_and_the_receipt_is_the_latters(journal):
+    journal.finish(CODED)
+    journal.finish(FinishedWork(REF, RESULT, "01" * 32, 40))
+    journal.receive(REF)
+    assert [row.received_at is None for row in journal.departures()] == [True, False]
+
+
+def test_the_outbox_forgets_nothing_that_the_journal_forgets(journal):
+    for ref in OTHERS:
+        journal.finish(FinishedWork(ref, RESULT, DIGEST, 400))
+    assert [journal.finished(ref) is None for ref in OTHERS] == [True, True, True, False]
+    assert [row.ref for row in journal.departures()] == OTHERS
+
+
+def test_noise_that_was_drawn_is_remembered_also_when_its_answer_is_forgotten(journal):
+    journal.finish(CODED, has_noise=True)
+    journal.finish(FinishedWork(OTHERS[0], RESULT, DIGEST, 400))
+    assert journal.finished(REF) is None
+    assert [journal.drew_noise(ref) for ref in (REF, *OTHERS)] == [True, False, False, False, False]
+
+
+def test_zeros_of_weight_zero_are_told_from_the_answer_to_an_evaluation(journal):
+    journal.finish(FinishedWork(REF, WorkResult(0, ()), DIGEST, 400))
+    journal.finish(FinishedWork(OTHERS[0], RESULT))
+    withheld, metrics = journal.departures()
+    assert (withheld.kind, withheld.is_withheld, metrics.kind, metrics.is_withheld) == ("plain", True, "metrics", False)
+
+
+def test_a_journal_of_the_first_version_is_taken_over_without_what_passed_no_chain(path):
+    database = sqlite3.connect(path)
+    database.executescript(_VERSION_1)
+    row = (*REF_KEY, '{"num_examples": 17, "metrics": []}', DIGEST, 400, 1.0)
+    database.execute("INSERT INTO work VALUES (?, ?, ?, ?, ?, ?, ?, ?, 2.0)", row)
+    database.execute("INSERT INTO work VALUES (?, 2, ?, ?, ?, ?, ?, ?, NULL)", (row[0], *row[2:]))
+    database.commit()
+    database.close()
+    journal = Journal(path)
+    assert journal.finished(REF) == FinishedWork(REF, WorkResult(17, ()), DIGEST, 400, is_received=True)
+    assert journal.finished(OTHERS[1]) is None
+    assert journal.departures() == []
+    journal.finish(CODED)
+    journal.close()
+    assert [row.kind for row in read_outbox(path.parent)] == ["coded"]
+
+
+def test_an_outbox_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(StorageError, match=r"no envoy\.sqlite: no envoy has worked there yet"):
+        read_outbox(tmp_path)
+
+
+REF_KEY = (REF.run, REF.round, REF.attempt, REF.plan)
+_VERSION_1 = """
+CREATE TABLE work (
+    run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, plan TEXT NOT NULL, result TEXT NOT NULL,
+    digest TEXT NOT NULL, length INTEGER NOT NULL, finished_at REAL NOT NULL, received_at REAL,
+    PRIMARY KEY (run, round, attempt, plan)
+) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""

@@ -131,6 +131,7 @@ def test_a_policy_that_contradicts_itself_is_refused_by_name(table, message):
         (ProtectionPolicy((CHECK,), codec=CodecRule.REFUSED), task(codec=CODEC), "this site encodes nothing"),
         (ProtectionPolicy((CHECK, ENCODE), codec=CodecRule.REQUIRED), task(), "this site sends codes alone"),
         (OPEN_POLICY, task(AskedProtection(1e-45)), "the task's max_norm is"),
+        (OPEN_POLICY, task(AskedProtection(1.0, 1e300)), "asks for noise beyond"),
     ],
 )
 def test_a_task_that_asks_for_what_the_site_does_not_do_is_refused(policy, asking, message):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fedveil.envoy.config import EnvoyConfig, TrainingSettings, Work
 from fedveil.envoy.orders import WorkResult
+from fedveil.envoy.policy import OPEN_POLICY
 from fedveil.envoy.session import Session
 from fedveil.envoy.trainer import ChildTrainer, InProcessTrainer
 from fedveil.utils import messages as m
@@ -182,7 +183,8 @@ class Site:
 
     def __init__(self, folder, bundle):
         self.folder, self.bundle, self.director = folder, bundle, Director(bundle)
-        self.config, self.trainer = EnvoyConfig(training=TrainingSettings(preload_torch=False)), Trainer()
+        training = TrainingSettings(preload_torch=False)
+        self.config, self.trainer = EnvoyConfig(training=training, protection=OPEN_POLICY), Trainer()
         folder.mkdir(exist_ok=True)
         self.session = self._thread = None
 

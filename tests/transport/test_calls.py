@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fedveil.director.doors import MAX_CALLS
 from fedveil.envoy.config import EnvoyConfig, TrainingSettings, Work
+from fedveil.envoy.policy import OPEN_POLICY
 from fedveil.envoy.session import Session
 from fedveil.envoy.trainer import InProcessTrainer
 from fedveil.utils import messages as m
@@ -90,7 +91,7 @@ def test_an_envoy_that_polls_does_a_run_in_few_calls(federation, tmp_path: Path)
         return polls[-1]
 
     link.next_work = counted
-    config = EnvoyConfig(work=Work.POLL, training=TrainingSettings(preload_torch=False))
+    config = EnvoyConfig(work=Work.POLL, training=TrainingSettings(preload_torch=False), protection=OPEN_POLICY)
     session = Session(m.EnvoyName("site-a"), tmp_path, link, InProcessTrainer(), config)
     envoy = threading.Thread(target=session.run, daemon=True)
     envoy.start()

@@ -1,0 +1,151 @@
+"""Sends what was made ready, until the director has it: updates, metrics, refusals.
+
+Whatever goes out comes from the journal and from ``Payloads``, where ``edge`` left it; nothing here reads what training
+wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from ..utils import messages as m
+from ..utils.errors import DigestMismatchError, FederationError, ProtocolError, UnreachableError
+from ..utils.tensors import Digest
+from .journal import FinishedWork, Journal
+from .link import Link
+from .patience import Patience, asking_the_director
+from .payload import Payloads
+from .site_state import adopt_state
+
+_LOG = logging.getLogger(__name__)
+
+
+class Dispatch:
+    """The way out.
+
+    Args:
+        name: this envoy's.
+        link: the director.
+        journal: what was made ready, and what has a receipt.
+        payloads: the bytes.
+        state_folder: what a receipt puts in force.
+        complain: told in words why the director cannot be reached.
+    """
+
+    def __init__(
+        self,
+        name: m.EnvoyName,
+        link: Link,
+        journal: Journal,
+        payloads: Payloads,
+        state_folder: Path,
+        complain: Callable[[str], None],
+    ) -> None:
+        self._name, self._link, self._journal, self._payloads = name, link, journal, payloads
+        self._state_folder, self._complain = state_folder, complain
+
+    def send(self, task: m.Task, done: FinishedWork, withdrawn: threading.Event, patience: Patience) -> None:
+        """Until there is a receipt.
+
+        Raises:
+            ProtocolError: nobody waits for it any more.
+            DigestMismatchError: the director holds another update of this envoy.
+            FederationError: what the director refuses.
+        """
+        if done.digest is None:
+            patience.insist(partial(self._report, m.MetricsReport(task.ref, done.result.metrics)))
+        else:
+            try:
+                receipt = patience.insist(lambda: self._upload(task, done, withdrawn))
+            except DigestMismatchError:  # the director had the beginning of an earlier training; it starts anew
+                receipt = patience.insist(lambda: self._upload(task, done, withdrawn))
+            if receipt.digest != done.digest:
+                raise DigestMismatchError(f"the director holds another update of {self._name} for {task.ref}")
+        self._keep_receipt(done)
+
+    def settle(self, task: m.Task, patience: Patience, may_leave: Callable[[FinishedWork], bool]) -> None:
+        """Ask again for receipts of the run that were lost on their way: what counted has its local state in force."""
+        for done in self._journal.unreceived(task.ref.run):
+            if done.ref == task.ref or done.digest is None or not may_leave(done):
+                continue
+            with contextlib.suppress(ProtocolError):  # its round closed without it
+                answer = patience.insist(partial(self._request_upload, header_of(done, task.layout)))
+                if isinstance(answer, m.Receipt) and answer.digest == done.digest:
+                    self._keep_receipt(done)
+
+    def is_known(self, done: FinishedWork, task: m.Task, patience: Patience) -> bool:
+        """Has the director still what it gave a receipt for? One that lost it, in a restored backup, asks again."""
+        if not done.is_received:
+            return False
+        answer = patience.insist(partial(self._request_upload, header_of(done, task.layout)))
+        return isinstance(answer, m.Receipt) and answer.digest == done.digest
+
+    def decline(self, refusal: m.Refusal, patience: Patience) -> None:
+        """Say that a task is not done here."""
+        try:
+            patience.insist(lambda: self._link.decline(refusal))
+        except FederationError as refused:
+            _LOG.info("the director no longer waits for task=%s: %s", refusal.ref, refused)
+
+    def _keep_receipt(self, done: FinishedWork) -> None:
+        if not done.is_withheld:  # its update counted for nothing, so the local state before it stays in force
+            adopt_state(self._state_folder, done.ref)  # first: with the receipt in the journal, nobody asks again
+        self._journal.receive(done.ref)
+
+    def _upload(self, task: m.Task, done: FinishedWork, withdrawn: threading.Event) -> m.Receipt:
+        header = header_of(done, task.layout)
+        grant = self._request_upload(header)
+        while isinstance(grant, m.Wait):
+            if withdrawn.is_set():
+                raise ProtocolError(f"{task.ref} was withdrawn")
+            grant = self._request_upload(header)
+        if isinstance(grant, m.Receipt):
+            return grant
+        with self._asking():
+            return self._link.upload(self._parts(grant, done, withdrawn))
+
+    def _parts(self, turn: m.Turn, done: FinishedWork, withdrawn: threading.Event) -> Iterator[m.Part]:
+        if done.digest is None or turn.offset > done.length:
+            raise ProtocolError(f"the director wants {turn.ref} from {turn.offset} on, it has {done.length} bytes")
+        view = self._payloads.view(done.file, done.digest, done.length)
+        yield m.Opening(done.length, turn.offset, turn.grant)
+        for start in range(turn.offset, done.length, turn.part_bytes):
+            if withdrawn.is_set():
+                return
+            yield m.Data(view[start : start + turn.part_bytes])
+        yield m.Closing(done.digest)
+
+    def _request_upload(self, header: m.UpdateHeader) -> m.Grant:
+        with self._asking():
+            return self._link.request_upload(header)
+
+    def _report(self, report: m.MetricsReport) -> m.Receipt:
+        with self._asking():
+            return self._link.report(report)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            with asking_the_director():
+                yield
+        except UnreachableError as error:
+            self._complain(str(error))
+            raise
+
+
+def header_of(done: FinishedWork, layout: Digest) -> m.UpdateHeader:
+    """What is said of an update before its bytes."""
+    return m.UpdateHeader(
+        ref=done.ref,
+        layout=layout,
+        length=done.length,
+        num_examples=done.result.num_examples,
+        metrics=done.result.metrics,
+        payload=done.kind,
+        codec=done.codec,
+    )
