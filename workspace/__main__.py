@@ -40,12 +40,24 @@ def demo(
     ] = None,
     rounds: Annotated[int, typer.Option(help="How many.")] = 10,
     image_size: Annotated[int, typer.Option(help="Images are resized to so many pixels a side.")] = 28,
+    codec: Annotated[
+        bool,
+        typer.Option(
+            "--codec", help="Send codes a hundred times smaller; the codec is fitted on a tenth of the images."
+        ),
+    ] = False,
+    codec_file: Annotated[Path | None, typer.Option(help="Send codes of this codec, from `fedveil codec fit`.")] = None,
+    defense: Annotated[
+        str, typer.Option(help="What each site does to what it sends: none, clip or clip-noise.")
+    ] = "none",
 ) -> None:
     """Three hospitals train a pneumonia detector together: real processes, mutual TLS."""
     from .demo import DemoOptions, run_demo
+    from .demo_protection import defense_of
 
     with errors_in_words():
-        run_demo(DemoOptions(out, data, rounds, image_size), _CONSOLE)
+        options = DemoOptions(out, data, rounds, image_size, codec, codec_file, defense_of(defense))
+        run_demo(options, _CONSOLE)
 
 
 @plans.command("build")

@@ -26,12 +26,13 @@ from ..envoy.datasets import DatasetRegistry
 from ..envoy.inspection import inspect
 from ..envoy.records import DataOptions
 from ..envoy.splits import SplitRule
-from ..utils.errors import FederationError
+from ..utils.errors import ConfigError, FederationError
 from ..utils.messages import ExperimentView
 from ..utils.plan_bundle import Bundle, open_bundle
-from .chest_xrays import CLASSES, Images3, find_images
+from .chest_xrays import CLASSES, Images3, Part, find_images
+from .demo_protection import PUBLIC_SHARE, DemoCodec, DemoDefense, envoy_settings, fitted_codec, given_codec
 from .local_federation import LocalFederation
-from .sites import DEMO_SITES, divide
+from .sites import DEMO_SITES, divide, set_aside
 
 PLAN = Path(__file__).parent / "pneumonia" / "plan.py"
 _SEED = 2026
@@ -47,17 +48,6 @@ max_rounds = {rounds}
 min_participants = 3
 round_timeout_seconds = 300
 """
-_ENVOY = """
-log_level = "info"
-
-[training]
-device = "cpu"
-threads = 1
-
-[protection]
-chain = ["check", "encode"]
-metrics = ["*"]
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +58,13 @@ class DemoOptions:
     data: Path | None = None
     rounds: int = 10
     image_size: int = 28
+    codec: bool = False  # fit one, from images that no site gets
+    codec_file: Path | None = None  # one that was fitted before, instead
+    defense: DemoDefense = DemoDefense.NONE
+
+    def __post_init__(self) -> None:
+        if self.codec and self.codec_file is not None:
+            raise ConfigError("--codec fits a codec and --codec-file gives one; leave one of them out")
 
 
 def run_demo(options: DemoOptions, console: Console) -> dict[str, object]:
@@ -77,7 +74,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, object]:
         The summary; its keys are documented in the project's ``README.md``.
 
     Raises:
-        FederationError: the images cannot be used, or the run failed.
+        FederationError: the images or the codec cannot be used, or the run failed.
     """
     started = time.time()
     home = options.out / "federation"
@@ -87,11 +84,13 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, object]:
         federation.found()
         federation.start_director()
         images = find_images(options.data, options.image_size, options.out / "cache")
-        _say_what_it_is(console, images)
+        _say_what_it_is(console, images, options.defense)
+        images, public = set_aside(images, PUBLIC_SHARE) if options.codec else (images, None)
         paths = divide(images, DEMO_SITES, home)
         bundle = _start_sites(federation, paths, options)
-        settings = _EXPERIMENT.format(seed=_SEED, rounds=options.rounds)
-        run = federation.submit(settings, bundle)
+        codec = _codec(options, bundle, public, console)
+        settings = _EXPERIMENT.format(seed=_SEED, rounds=options.rounds) + (codec.table if codec else "")
+        run = federation.submit(settings, bundle, codec.file if codec else None)
         with Live(_table(None, options.rounds), console=console, refresh_per_second=8) as live:
             view = federation.wait_for(run, lambda seen: live.update(_table(seen, options.rounds)))
         if view.state != "finished" or view.model is None:
@@ -100,7 +99,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, object]:
             model = operator.fetch(view.model)
     (options.out / "model.safetensors").write_bytes(model)
     console.print("Each site alone, with the same plan and as many rounds ...")
-    return _conclude(options, console, images, paths, bundle, view, model, started)
+    return _conclude(options, console, images, paths, bundle, codec, view, model, started)
 
 
 def _start_sites(federation: LocalFederation, paths: Mapping[str, Path], options: DemoOptions) -> Bundle:
@@ -114,7 +113,7 @@ def _start_sites(federation: LocalFederation, paths: Mapping[str, Path], options
         federation.wait_for_director()
         for share in DEMO_SITES:
             folder = federation.join(share.name, share.organization)
-            (folder / "envoy.toml").write_text(_ENVOY, "utf-8")
+            (folder / "envoy.toml").write_text(envoy_settings(options.defense), "utf-8")
             found = inspect("chest-xray", paths[share.name], SITE_OPTIONS, time.time())
             DatasetRegistry(folder / "datasets").add(found.record, found.index)
             joined.append(share.name)
@@ -134,12 +133,29 @@ def _start_sites(federation: LocalFederation, paths: Mapping[str, Path], options
     return open_bundle(plan)
 
 
+def _codec(options: DemoOptions, bundle: Bundle, public: Part | None, console: Console) -> DemoCodec | None:
+    """The codec that the run uses, if any."""
+    if options.codec_file is not None:
+        made = given_codec(options.codec_file, bundle)
+    elif public is not None:
+        console.print("Fitting a codec on images that no site has ...")
+        made = fitted_codec(bundle, public, options.out / "codec", _SEED)
+    else:
+        return None
+    console.print(
+        f"Codec: {bundle.layout.size:,} numbers become {made.codec.size:,}; {made.description}. It saves bytes, and by"
+        " itself protects nobody."
+    )
+    return made
+
+
 def _conclude(
     options: DemoOptions,
     console: Console,
     images: Images3,
     paths: Mapping[str, Path],
     bundle: Bundle,
+    codec: DemoCodec | None,
     view: ExperimentView,
     model: bytes,
     started: float,
@@ -150,6 +166,8 @@ def _conclude(
     federated = score(bundle, model, images.test)
     alone = _train_alone(options, images, paths, bundle)
     draw_curves(options.out / "curves.png", view.rounds, federated.auc, alone, images.description)
+    updates = sum(one.received for one in view.rounds if one.kind.value == "train")
+    plain_bytes = updates * bundle.layout.num_bytes
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     summary: dict[str, object] = {
         "test_auc": round(federated.auc, 4),
@@ -163,12 +181,20 @@ def _conclude(
         "wall_seconds": round(time.time() - started, 1),
         "cpu_seconds": round(sum(one.ru_utime + one.ru_stime for one in used), 1),
         "bytes_up": view.bytes_up,
+        "bytes_up_without_codec": plain_bytes,
         "bytes_down": view.bytes_down,
+        "codec": codec.codec.digest if codec else "",
+        "defense": options.defense.value,
     }
     (options.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     console.print(_comparison(federated.auc, alone))
     if not images.is_xrays:
         console.print("[bold yellow]These figures are of handwritten digits, not of X-rays.[/]")
+    if codec:
+        console.print(
+            f"Updates took {view.bytes_up / 1e3:,.0f} kB as codes; without the codec {plain_bytes / 1e3:,.0f} kB,"
+            f" {plain_bytes / view.bytes_up:.0f} times as much."
+        )
     console.print(f"{options.out}/: summary.json, model.safetensors, curves.png")
     return summary
 
@@ -209,8 +235,9 @@ def _first_opened(out: Path, view: ExperimentView) -> float:
         engine.dispose()
 
 
-def _say_what_it_is(console: Console, images: Images3) -> None:
+def _say_what_it_is(console: Console, images: Images3, defense: DemoDefense) -> None:
     console.print(f"Images: {images.description}")
+    console.print(f"At each site: {defense.words}.")
     if not images.is_xrays:
         console.print(
             "[bold yellow]No X-rays were found and none could be fetched: these are NOT X-rays, and the figures say"

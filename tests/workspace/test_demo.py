@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedveil.gradient_leakage.vae.codec import codec_bytes
+from fedveil.gradient_leakage.vae.fitting import seeded
 from fedveil.utils.errors import DatasetError, PlanError
 from fedveil.utils.plan_bundle import open_bundle
 from fedveil.workspace import chest_xrays, demo
 from fedveil.workspace.chest_xrays import DATA_VARIABLE
 from fedveil.workspace.demo import DemoOptions, run_demo
+from fedveil.workspace.demo_protection import DemoDefense
+from fedveil.workspace.plan_builder import build_plan
 from PIL import Image
 from rich.console import Console
 from safetensors.numpy import load_file
@@ -33,7 +37,10 @@ KEYS = {
     "wall_seconds": float,
     "cpu_seconds": float,
     "bytes_up": int,
+    "bytes_up_without_codec": int,
     "bytes_down": int,
+    "codec": str,
+    "defense": str,
 }
 
 
@@ -83,7 +90,8 @@ def test_the_demo_trains_and_leaves_its_results_and_no_process(tmp_path):
     assert {name: array.shape for name, array in model.items()} == {e.name: e.shape for e in bundle.layout.entries}
     assert all(np.isfinite(array).all() for array in model.values())
     update_bytes = sum(array.nbytes for array in model.values())
-    assert summary["bytes_up"] == 2 * len(SITES) * update_bytes
+    assert summary["bytes_up"] == summary["bytes_up_without_codec"] == 2 * len(SITES) * update_bytes
+    assert (summary["codec"], summary["defense"]) == ("", "none")
     assert summary["bytes_down"] > 3 * len(SITES) * update_bytes  # two rounds and the evaluation, and the plan once
     with Image.open(out / "curves.png") as picture:
         assert picture.format == "PNG"
@@ -91,6 +99,25 @@ def test_the_demo_trains_and_leaves_its_results_and_no_process(tmp_path):
     assert 5_000 < (out / "curves.png").stat().st_size < 500_000
     assert summary["data_source"].split(" (")[0] in done.stdout
     assert f"{summary['test_auc']:.4f}" in done.stdout
+
+
+@pytest.mark.slow
+def test_with_a_codec_and_noise_sites_send_codes_of_the_very_codec_that_was_given(tmp_path, monkeypatch):
+    without_images(monkeypatch, tmp_path)
+    build_plan(demo.PLAN, tmp_path / "plan", {"image_size": 28})
+    layout = open_bundle(tmp_path / "plan").layout
+    codec, file = seeded(layout, 100.0), tmp_path / "codec.safetensors"
+    file.write_bytes(codec_bytes(codec))
+    said = io.StringIO()
+    options = DemoOptions(tmp_path / "out", rounds=1, codec_file=file, defense=DemoDefense.CLIP_NOISE)
+    summary = run_demo(options, Console(file=said, width=200))
+    assert (summary["codec"], summary["defense"]) == (codec.digest, "clip-noise")
+    assert summary["bytes_up"] == len(SITES) * 4 * codec.size
+    assert summary["bytes_up_without_codec"] == len(SITES) * layout.num_bytes
+    text = " ".join(said.getvalue().split())
+    assert "by itself protects nobody" in text
+    assert "far too little for a guarantee" in text
+    assert "without the codec 284 kB, 100 times as much" in text
 
 
 @pytest.mark.slow
