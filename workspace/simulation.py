@@ -87,7 +87,8 @@ def simulate(
         settings: of the plan, where they differ from its defaults.
         experiment: further tables of experiment.toml, as text (``[aggregation]``, ``[server_optimizer]``, ``[stop]``,
             ``[protection]``).
-        codec: the file of the codec that the sites code their updates with; stands for the table ``[codec]``.
+        codec: the file of the codec that the sites code their updates with; stands for the table ``[codec]``. A seeded
+            one draws by the run's name too, so its model is another in real processes.
         seed: the same seed, device and threads give the same model, bit for bit; also as real processes. Noise is not
             repeated.
         protection: of each site, as in envoy.toml. By default the form of updates is checked, and nothing is protected.

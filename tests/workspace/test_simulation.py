@@ -11,9 +11,12 @@ import pytest
 from fedveil.envoy.datasets import DatasetRegistry
 from fedveil.envoy.inspection import inspect
 from fedveil.envoy.records import DataOptions
+from fedveil.gradient_leakage.vae.codec import codec_bytes, read_codec
+from fedveil.gradient_leakage.vae.fitting import fit
 from fedveil.utils.errors import ConfigError, DatasetError, FederationError, PlanError
 from fedveil.utils.messages import TaskKind
 from fedveil.utils.plan_bundle import open_bundle
+from fedveil.utils.tensors import digest_of, read_model
 from fedveil.workspace.local_federation import LocalFederation
 from fedveil.workspace.plan_builder import build_plan
 from safetensors.numpy import load
@@ -76,9 +79,19 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(toy_plan, sit
     assert fedveil.simulate(toy_plan, sites, rounds=2, seed=2).model != first.model
 
 
-def test_a_simulation_gives_the_bits_of_real_processes(toy_plan, sites, tmp_path):
+def learned_codec(layout, file):
+    """Of three directions out of seventeen; gives its file."""
+    updates = np.random.default_rng(0).standard_normal((3, layout.size)).astype(np.float32)
+    file.write_bytes(codec_bytes(fit(layout, updates, 5.0)))
+    return file
+
+
+@pytest.mark.parametrize("is_coded", [False, True], ids=["plain", "coded"])
+def test_a_simulation_gives_the_bits_of_real_processes(toy_plan, sites, tmp_path, is_coded):
     build_plan(toy_plan, tmp_path / "plan")
     bundle = open_bundle(tmp_path / "plan")
+    codec = learned_codec(bundle.layout, tmp_path / "codec.safetensors") if is_coded else None
+    table = f'[codec]\ndigest = "{digest_of(codec.read_bytes())}"\n' if codec else ""
     limits = f"[rounds]\nmax_rounds = {ROUNDS}\nmin_participants = {len(sites)}\n"
     with LocalFederation(tmp_path, "real") as federation:
         federation.found()
@@ -91,14 +104,32 @@ def test_a_simulation_gives_the_bits_of_real_processes(toy_plan, sites, tmp_path
             found = inspect("toy", path, DataOptions(CLASSES), time.time())
             DatasetRegistry(folder / "datasets").add(found.record, found.index)
             federation.start_envoy(name)
-        view = federation.wait_for(federation.submit(f'name = "toy"\nseed = "{SEED:064x}"\n{limits}', bundle))
+        settings = f'name = "toy"\nseed = "{SEED:064x}"\n{limits}{table}'
+        view = federation.wait_for(federation.submit(settings, bundle, codec))
         assert view.state == "finished", view
         with federation.operator() as operator:
             model = operator.fetch(view.model)
-    simulated = fedveil.simulate(bundle, sites, rounds=ROUNDS, seed=SEED)
+    simulated = fedveil.simulate(bundle, sites, rounds=ROUNDS, seed=SEED, codec=codec)
     assert model == simulated.model
     assert [one.metrics for one in view.rounds] == [one.metrics for one in simulated.rounds]
-    assert view.bytes_up == simulated.view.bytes_up
+    assert view.bytes_up == simulated.view.bytes_up == ROUNDS * len(sites) * 4 * (3 if is_coded else 17)
+
+
+def test_with_a_codec_a_model_moves_along_the_codecs_directions_alone(toy_plan, sites, tmp_path):
+    build_plan(toy_plan, tmp_path / "plan")
+    bundle = open_bundle(tmp_path / "plan")
+    file = learned_codec(bundle.layout, tmp_path / "codec.safetensors")
+    models = [fedveil.simulate(bundle, sites, rounds=1, seed=SEED, codec=codec).model for codec in (None, file)]
+    initial = bundle.initial()[0]
+    plain, coded = (read_model(bundle.layout, model)[0] - initial for model in models)
+    codec = read_codec(file.read_bytes())
+    np.testing.assert_allclose(coded, codec.decode(codec.encode(plain)), atol=1e-6)
+    assert np.linalg.norm(coded) < 0.9 * np.linalg.norm(plain)
+
+
+def test_a_codec_that_is_not_there_is_said_to_be_missing(toy_plan, sites, tmp_path):
+    with pytest.raises(ConfigError, match=r"codec .*none\.safetensors: cannot be read: No such file"):
+        fedveil.simulate(toy_plan, sites, codec=tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
