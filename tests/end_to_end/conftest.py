@@ -149,14 +149,14 @@ class ToyFederation(LocalFederation):
         wait_until(is_there, f"{run} round {number} {state.value}")
         return found[-1]
 
-    def submit_once(self, settings: str, bundle: Bundle) -> None:
+    def submit_once(self, settings: str, bundle: Bundle, codec: Path | None = None) -> None:
         """As an operator does whose director may die meanwhile: looks whether it is in before submitting again."""
         name = settings.split('"')[1]
         while True:
             try:
                 wait_until(lambda: self._answers() or self.is_director_dead, "the director")
                 with self.operator() as operator:
-                    operator.submit(settings, bundle)
+                    operator.submit(settings, bundle, codec)
                 return
             except UnreachableError:
                 wait_until(lambda: self.is_director_dead, "the director's death")

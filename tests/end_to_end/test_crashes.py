@@ -5,9 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 from fedveil.director.rounds import RoundState
+from fedveil.gradient_leakage.vae.codec import codec_bytes
+from fedveil.gradient_leakage.vae.fitting import fit
 
 SITES = ("site-a", "site-b", "site-c")
 UPDATE_BYTES = (3000 + 7 * 11) * 4
@@ -38,18 +42,22 @@ class Doom:
         return ["--kill-at", str(lot.randint(1, 24)), "--when", lot.choice(["before", "after"])]
 
 
-def undisturbed(federation, settings: Callable[..., str], plan, optimizer: str) -> str:
-    run = federation.submit(settings(f"undisturbed-{optimizer}", optimizer=optimizer), plan)
+def undisturbed(
+    federation, settings: Callable[..., str], plan, optimizer: str, table: str = "", codec: Path | None = None
+) -> str:
+    run = federation.submit(settings(f"undisturbed-{optimizer}", optimizer=optimizer) + table, plan, codec)
     return federation.finish(run).model
 
 
-def suffer(federation, text: str, name: str, plan, doom: Doom, wait_until: Callable[..., None]) -> None:
+def suffer(
+    federation, text: str, name: str, plan, doom: Doom, wait_until: Callable[..., None], codec: Path | None = None
+) -> None:
     """One run, with all that is to be killed in it."""
     began = federation.trainings()[doom.site]
     deaths = list(doom.directors)
     federation.kill_director()
     federation.start_doomed_director(*deaths.pop(0))
-    federation.submit_once(text, plan)
+    federation.submit_once(text, plan, codec)
     victim = doom.victim
 
     def moves_on() -> bool:
@@ -115,3 +123,23 @@ def test_a_director_killed_at_every_single_transition_gets_through(
     assert federation.record("chain").model == expected
     assert {site: n - before[site] for site, n in federation.trainings().items()} == dict.fromkeys(SITES, 2)
     assert federation.lives - lives > 15
+
+
+@pytest.mark.slow
+def test_a_director_killed_amid_codes_and_before_their_sum_is_kept_decodes_to_the_same_bits(
+    federation, settings, wait_until, tmp_path: Path
+):
+    plan, file = federation.plan(), tmp_path / "codec.safetensors"
+    updates = np.random.default_rng(0).standard_normal((40, plan.layout.size)).astype(np.float32)
+    codec = fit(plan.layout, updates, 30.0)
+    file.write_bytes(codec_bytes(codec))
+    table = f'[codec]\ndigest = "{codec.digest}"\n'
+    expected = undisturbed(federation, settings, plan, "fedadam", table, file)
+    amid = ["--kill-at-byte", str(5 * codec.size), "--torn"]
+    for number, death in enumerate(([amid], [amid, ["--kill-at", "7", "--when", "before"]])):
+        name = f"coded-{number}"
+        text = settings(name, optimizer="fedadam") + table
+        suffer(federation, text, name, plan, Doom(death, "site-a", "envoy", 1), wait_until, file)
+        record = federation.record(name)
+        assert (record.state.value, record.model) == ("finished", expected)
+        assert record.bytes_up < 3 * 3 * 4 * codec.size  # never an update
