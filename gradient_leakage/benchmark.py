@@ -25,13 +25,14 @@ from .. import __version__
 from ..utils.errors import AttackError, UnsendableUpdateError
 from .attacks.catalogue import listed
 from .cells import DTYPES, Cell, Run
-from .defended import defense_named
+from .defenses.chain import Chain
+from .defenses.registry import PublicSide, Registered, SiteSide, registered
 from .metrics import Embedding, Truth, match, score
 from .rows import Outcome, Row, RunStore
 from .runners import MapRuns
 from .tabulation import rows_of
 from .threat_model import ImageDomain, LocalTraining, PublicImages, Reconstruction
-from .victim import SiteTraining, granting, observe
+from .victim import SiteTraining, granting, layout_of, observe, sent_through
 
 VERSIONS: Mapping[str, str] = {"fedveil": __version__} | {
     package: version(package) for package in ("torch", "numpy", "scipy", "scikit-image")
@@ -63,6 +64,10 @@ class Laboratory(Protocol):
 
         It is trained as far as the cell says.
         """
+        ...
+
+    def public_side(self, cell: Cell, model: nn.Module) -> PublicSide:
+        """What the cell's defense learns from public updates of that model, trained as its site trains."""
         ...
 
     def embedding(self, case: str) -> Embedding | None:
@@ -151,18 +156,46 @@ def _attacked(laboratory: Laboratory, run: Run, truth: Truth, clock: _Stopwatch)
     """The whole way of one update: model, defense, local training, what the threat model grants, attack."""
     cell, rng = run.cell, run.generator("attack")
     domain, public = laboratory.domain(cell.case), laboratory.public(cell.case)
-    attack, defense = _with_trace(listed(cell.attack).make(**dict(cell.options))), defense_named(cell.defense)
+    attack, defense = _with_trace(listed(cell.attack).make(**dict(cell.options))), registered(cell.defense)
     model = laboratory.model(cell)
     if hasattr(attack, "prepare"):
         with clock:
             model = attack.prepare(model, domain, rng, public if cell.granted().public_data else None)
-    local = LocalTraining(cell.local_steps, cell.batch) if cell.local_steps else None
-    site = SiteTraining(local, cell.learning_rate)
+    site = site_training(cell)
     observation = observe(model, truth.images, truth.labels, site, run.generator("site"), domain.num_classes)
-    observation = defense.on_observation(granting(observation, public_data=public), run.generator("sending"))
+    chain, noise = _chain_of(defense, laboratory, run, model, truth), _numpy(run.generator("sending"))
+    observation = sent_through(granting(observation, public_data=public), chain, noise)
     with clock:
         found: Reconstruction = attack(observation.limited_to(cell.granted()), cell.granted(), rng)
     return found
+
+
+def site_training(cell: Cell) -> SiteTraining:
+    """How the sites of a cell train."""
+    local = LocalTraining(cell.local_steps, cell.batch) if cell.local_steps else None
+    return SiteTraining(local, cell.learning_rate)
+
+
+def _chain_of(defense: Registered, laboratory: Laboratory, run: Run, model: nn.Module, truth: Truth) -> Chain:
+    """What the site does to its update; an empty chain where the defense is elsewhere, or nowhere."""
+    if defense.chain is None:
+        return Chain()
+    learned = laboratory.public_side(run.cell, model) if defense.learns else PublicSide()
+    return defense.chain(
+        SiteSide(
+            layout_of(model),
+            model,
+            truth.images,
+            truth.labels,
+            learned.codec,
+            learned.max_norm,
+            round_seed=_numpy(run.generator("round")).bytes(32),
+        )
+    )
+
+
+def _numpy(rng: torch.Generator) -> np.random.Generator:
+    return np.random.default_rng(int(torch.randint(1 << 62, (), generator=rng)))
 
 
 def _with_trace(attack: Any) -> Any:

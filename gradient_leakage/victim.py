@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..utils.errors import ConfigError
 from ..utils.tensors import Layout, Role
+from .defenses.chain import Chain
+from .defenses.noise import NoiseSource
 from .threat_model import BatchStatistics, Granted, ImageDomain, LocalTraining, Observation, SentKind
 
 
@@ -95,6 +98,22 @@ def observe(
 def granting(observation: Observation, **values: object) -> Observation:
     """The observation with further grants, such as ``public_data`` or ``defense``."""
     return replace(observation, granted=replace(observation.granted, **values))  # type: ignore[arg-type]
+
+
+def sent_through(observation: Observation, chain: Chain, rng: NoiseSource) -> Observation:
+    """The observation of a site whose chain stands before the door; the chain is granted to who may know the defense.
+
+    What comes in is brought to float32, as an envoy sends it, wherever the chain does anything at all.
+
+    Raises:
+        UnsendableUpdateError: as the chain does.
+    """
+    known = granting(observation, defense=chain)
+    if not chain.steps:
+        return known
+    payload = chain(observation.vector().astype(np.float32), rng)
+    read = chain.decoded(payload).astype(observation.vector().dtype)
+    return replace(known, sent=read.tobytes(), payload=payload.tobytes() if chain.encoder else None)
 
 
 def require_batch(images: Tensor, labels: Tensor, num_classes: int) -> None:

@@ -13,11 +13,12 @@ from torch import nn
 from ..gradient_leakage import cases
 from ..gradient_leakage.cases import STATES, ImagePool, draw_targets
 from ..gradient_leakage.cells import DTYPES, Cell, Run
-from ..gradient_leakage.defended import defense_named
+from ..gradient_leakage.defenses.registry import PublicSide, registered
 from ..gradient_leakage.metrics import Embedding, Truth
 from ..gradient_leakage.models import build
 from ..gradient_leakage.threat_model import ImageDomain, PublicImages
 from ..gradient_leakage.verification import Verifier, train_verifier
+from .leakage_codecs import Codecs
 from .leakage_data import load_pool
 from .leakage_training import TrainedModels
 
@@ -50,10 +51,16 @@ class RealLaboratory:
         """Fresh from the cell's seed, with the defense's layers, then trained on the public half as the cell says."""
         name, _, mode = cell.model.partition("-") if cell.model.startswith("resnet18") else (cell.model, "", "")
         public = self.public(cell.case)
-        model = defense_named(cell.defense).on_model(build(name, self.domain(cell.case), cell.seed), cell.seed)
-        known_as = (cell.case, name, cell.defense, cell.seed)
+        on_model = registered(cell.defense).on_model
+        model = build(name, self.domain(cell.case), cell.seed)
+        model = model if on_model is None else on_model(model, cell.seed)
+        known_as = (cell.case, name, cell.defense if on_model else "none", cell.seed)
         TrainedModels(self.folder).trained(model, public.images, public.labels, STATES[cell.state], cell.seed, known_as)
         return model.to(DTYPES[cell.dtype]).train(mode != "eval")
+
+    def public_side(self, cell: Cell, model: nn.Module) -> PublicSide:
+        """From updates of the public part; the codec is kept in the folder."""
+        return Codecs(self.folder).public_side(cell, model, self.public(cell.case), self.domain(cell.case).num_classes)
 
     def embedding(self, case: str) -> Embedding | None:
         """The verification network of X-rays, trained on the public half; no other images have one."""

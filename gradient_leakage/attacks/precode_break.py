@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.errors import AttackError
-from ..bottleneck import VariationalBottleneck
+from ..defenses.bottlenecks import VariationalBottleneck
 from ..gradients import Named, gradient_at, require_differentiable
 from ..threat_model import Knowledge, Observation, Reconstruction, SentKind, require_knowledge
 from .dlg import random_start, relative_distance

@@ -47,6 +47,14 @@ class Adaptive:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PublicSide:
+    """What a defense learned from updates that no patient made."""
+
+    codec: Codec | None = None
+    max_norm: float = 1.0  # the median length of the updates
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SiteSide:
     """What a chain may be built from at the site. A director knows the chain that comes out, not its images."""
 

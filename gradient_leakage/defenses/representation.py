@@ -16,9 +16,9 @@ from .top_k import kept, require_share
 def soteria_of(model: nn.Module, images: Tensor, layout: Layout, share: float = 0.1) -> Soteria:
     """The mask for one batch, made at the site.
 
-    Source: Sun et al., CVPR 2021 (arXiv:2012.06043), equation 11 and their code: the features with the largest
-    ``|r_i| / |dr_i / dimage|``, here summed over the batch as in their code. The defended layer is the first linear one
-    that trained weights lie before. Their experiments hide 1 % of a representation; by default we hide ten times as much.
+    Source: Sun et al., CVPR 2021 (arXiv:2012.06043) and their code: the features with the largest
+    ``|r_i| / |dr_i / dimage|``, here summed over the batch. The defended layer is the first linear one that trained
+    weights lie before. Their experiments hide 1 % of a representation; by default we hide ten times as much.
 
     Args:
         model: as published; stays as it is.

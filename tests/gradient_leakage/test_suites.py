@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from fedveil.gradient_leakage.attacks.catalogue import listed
 from fedveil.gradient_leakage.confidence import MIN_TARGETS
-from fedveil.gradient_leakage.defended import DEFENSES, defense_named
+from fedveil.gradient_leakage.defenses.registry import DEFENSES, registered
 from fedveil.gradient_leakage.models import MODELS
 from fedveil.gradient_leakage.suites import CLAIM, FULL, SMOKE, SUITES, suite_named
 from fedveil.gradient_leakage.threat_model import Adversary
@@ -61,5 +61,5 @@ def test_a_defended_chain_is_also_attacked_by_an_attack_made_for_it():
 def test_an_unknown_name_is_answered_with_those_that_there_are():
     with pytest.raises(ConfigError, match="smoke, full, claim"):
         suite_named("all")
-    with pytest.raises(ConfigError, match="none, precode"):
-        defense_named("hope")
+    with pytest.raises(ConfigError, match=r"none, clip, .*precode"):
+        registered("hope")

@@ -6,7 +6,7 @@ import torch
 from fedveil.gradient_leakage.attacks.catalogue import listed
 from fedveil.gradient_leakage.attacks.dlg import Dlg
 from fedveil.gradient_leakage.attacks.precode_break import PrecodeBreak, pinned, recovered_noise
-from fedveil.gradient_leakage.bottleneck import VariationalBottleneck, with_bottleneck
+from fedveil.gradient_leakage.defenses.bottlenecks import VariationalBottleneck, with_bottleneck
 from fedveil.gradient_leakage.metrics import Truth, score
 from fedveil.gradient_leakage.models import build
 from fedveil.gradient_leakage.threat_model import ImageDomain, Knowledge, LocalTraining
