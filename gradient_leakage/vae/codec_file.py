@@ -7,10 +7,12 @@ everything that the guarantees of a codec rest on, and allocates nothing before 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +69,8 @@ def read_file(raw: bytes | memoryview) -> Contents:
         said = json.loads(bytes(view[8 : 8 + length]))["__metadata__"]
         layout, basis = Layout.from_json(said["layout"].encode()), Basis(said["basis"])
         outlines, noise_variance = json.loads(said["blocks"]), float(said["noise_variance"])
-        shapes = [shape for outline in outlines for shape in _shapes(outline, layout)]
+        parameters = {entry.name: entry for entry in layout.entries if entry.role is Role.PARAMETER}
+        shapes = [shape for outline in outlines for shape in _shapes(outline, parameters)]
         shell = Contents(layout, basis, (), noise_variance)
         header = _header(shell, outlines, shapes)
     except LayoutMismatchError as error:
@@ -77,7 +80,7 @@ def read_file(raw: bytes | memoryview) -> Contents:
     if header != view[: len(header)] or len(view) != len(header) + 4 * sum(map(_count, shapes)):
         raise MalformedMessageError("a codec whose header or length is not what its own blocks give; fetch it again")
     arrays = _views(view[len(header) :], shapes)
-    contents = Contents(layout, basis, tuple(_block(o, layout, arrays) for o in outlines), noise_variance)
+    contents = Contents(layout, basis, tuple(_block(o, parameters, arrays) for o in outlines), noise_variance)
     _check(contents)
     return contents
 
@@ -125,16 +128,20 @@ def _arrays(block: Block) -> tuple[NDArray[np.float32], ...]:
     return block.left, block.right, block.variances
 
 
-def _shapes(outline: object, layout: Layout) -> list[tuple[int, ...]]:
+def _shapes(outline: object, parameters: Mapping[str, Entry]) -> list[tuple[int, ...]]:
     """Of the arrays of one block; every number of an outline is checked here."""
     match outline:
         case {"dense": list(names), "learned": int(learned), "fresh": int(fresh), **others} if not others:
-            length = sum(entry.size for entry in _entries(names, layout))
-            if learned < 0 or fresh < 0 or not 0 < learned + fresh <= length:
+            if isinstance(learned, bool) or isinstance(fresh, bool):
+                raise TypeError("a number of directions that is true or false")
+            length = sum(entry.size for entry in _entries(names, parameters))
+            if learned < 0 or fresh < 0 or not length or learned + fresh > length:
                 raise ValueError(f"{learned} learned and {fresh} fresh directions of {length} numbers")
             return [(learned, length), (learned,)]
         case {"two_sided": str(name), "kept": [int(p), int(q)], **others} if not others:
-            rows, columns = matrix_shape(_entries([name], layout)[0])
+            if isinstance(p, bool) or isinstance(q, bool):
+                raise TypeError("a number of rows or columns that is true or false")
+            rows, columns = matrix_shape(_entries([name], parameters)[0])
             if not (0 < p <= rows and 0 < q <= columns):
                 raise ValueError(f"{name}: {p} x {q} numbers of a {rows} x {columns} matrix")
             return [(rows, p), (columns, q), (p, q)]
@@ -152,11 +159,10 @@ def matrix_shape(entry: Entry) -> tuple[int, int]:
     return entry.shape[0], entry.size // entry.shape[0]
 
 
-def _entries(names: list[object], layout: Layout) -> list[Entry]:
-    wanted = {name for name in names if isinstance(name, str)}
-    found = [entry for entry in layout.entries if entry.name in wanted and entry.role is Role.PARAMETER]
-    if [entry.name for entry in found] != names:
-        raise ValueError("a block of tensors that are no parameters of the layout, in its order")
+def _entries(names: list[str], parameters: Mapping[str, Entry]) -> list[Entry]:
+    found = [parameters[name] for name in names]
+    if any(before.offset >= after.offset for before, after in itertools.pairwise(found)):
+        raise ValueError("a block of tensors that are not in the order of the layout")
     return found
 
 
@@ -168,20 +174,20 @@ def _views(data: memoryview, shapes: list[tuple[int, ...]]) -> Iterator[Matrix]:
         start = stop
 
 
-def _block(outline: Mapping[str, object], layout: Layout, arrays: Iterator[Matrix]) -> Block:
+def _block(outline: Mapping[str, Any], parameters: Mapping[str, Entry], arrays: Iterator[Matrix]) -> Block:
+    """From an outline that ``_shapes`` has checked."""
     if "dense" in outline:
-        entries = _entries(list(outline["dense"]), layout)  # type: ignore[call-overload] # checked by `_shapes`
         directions, variances = next(arrays), next(arrays)
-        return Dense.of(entries, directions, variances, int(outline["fresh"]))  # type: ignore[call-overload]
-    (entry,) = _entries([outline["two_sided"]], layout)
+        return Dense.of(_entries(outline["dense"], parameters), directions, variances, outline["fresh"])
+    (entry,) = _entries([outline["two_sided"]], parameters)
     left, right, variances = next(arrays), next(arrays), next(arrays)
     return TwoSided(entry.name, entry.offset, left, right, variances)
 
 
 def _check(contents: Contents) -> None:
     check_layout(contents.layout)
-    if not contents.blocks:
-        raise MalformedMessageError("a codec without a block codes nothing")
+    if not sum(block.size for block in contents.blocks):
+        raise MalformedMessageError("a codec without a number in its code")
     names = [name for block in contents.blocks for name in block.names]
     if len(set(names)) != len(names):
         raise MalformedMessageError("a codec codes one tensor twice")

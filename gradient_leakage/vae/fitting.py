@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...utils.errors import ConfigError
-from ...utils.tensors import Entry, Layout, Role
+from ...utils.tensors import Entry, Layout, Role, Vector
 from . import linear_gaussian
 from .blocks import Block, Dense, Matrix
 from .codec import Basis, Codec, codec_of
@@ -32,7 +32,8 @@ def fit(
 ) -> Codec:
     """The codec with the highest evidence lower bound, or close to it, whose payload is ``ratio`` times smaller.
 
-    A payload is smaller still where the updates do not span so many directions: nothing is filled up.
+    A payload is smaller still where the updates do not span so many directions, since nothing is filled up, and where
+    two-sided bases would take more parameters than the model has (below 10x or so).
 
     Args:
         layout: of the updates.
@@ -121,7 +122,8 @@ def _dense(
         raise ConfigError(str(error)) from error
     if not len(model.variances):
         raise ConfigError(
-            f"noise variance {noise_variance:g} is above that of every direction: all collapse; choose a smaller one"
+            f"no direction of the updates stands out from noise of variance {model.noise_variance:.3g}: all collapse; "
+            "set a smaller noise_variance, or use a seeded codec"
         )
     fresh = min(fresh, rows.shape[1] - len(model.variances))
     return Dense.of(entries, model.directions, model.variances, fresh), model.noise_variance
@@ -137,18 +139,24 @@ def _large(layout: Layout, updates: Matrix, budget: int) -> tuple[Block, ...]:
     total, rng = sum(entry.size for entry in matrices), np.random.default_rng(0)
     found = [bases(entry, updates, max(1, budget * entry.size // total), rng) for entry in matrices]
     candidates = [each.candidate() for each in found]
-    model = None
-    if joined:
-        rows = np.concatenate([updates[:, entry.offset : entry.offset + entry.size] for entry in joined], axis=1)
-        model = linear_gaussian.fit(rows, budget, 0.0)
-        energy = model.variances.astype(np.float64)[:, None]
-        candidates.append(Candidate(energy, weight + 1, 0))
+    directions, variances = _principal(joined, updates, budget)
+    if len(variances):
+        candidates.append(Candidate(variances.astype(np.float64)[:, None], weight + 1, 0))
     try:
         kept = allot(candidates, budget, layout.size)
     except ValueError as error:
         raise ConfigError(f"{error} besides what passes as it is; choose a smaller ratio") from error
     blocks: list[Block] = [each.refined(updates, size) for each, size in zip(found, kept, strict=False)]
-    if model is not None:
-        rank = kept[-1][0]
-        blocks.append(Dense.of(joined, model.directions[:rank], model.variances[:rank]))
+    if joined:
+        rank = kept[-1][0] if len(variances) else 0
+        blocks.append(Dense.of(joined, directions[:rank], variances[:rank]))
     return tuple(blocks)
+
+
+def _principal(entries: list[Entry], updates: Matrix, most: int) -> tuple[Matrix, Vector]:
+    """Directions and variances of some tensors together; none where no update changes them."""
+    rows = np.concatenate([updates[:, :0], *(updates[:, e.offset : e.offset + e.size] for e in entries)], axis=1)
+    if not rows.any():
+        return np.empty((0, rows.shape[1]), np.float32), np.empty(0, np.float32)
+    model = linear_gaussian.fit(rows, most, 0.0)
+    return model.directions, model.variances

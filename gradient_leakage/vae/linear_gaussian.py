@@ -36,7 +36,7 @@ class LinearGaussian:
     @property
     def weights(self) -> NDArray[np.float64]:
         """W, (d, r)."""
-        scale = np.sqrt(self.variances.astype(np.float64) - self.noise_variance)
+        scale = np.sqrt(np.maximum(0, self.variances.astype(np.float64) - self.noise_variance))
         return self.directions.astype(np.float64).T * scale
 
     def posterior_mean(self, rows: Matrix) -> NDArray[np.float64]:

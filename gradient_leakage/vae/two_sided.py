@@ -23,6 +23,9 @@ from .codec_file import matrix_shape
 _EXACT_SIDE = 768
 """Length of a side up to which its eigenvectors are computed exactly."""
 
+_ROUNDING = 1e-10
+"""Of the largest energy: squares of float32 rounding are 1e-14 of it, times the lengths of sums."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
@@ -85,8 +88,9 @@ class Bases:
     energy: NDArray[np.float64]  # (p, q): mean square of each number of the code
 
     def candidate(self) -> Candidate:
-        """What ``allot`` chooses from."""
-        return Candidate(self.energy, len(self.left), len(self.right))
+        """What ``allot`` chooses from; what float32 rounding alone could have left counts as no energy."""
+        energy = np.where(self.energy > _ROUNDING * self.energy.max(), self.energy, 0)
+        return Candidate(energy, len(self.left), len(self.right))
 
     def refined(self, updates: Matrix, kept: tuple[int, int]) -> TwoSided:
         """A block of that size, alternated once more, since the best bases of a size are no part of larger ones."""
