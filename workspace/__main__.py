@@ -14,6 +14,7 @@ from rich.console import Console
 from ..utils.command_line import errors_in_words
 from ..utils.errors import ConfigError
 from .attack_commands import attack
+from .codec_commands import codec as codecs
 
 _CONSOLE = Console()
 
@@ -28,6 +29,7 @@ bench = typer.Typer(help="Measure.", no_args_is_help=True)
 app.add_typer(plans, name="plan")
 app.add_typer(bench, name="bench")
 app.add_typer(attack, name="attack")
+app.add_typer(codecs, name="codec")
 
 
 @app.command()
@@ -86,6 +88,24 @@ def bench_round(
 
     with errors_in_words():
         figures = json.dumps(as_json(measure_round(mb, envoys, rounds)))
+    typer.echo(figures)
+    if json_file:
+        json_file.write_text(figures + "\n", "utf-8")
+
+
+@bench.command("chain")
+def bench_chain(
+    mb: Annotated[float, typer.Option(help="Size of the model, in 1e6 bytes.")] = 40.0,
+    envoys: Annotated[int, typer.Option(help="How many.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Of each run; the first does not count.")] = 6,
+    turns: Annotated[int, typer.Option(help="Runs of each chain, in turn.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """What checking, clipping and noise cost a round without training."""
+    from .benchmarks.chain import measure_chain
+
+    with errors_in_words():
+        figures = json.dumps([asdict(cost) for cost in measure_chain(mb, envoys, rounds, turns)], indent=2)
     typer.echo(figures)
     if json_file:
         json_file.write_text(figures + "\n", "utf-8")

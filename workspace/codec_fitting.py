@@ -161,8 +161,7 @@ def _mixture(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.
         return np.zeros(0)
     _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
     shares = rng.dirichlet(_CONCENTRATION * counts / len(labels))
-    each: NDArray[np.float64] = (shares / counts)[places]
-    return each / each.sum()
+    return np.asarray((shares / counts)[places], np.float64)
 
 
 def _drawn(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..envoy.plan_loading import plan_of
 from ..envoy.plans import TrainingPlan
 from ..utils.errors import PlanError
 from ..utils.plan_bundle import Bundle
-from .chest_xrays import Part
+from .chest_xrays import Images, Part
 
 _BATCH = 256
 
@@ -34,9 +35,21 @@ def score(bundle: Bundle, model: bytes, part: Part) -> Score:
     Raises:
         PlanError: the plan is no ``TrainingPlan``, or keeps layers at the sites, so that one model is not all.
     """
+    from sklearn.metrics import roc_auc_score
+
+    scores = class_scores(bundle, model, part.images)
+    right = (scores.argmax(1) == part.labels).mean()
+    return Score(float(roc_auc_score(part.labels, scores[:, 1])), float(right))
+
+
+def class_scores(bundle: Bundle, model: bytes, images: Images) -> NDArray[np.float32]:
+    """The probability of each class for each image, (count, classes).
+
+    Raises:
+        PlanError: as ``score``.
+    """
     import torch
     from safetensors.torch import load
-    from sklearn.metrics import roc_auc_score
 
     plan = plan_of(bundle)
     if not isinstance(plan, TrainingPlan):
@@ -47,8 +60,7 @@ def score(bundle: Bundle, model: bytes, part: Part) -> Score:
     if missing:
         raise PlanError(f"plan {bundle.manifest.name} keeps {len(missing)} tensors at the sites; score it there")
     network.eval()
-    images = torch.from_numpy(part.images[:, None].astype(np.float32) / 255)
+    pixels = torch.from_numpy(images[:, None].astype(np.float32) / 255)
     with torch.inference_mode():
-        scores = torch.cat([network(batch).softmax(1) for batch in torch.split(images, _BATCH)]).numpy()
-    right = (scores.argmax(1) == part.labels).mean()
-    return Score(float(roc_auc_score(part.labels, scores[:, 1])), float(right))
+        found: NDArray[np.float32] = torch.cat([network(x).softmax(1) for x in torch.split(pixels, _BATCH)]).numpy()
+    return found

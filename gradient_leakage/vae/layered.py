@@ -1,18 +1,18 @@
-"""A codec of a small model, tensor by tensor: which code each gets, and how long, is what held-out updates say.
+"""A codec of a small model, tensor by tensor: a linear-Gaussian VAE for each, and a fair share of the code.
 
 One principal component analysis of the whole update follows the tensors with the most energy, which after Adam are
 simply the largest; the few numbers of a head, a bias or a norm then get almost nothing, although the model lives by
-them. Here every tensor counts the same, whatever its size, and so does every update, whatever its length. On the
-pneumonia network this is what brings a hundredfold compression close to the uncompressed run; the figures are in
-``workspace/benchmarks/README.md``. It is a heuristic: no bound of the evidence is maximised over the whole.
+them. Here the updates of each group of tensors count the same, whatever its size, and numbers of the code go where the
+next one keeps the largest share of its group's energy. What that gains is in ``workspace/benchmarks/README.md``.
 
-A tensor is coded densely (principal components: few, but those of the first rounds almost exactly) or on both sides
-(``TwoSided``: fewer parameters, so they hold better for updates that were not seen).
+A large tensor is coded densely (principal components: those of the first rounds almost exactly) or on both sides
+(``TwoSided``: fewer parameters, which hold better for updates that were not seen, and a slower start).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,114 +20,164 @@ from numpy.typing import NDArray
 
 from ...utils.errors import ConfigError
 from ...utils.tensors import Entry, Layout, Role
-from .blocks import Matrix
+from . import linear_gaussian
+from .blocks import Block, Dense, Matrix, TwoSided
 from .codec import Basis, Codec, codec_of
+from .two_sided import bases
 
-_SMALL = 1024  # numbers: smaller tensors are one block together
-_STEPS = 128  # into which the code is divided when it is shared out
-_Floats = NDArray[np.float64]
+_SMALL = 1024  # numbers: smaller tensors are one group together
+_STEPS = 256  # into which the code is divided when it is shared out
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """One way to code one group of tensors, and what it keeps of held-out updates."""
+class Option:
+    """One code for one group of tensors, and the share of the group's energy that it keeps."""
 
     size: int  # numbers of the code
-    kept: float  # share of the energy
-    sides: tuple[int, int] | None  # p and q of a two-sided code; None: dense
+    kept: float
+    sides: tuple[int, int] | None = None  # p and q of a two-sided code; None: dense
 
 
-def fit_layered(layout: Layout, updates: Matrix, ratio: float, *, basis: Basis = Basis.LEARNED) -> Codec:
-    """The codec of a wanted compression whose blocks keep most of the later half of the updates, tensor for tensor.
+def fit_layered(
+    layout: Layout,
+    updates: Matrix,
+    ratio: float,
+    *,
+    basis: Basis = Basis.LEARNED,
+    seeded_share: float = 0.0,
+    two_sided: bool = False,
+) -> Codec:
+    """The codec of a wanted compression that keeps the most of each group's updates, all groups counting the same.
+
+    A payload is smaller still where the updates do not span so many directions.
 
     Args:
-        layout: of the updates, without control variates and buffers.
-        updates: (count, layout.size), at least four; rehearsals in turn, so that both halves hold whole ones.
+        layout: of the updates; parameters alone.
+        updates: (count, layout.size), of public or proxy data, or aggregates that were released.
         ratio: layout.size / size of the payload, at least.
-        basis: what the updates are.
+        basis: what the updates are: ``LEARNED`` or ``HISTORY``.
+        seeded_share: of the code, given to random directions that each round draws anew, orthogonal to the learned
+            ones, so that error feedback has something to work on; densely coded groups alone have them.
+        two_sided: code tensors of 1,024 numbers and more on both sides.
 
     Raises:
-        ConfigError: too few updates, one of zeros, other tensors than parameters, or a ratio that leaves less than one
-            number a group of tensors.
+        ConfigError: no updates, NaN, a group whose updates are all 0, tensors other than parameters, a setting that
+            does not fit, or a ratio that cannot be reached.
     """
-    if any(entry.role is not Role.PARAMETER for entry in layout.entries):
-        raise ConfigError("only parameters can be coded tensor by tensor; fit a plain codec for a model with buffers")
-    if len(updates) < 4 or updates.shape[1:] != (layout.size,):
-        raise ConfigError(f"updates of shape {updates.shape}, expected (at least 4, {layout.size})")
-    groups, budget = _groups(layout), int(layout.size / ratio)
-    if budget < len(groups):
-        raise ConfigError(
-            f"ratio {ratio:g} leaves {budget} numbers for {len(groups)} groups of tensors; at most "
-            f"{layout.size / len(groups):.4g} can be reached"
-        )
-    rows = [_unit_rows(updates, group) for group in groups]
-    half = len(updates) // 2
-    plans = [_plans(group, part[:half], part[half:], budget) for group, part in zip(groups, rows, strict=True)]
-    chosen = _share_out(plans, budget)
-    blocks = [_block(group, part, updates, plan) for group, part, plan in zip(groups, rows, chosen, strict=True)]
-    return codec_of(layout, basis, tuple(blocks))
+    groups, budget = list(_groups(layout)), int(layout.size / ratio)
+    _check(layout, updates, basis, len(groups), budget)
+    if not 0 <= seeded_share < 1 or (seeded_share and two_sided):
+        raise ConfigError(f"seeded_share is {seeded_share}, expected 0 to 1, and 0 with two-sided codes")
+    learned = max(len(groups), round(budget * (1 - seeded_share)))
+    options = [list(_options(group, updates, learned, two_sided=two_sided)) for group in groups]
+    chosen = share_out(options, learned)
+    fresh = [(budget - learned) // len(groups)] * len(groups)
+    parts = zip(groups, chosen, fresh, strict=True)
+    return codec_of(layout, basis, tuple(_block(group, updates, option, more) for group, option, more in parts))
 
 
-def _groups(layout: Layout) -> list[list[Entry]]:
+def share_out(groups: Sequence[Sequence[Option]], budget: int) -> list[Option]:
+    """One option a group, together within the budget, with the highest sum of what they keep.
+
+    Exact, but for sizes being rounded up to steps of ``budget / 256``.
+
+    >>> short, long = Option(1, 0.5), Option(3, 0.6)
+    >>> [option.size for option in share_out([[short, long], [Option(1, 0.1), Option(2, 0.9)]], 4)]
+    [1, 2]
+    """
+    step = -(-budget // _STEPS)
+    best: list[tuple[float, list[Option]]] = [(0.0, [])] * (budget // step + 1)
+    for options in groups:
+        steps = _best_by_steps(options, step)
+        best = [_best_within(best, steps, used) for used in range(len(best))]
+    return best[-1][1]
+
+
+def _best_within(
+    before: Sequence[tuple[float, list[Option]]], steps: dict[int, Option], used: int
+) -> tuple[float, list[Option]]:
+    """The best of one more group in ``used`` steps together; minus infinity where it does not fit."""
+    kept, taken = max(
+        ((before[used - taken][0] + option.kept, taken) for taken, option in steps.items() if taken <= used),
+        default=(-math.inf, 0),
+    )
+    return (kept, [*before[used - taken][1], steps[taken]]) if math.isfinite(kept) else (kept, [])
+
+
+def _best_by_steps(options: Sequence[Option], step: int) -> dict[int, Option]:
+    """For each number of steps the option that keeps the most."""
+    found: dict[int, Option] = {}
+    for option in options:
+        steps = -(-option.size // step)
+        if steps not in found or option.kept > found[steps].kept:
+            found[steps] = option
+    return found
+
+
+def _groups(layout: Layout) -> Iterator[list[Entry]]:
     """All small tensors, then each large one by itself."""
     entries = [entry for entry in layout.entries if entry.size]
     small = [entry for entry in entries if entry.size < _SMALL]
-    return [group for group in (small, *([entry] for entry in entries if entry.size >= _SMALL)) if group]
+    if small:
+        yield small
+    yield from ([entry] for entry in entries if entry.size >= _SMALL)
 
 
-def _columns(updates: Matrix, group: list[Entry]) -> Matrix:
-    return np.concatenate([updates[:, entry.offset : entry.offset + entry.size] for entry in group], axis=1)
-
-
-def _unit_rows(updates: Matrix, group: list[Entry]) -> Matrix:
-    """The group's part of each update, of length 1; (count, numbers)."""
-    part = _columns(updates, group)
-    norms = np.linalg.norm(part, axis=1, keepdims=True)
-    if not np.isfinite(norms).all():
+def _check(layout: Layout, updates: Matrix, basis: Basis, num_groups: int, budget: int) -> None:
+    if basis is Basis.SEEDED:
+        raise ConfigError("a seeded codec learns from no updates; use `seeded`")
+    if any(entry.role is not Role.PARAMETER for entry in layout.entries):
+        raise ConfigError("only parameters can be coded tensor by tensor; fit a model with buffers as one block")
+    if updates.ndim != 2 or not len(updates) or updates.shape[1] != layout.size:
+        raise ConfigError(f"updates of shape {updates.shape}, expected (at least 1, {layout.size})")
+    if not np.isfinite(updates).all():
         raise ConfigError("a proxy update holds NaN or infinity; leave it out, or train with a smaller learning rate")
-    return part / np.maximum(norms, np.finfo(np.float32).tiny)
+    if not 2 * num_groups <= budget <= layout.size:
+        raise ConfigError(
+            f"a payload of {budget} numbers for {num_groups} groups of tensors, at least two each; ask for a ratio of 1"
+            f" to {layout.size / (2 * num_groups):.4g}"
+        )
 
 
-def _plans(group: list[Entry], seen: Matrix, held: Matrix, budget: int) -> list[_Plan]:
-    """What each length could keep, by either code; fitted on ``seen``, measured on ``held``."""
-    directions = _principal(seen, budget)
-    kept = np.square(held @ directions.T).sum(axis=0, dtype=np.float64).cumsum() / len(held)
-    plans = [_Plan(size, float(share), None) for size, share in enumerate(kept, start=1)]
-    if len(group) == 1 and len(group[0].shape) > 1:
-        plans += _two_sided_plans(_matrices(seen, group[0]), _matrices(held, group[0]), budget)
-    return plans
+def _gathered(updates: Matrix, group: list[Entry]) -> Matrix:
+    """A group's part of each update, (count, numbers of the group)."""
+    part = np.concatenate([updates[:, entry.offset : entry.offset + entry.size] for entry in group], axis=1)
+    if not part.any():
+        raise ConfigError(f"every update leaves {group[0].name} as it is: nothing can be learned about it")
+    return part
 
 
-def _two_sided_plans(seen: Matrix, held: Matrix, budget: int) -> list[_Plan]:
+def _options(group: list[Entry], updates: Matrix, most: int, *, two_sided: bool) -> Iterator[Option]:
+    """Every code that one group could get."""
+    rows = _gathered(updates, group)
+    energy = float(np.square(rows, dtype=np.float64).sum(axis=1).mean())
+    if not two_sided or len(group) > 1 or len(group[0].shape) < 2:
+        variances = linear_gaussian.fit(rows, min(most, rows.shape[1]), 0.0).variances
+        for size, kept in enumerate(variances.astype(np.float64).cumsum() / energy, start=1):
+            yield Option(size, float(kept))
+        return
+    core = bases(group[0], updates, most, np.random.default_rng(0)).energy / energy
+    yield from _two_sided_options(core, most)
+
+
+def _two_sided_options(core: NDArray[np.float64], most: int) -> Iterator[Option]:
     """Codes of p times q numbers; p and q grow one at a time, by what the next row or column of the core keeps."""
-    left, right = _sides(seen)
-    core = np.square(left.T @ held @ right).sum(axis=0, dtype=np.float64) / len(held)
-    p, q, plans = 1, 1, []
-    while p * q <= budget:
-        plans.append(_Plan(p * q, float(core[:p, :q].sum()), (p, q)))
-        taller = core[p, :q].mean() if p < core.shape[0] else -math.inf
-        wider = core[:p, q].mean() if q < core.shape[1] else -math.inf
+    (rows, columns), p, q = core.shape, 1, 1
+    while p * q <= most:
+        yield Option(p * q, float(core[:p, :q].sum()), (p, q))
+        taller = core[p, :q].mean() if p < rows else -1.0
+        wider = core[:p, q].mean() if q < columns else -1.0
         if max(taller, wider) < 0:
-            break
+            return
         p, q = (p + 1, q) if taller >= wider else (p, q + 1)
-    return plans
 
 
-def _share_out(plans: list[list[_Plan]], budget: int) -> list[_Plan]:
-    """One plan a group, together within the budget, that keep the most: shares of all groups count the same.
-
-    A knapsack solved exactly, up to steps of ``budget / 128`` numbers.
-    """
-    step = max(1, budget // _STEPS)
-    slots = budget // step
-    best, ways = np.zeros(slots + 1), [[[] for _ in range(slots + 1)]]  # type: tuple[_Floats, list[list[list[_Plan]]]]
-    for options in plans:
-        by_slot = _best_by_slot(options, step, slots)
-        fresh, way = np.full(slots + 1, -math.inf), [[] for _ in range(slots + 1)]  # type: tuple[_Floats, list[list[_Plan]]]
-        for used in range(slots + 1):
-            for plan, taken in by_slot:
-                if taken <= used and best[used - taken] + plan.kept > fresh[used]:
-                    fresh[used], way[used] = best[used - taken] + plan.kept, [*ways[-1][used - taken], plan]
-        best = fresh
-        ways.append(way)
-    return ways[-1][slots]
+def _block(group: list[Entry], updates: Matrix, option: Option, fresh: int) -> Block:
+    if option.sides is not None:
+        refined: TwoSided = bases(group[0], updates, option.size, np.random.default_rng(0)).refined(
+            updates, option.sides
+        )
+        return refined
+    model = linear_gaussian.fit(_gathered(updates, group), option.size, 0.0)
+    room = model.directions.shape[1] - len(model.directions)
+    return Dense.of(group, model.directions, model.variances, min(fresh, room))
