@@ -49,8 +49,9 @@ class Chain:
         for place in encoders:
             if any(kind in _BOUNDS for kind in kinds[:place]):
                 raise ConfigError("an encoder after the clip or its noise: clip where the noise is added, in the code")
-            if any(kind in _OF_THE_LAYOUT for kind in kinds[place:]):
-                raise ConfigError(f"{self.steps[-1].label} after an encoder: its tensors are no longer there")
+            lost = [step.label for step in self.steps[place:] if isinstance(step, _OF_THE_LAYOUT)]
+            if lost:
+                raise ConfigError(f"{lost[0]} after an encoder: its tensors are no longer there")
 
     @property
     def label(self) -> str:

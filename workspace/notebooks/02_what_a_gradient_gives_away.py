@@ -27,8 +27,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fedveil.gradient_leakage.attacks.catalogue import listed
-from fedveil.gradient_leakage.defenses.bottlenecks import with_bottleneck
 from fedveil.gradient_leakage.cases import draw_targets, split
+from fedveil.gradient_leakage.defenses.bottlenecks import with_bottleneck
 from fedveil.gradient_leakage.metrics import Truth, baseline, null_scores, score
 from fedveil.gradient_leakage.models import build
 from fedveil.gradient_leakage.threat_model import Knowledge, LocalTraining
