@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -172,7 +175,7 @@ class Site:
         self.gates: Gates | None = None
         self.wire = Wire(self.artifacts)
         self._running: tuple[Session, threading.Thread] | None = None
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
 
     def start(self) -> None:
         self.end()
@@ -480,9 +483,12 @@ def test_metrics_that_the_site_does_not_name_stay_at_the_site(site):
 # noise, and the end of a process
 
 
+NOISY = ProtectionPolicy((CHECK, CLIP, NOISE), max_norm=1.0, noise_multiplier=1.0)
+
+
 @pytest.fixture
 def noisy(site):
-    site.policy = ProtectionPolicy((CHECK, CLIP, NOISE), max_norm=1.0, noise_multiplier=1.0)
+    site.policy = NOISY
     return site
 
 
@@ -507,6 +513,46 @@ def test_an_envoy_that_ends_while_it_sends_sends_the_very_same_noise_afterwards(
     assert again.startswith(begun)
     assert digest_of(again) == row.digest
     assert len(noisy.training.orders) == 1
+
+
+KILLED = """
+import importlib.util, os, signal, sys, threading
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("leaving", sys.argv[1])
+leaving = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(leaving)
+
+class Killed(leaving.Wire):
+    def upload(self, parts):
+        stream = iter(parts)
+        next(stream)
+        Path(sys.argv[4]).write_bytes(bytes(next(stream).content))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+leaving.Wire = Killed
+site = leaving.Site(Path(sys.argv[2]), leaving.open_bundle(Path(sys.argv[3])))
+site.policy = leaving.NOISY
+site.start()
+site.wire.items.put(site.task())
+threading.Event().wait(20)
+"""
+
+
+def test_an_envoy_that_is_killed_while_it_sends_sends_the_very_same_noise_afterwards(site, tmp_path):
+    begun = tmp_path / "begun"
+    arguments = [__file__, str(tmp_path / "other"), str(site.bundle.folder), str(begun)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    again = Site(tmp_path / "other", site.bundle)
+    again.policy = NOISY
+    again.start()
+    try:
+        sent = again.sends(again.task()).tobytes()
+    finally:
+        again.end()
+    assert begun.stat().st_size == 1024
+    assert sent.startswith(begun.read_bytes())
+    assert again.training.orders == []
 
 
 def test_noise_is_not_drawn_twice_for_a_task_whose_answer_is_lost(noisy):
