@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .envoy.plans import PlanSettings as PlanSettings
     from .envoy.plans import TrainingPlan as TrainingPlan
     from .envoy.plans import steerable as steerable
+    from .gradient_leakage.defenses.bottlenecks import bottleneck_kl as bottleneck_kl
+    from .gradient_leakage.defenses.bottlenecks import with_bottleneck as with_bottleneck
     from .utils import vision as vision
     from .utils.data_spec import DataKind as DataKind
     from .utils.data_spec import DataSpec as DataSpec
@@ -38,9 +40,11 @@ _HOMES = {
     "PlanSettings": ".envoy.plans",
     "TrainingPlan": ".envoy.plans",
     "auc_of": ".utils.metrics",
+    "bottleneck_kl": ".gradient_leakage.defenses.bottlenecks",
     "mean_of": ".utils.metrics",
     "simulate": ".workspace.simulation",
     "steerable": ".envoy.plans",
+    "with_bottleneck": ".gradient_leakage.defenses.bottlenecks",
 }
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..gradient_leakage.benchmark import site_training
 from ..gradient_leakage.cells import Cell
-from ..gradient_leakage.defenses.registry import RATIO, PublicSide, registered
+from ..gradient_leakage.defenses.registry import RATIO, PublicSide
 from ..gradient_leakage.threat_model import PublicImages
 from ..gradient_leakage.vae.codec import Codec, codec_bytes, read_codec
 from ..gradient_leakage.vae.fitting import DENSE, fit
@@ -45,7 +45,7 @@ class Codecs:
         Raises:
             StorageError: the codec cannot be kept, or what is kept is not one.
         """
-        key = _key(cell, len(public.images))
+        key = _key(cell, model, len(public.images))
         known = _Known(key, cell, model, public, num_classes)
         return _public_side(known, self.folder)
 
@@ -103,7 +103,8 @@ def _kept(known: _Known, folder: Path) -> Codec:
     return codec
 
 
-def _key(cell: Cell, count: int) -> Digest:
-    layers = cell.defense if registered(cell.defense).on_model else "none"
-    trained = [cell.case, cell.model, layers, cell.state, cell.seed, cell.batch, cell.dtype]
-    return digest_of(canonical_json([_SCHEMA, *trained, cell.local_steps, cell.learning_rate, RATIO, count]))
+def _key(cell: Cell, model: nn.Module, count: int) -> Digest:
+    """Of all that the codec depends on: the weights themselves, since a malicious director may have chosen them."""
+    weights = [tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values()]
+    trained = [cell.case, cell.model, cell.seed, cell.batch, cell.local_steps, cell.learning_rate]
+    return digest_of(canonical_json([_SCHEMA, *trained, RATIO, count]), *weights)
