@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from ..gradient_leakage.vae.codec import Codec, read_codec
+from ..gradient_leakage.vae.fitting import DENSE
 from ..utils import messages as m
 from ..utils.errors import (
     ConfigError,
@@ -36,13 +37,14 @@ from ..utils.plan_bundle import (
     read_manifest,
     store_manifest,
 )
-from ..utils.tensors import Digest, model_num_bytes
+from ..utils.tensors import Digest, Layout, model_num_bytes
 from .link import Link
 from .patience import Patience, asking_the_director
 
 _MAX_DAMAGED = 3
 _MAX_PLANS = 8  # kept at the site, the newest used ones
-_MAX_CODEC_HEADER = 1 << 20  # a codec has at most the model's parameters, and says what they are
+_MAX_CODEC_HEADER = 1 << 20  # a codec says what its parameters are
+_MAX_DENSE_BYTES = 256 << 20  # of a codec's parameters where it codes all of a small update at once
 _MAX_LAYOUT_BYTES = 16 << 20  # it is read into memory as JSON
 
 
@@ -140,14 +142,14 @@ class Fetcher:
         Raises:
             ConfigError: the task names none.
             LayoutMismatchError: it is another model's.
-            LengthMismatchError: longer than the model that it is for.
+            LengthMismatchError: longer than a codec of its model can be.
             MalformedMessageError: what the director has under that digest is no codec.
             StorageError: the disk is full.
         """
         if task.codec is None:
             raise ConfigError(f"{task.ref} asks for codes and names no codec")
         if self._codec is None or self._codec.digest != task.codec:
-            most = model_num_bytes(bundle.layout) + _MAX_CODEC_HEADER
+            most = min(_most_codec_bytes(bundle.layout), self._max_bytes)
             path = self._fetch(task.ref, task.codec, self._work / "codec.safetensors", most, patience)
             try:
                 self._codec = read_codec(path.read_bytes())
@@ -237,3 +239,10 @@ class _Download:
 def _parts(link: Link, request: m.DownloadRequest) -> Iterator[m.Part]:
     with asking_the_director():
         yield from link.download(request)
+
+
+def _most_codec_bytes(layout: Layout) -> int:
+    """Of a codec's file: as many parameters as the model; small updates may be coded whole, a row for each number."""
+    if layout.size > DENSE:
+        return model_num_bytes(layout) + _MAX_CODEC_HEADER
+    return min(layout.size * layout.num_bytes, _MAX_DENSE_BYTES) + _MAX_CODEC_HEADER

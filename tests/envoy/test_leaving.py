@@ -301,7 +301,7 @@ STRICT = ProtectionPolicy((CHECK, ENCODE), codec=CodecRule.REQUIRED)
         (OPEN_POLICY, lambda s: s.task(codec=spoil(s, b"no codec")), "MalformedMessageError", "codec"),
         (OPEN_POLICY, lambda s: s.task(codec=shorter(s)), "MalformedMessageError", "codec"),
         (OPEN_POLICY, lambda s: s.task(codec=exchanged(s)), "DigestMismatchError", "came damaged 3 times"),
-        (OPEN_POLICY, lambda s: s.task(codec=spoil(s, bytes(3 << 20))), "LengthMismatchError", "bytes, expected"),
+        (OPEN_POLICY, lambda s: s.task(codec=spoil(s, bytes(6 << 20))), "LengthMismatchError", "bytes, expected"),
         (OPEN_POLICY, lambda s: s.task(asked=m.AskedProtection(1e-45)), "ConfigError", "the task's max_norm"),
     ],
     ids=["codec-not-taken", "codec-required", "other-model", "garbage", "wrong-r", "other-digest", "huge", "tiny-norm"],
