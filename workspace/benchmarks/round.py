@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +19,7 @@ from ...director.history import History
 from ...director.records import RoundRecord
 from ...utils.errors import FederationError
 from ...utils.messages import RunId, TaskKind
-from ...utils.plan_bundle import open_bundle
+from ...utils.plan_bundle import Bundle, open_bundle
 from ..local_federation import LocalFederation
 from ..plan_builder import build_plan
 from .processes import CpuSampler, peak_megabytes
@@ -61,26 +63,12 @@ def measure_round(mb: float, envoys: int, rounds: int) -> RoundCost:
     Raises:
         FederationError: the run did not finish.
     """
-    with tempfile.TemporaryDirectory(prefix="fedveil-bench-") as name, LocalFederation(Path(name)) as federation:
-        folder = Path(name)
-        federation.found(settings={"log_level": '"warning"'})
-        federation.start_director()
-        build_plan(_PLAN, folder / "plan", {"elements": int(mb * 1e6 / 4)})
-        federation.wait_for_director()
-        for number in range(envoys):
-            site = federation.join(f"site-{number}", f"Site {number}")
-            (site / "envoy.toml").write_text(_ENVOY, "utf-8")
-            federation.start_envoy(f"site-{number}")
+    with idle_federation(mb, envoys) as (federation, bundle):
         pids = [process.pid for process in (federation.director, *federation.envoys.values()) if process]
         sampler = CpuSampler(pids)
-        settings = _SETTINGS.format(seed="0" * 64, rounds=rounds, envoys=envoys)
-        run = federation.submit(settings, open_bundle(folder / "plan"))
-        view = federation.wait_for(run)
+        ends = run_rounds(federation, bundle, envoys, rounds)
         sampler.end()
-        if view.state != "finished":
-            raise FederationError(f"the benchmark's run is {view.state}: {view.reason}")
         peaks = [peak_megabytes(pid) for pid in pids]
-        ends = _ends(federation, run)
         first, last = sampler.at(ends[0]), sampler.at(ends[-1])
         cpu = [(b - a) / (len(ends) - 1) for a, b in zip(first, last, strict=True)]
         return RoundCost(
@@ -93,6 +81,34 @@ def measure_round(mb: float, envoys: int, rounds: int) -> RoundCost:
             server_peak_mb=round(peaks[0]),
             envoy_peak_mb=round(max(peaks[1:])),
         )
+
+
+@contextmanager
+def idle_federation(mb: float, envoys: int) -> Iterator[tuple[LocalFederation, Bundle]]:
+    """A director and envoys that wait for work, and the plan that trains nothing; ended when it is left."""
+    with tempfile.TemporaryDirectory(prefix="fedveil-bench-") as name, LocalFederation(Path(name)) as federation:
+        federation.found(settings={"log_level": '"warning"'})
+        federation.start_director()
+        build_plan(_PLAN, federation.folder / "plan", {"elements": int(mb * 1e6 / 4)})
+        federation.wait_for_director()
+        for number in range(envoys):
+            site = federation.join(f"site-{number}", f"Site {number}")
+            (site / "envoy.toml").write_text(_ENVOY, "utf-8")
+            federation.start_envoy(f"site-{number}")
+        yield federation, open_bundle(federation.folder / "plan")
+
+
+def run_rounds(federation: LocalFederation, bundle: Bundle, envoys: int, rounds: int, further: str = "") -> list[float]:
+    """Run an experiment, with further tables of its settings; gives when the director closed each round.
+
+    Raises:
+        FederationError: the run did not finish.
+    """
+    run = federation.submit(_SETTINGS.format(seed="0" * 64, rounds=rounds, envoys=envoys) + further, bundle)
+    view = federation.wait_for(run)
+    if view.state != "finished":
+        raise FederationError(f"the benchmark's run is {view.state}: {view.reason}")
+    return _ends(federation, run)
 
 
 def as_json(cost: RoundCost) -> dict[str, float]:
