@@ -75,9 +75,9 @@ class Edge:
     def finished(self, task: m.Task, measures: Measures) -> FinishedWork | None:
         """The answer that was made ready for a task, if it passed what has to be passed now."""
         done = self._journal.finished(task.ref)
-        if done is None or done.digest is None:
-            return done
-        is_right = done.chain == measures.words(task.codec) and self.may_leave(done)
+        if done is None or not self.may_leave(done):
+            return None
+        is_right = done.digest is None or done.chain == measures.words(task.codec)
         return done if is_right else None
 
     def may_leave(self, done: FinishedWork) -> bool:

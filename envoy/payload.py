@@ -20,6 +20,7 @@ from ..utils.tensors import FLOAT_BYTES, Digest, Vector, bytes_of, digest_of
 
 UPDATE_FILE = "update.f32"  # written by training
 PAYLOAD_FILE = "payload.f32"  # written here
+_CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a link or a pipe in a file's place is an error at once
 _MOST_AT_ONCE = 1 << 30  # Linux reads and writes at most 2 GiB a call
 
 
@@ -79,7 +80,7 @@ class Payloads:
     def _read(self, file: str, length: int) -> Vector:
         """Into this process's own memory, with no way for whoever holds the file to make it wait."""
         try:
-            descriptor = os.open(self._folder / file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(self._folder / file, os.O_RDONLY | _CAREFULLY)
         except OSError as error:
             raise StorageError(f"{file} cannot be read: {error.strerror}") from error
         try:
@@ -110,7 +111,7 @@ class Payloads:
         view, at = bytes_of(payload), 0
         path = self._folder / PAYLOAD_FILE
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | _CAREFULLY, 0o600)
             try:
                 if os.fstat(descriptor).st_size > len(view):
                     os.ftruncate(descriptor, len(view))

@@ -149,7 +149,8 @@ def protect(
         raise LengthMismatchError(f"the chain gave {payload.shape} {payload.dtype}, expected ({length},) float32")
     if not is_finite(payload):
         raise NonFiniteUpdateError("the chain gave NaN or infinity; nothing was sent")
-    lost = whole - codec.decode(payload) if codec is not None and residual is not None else None
+    # What the code lost, and not what the clip cut: that would leave all the same, only later.
+    lost = whole - codec.decode(codec.encode(whole)) if codec is not None and residual is not None else None
     score = verdict.score if isinstance(verdict, Open) else None
     return Protected(payload, kind, result.num_examples, policy.leaving(result.metrics), score, lost)
 

@@ -98,6 +98,12 @@ def test_what_is_no_file_is_refused_and_never_waited_for(folder, kind):
         Payloads(folder).take_update(4000)
 
 
+def test_a_payload_is_not_written_into_a_pipe(folder):
+    os.mkfifo(folder / PAYLOAD_FILE)
+    with pytest.raises(StorageError, match="no room"):
+        Payloads(folder).keep(UPDATE, UPDATE + 1)
+
+
 def test_a_payload_is_not_written_through_a_link(folder):
     (folder / PAYLOAD_FILE).symlink_to(folder / "elsewhere")
     with pytest.raises(StorageError, match="no room"):

@@ -187,5 +187,7 @@ def test_what_a_drawn_code_loses_comes_back_in_later_rounds():
         residual, decoded = out.residual, decoded + codec.decode(out.payload)
         without = without + codec.decode(codec.encode(update))
         np.testing.assert_allclose(decoded + residual, number * update, atol=1e-3)
+    clipped = through(update, Measures((CHECK, ENCODE, CLIP), 1e-3, 0.0), codec=drawn(1), residual=0 * update)
+    np.testing.assert_array_equal(clipped.residual, update - drawn(1).decode(drawn(1).encode(update)))
     wanted = rounds * update
     assert np.linalg.norm(decoded - wanted) < 0.5 * np.linalg.norm(without - wanted)
