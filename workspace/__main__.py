@@ -133,6 +133,25 @@ def bench_table(
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
 
 
+@bench.command("codec")
+def bench_codec(
+    out: Annotated[
+        Path, typer.Option(help="Keeps plan, codecs and rows; the same folder goes on where it ended.")
+    ] = Path("runs/codec"),
+    arms: Annotated[str | None, typer.Option(help="Some of the arms, by semicolons; by default all.")] = None,
+    seeds: Annotated[str, typer.Option(help="By commas.")] = "1,2,3",
+    rounds: Annotated[str, typer.Option(help="After which a row is made, by commas.")] = "10,30",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here, as a list.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the table into this page, between its marks.")] = None,
+) -> None:
+    """What a codec costs in AUC, beside top-k, low rank and random projections. Takes an hour on one core."""
+    from .benchmarks.codec_bench import bench_codecs
+
+    with errors_in_words():
+        for line in bench_codecs(out, arms, seeds, rounds, json_file, page):
+            typer.echo(line)
+
+
 def main() -> None:
     """The console script ``fedveil``."""
     app()
