@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -21,16 +21,14 @@ from ..gradient_leakage.confidence import MIN_TARGETS
 from ..gradient_leakage.report import CellRows, cells_of, write_report
 from ..gradient_leakage.rows import Outcome, Row, RunStore
 from ..gradient_leakage.runners import InProcesses, in_this_process, one_thread
-from ..gradient_leakage.suites import suite_named
 from ..utils.errors import StorageError
 from .leakage_laboratory import RealLaboratory
 
 OUT = Path("runs/leakage")
 
 
-def cells_table(suite: str) -> Table:
+def cells_table(suite: str, cells: Sequence[Cell]) -> Table:
     """What a suite will run, before it runs."""
-    cells = suite_named(suite)
     table = Table(
         box=SIMPLE, title=f"suite {suite}: {len(cells)} cells, {sum(cell.targets for cell in cells)} attacked updates"
     )
@@ -103,7 +101,7 @@ def verdicts_of(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{' '.join(map(str, named))}, worst of {len(groups)} attacks: {said}"
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
+def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     """The rows as a JSON list, whole or not at all.
 
     Raises:
@@ -112,7 +110,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps([row.as_json() for row in rows], indent=1) + "\n", "utf-8")
+        fresh.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
         fresh.replace(path)
     except OSError as error:
         fresh.unlink(missing_ok=True)

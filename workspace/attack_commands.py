@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from ..utils.command_line import errors_in_words
+
+if TYPE_CHECKING:
+    from ..gradient_leakage.cells import Cell
 
 _CONSOLE = Console()
 
@@ -112,29 +115,60 @@ def bench(
     ] = None,
     gif: Annotated[bool, typer.Option("--gif", help="Draw reconstructions as they emerge, too.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show the suite's cells and run nothing.")] = False,
+    defenses: Annotated[
+        str | None, typer.Option(help="all, or names by commas: the suite of these defenses, naive and adaptive.")
+    ] = None,
+    utility: Annotated[
+        bool, typer.Option(help="With --defenses: also train the demo's federation under each, three times.")
+    ] = True,
+    utility_rounds: Annotated[int, typer.Option(min=1, help="Of each of these trainings.")] = 6,
+    readme: Annotated[
+        Path | None, typer.Option(help="With --defenses: write the table here too, between its markers.")
+    ] = None,
 ) -> None:
-    """Attack the cells of a suite, and write rows, pictures and a page."""
-    from ..gradient_leakage.suites import suite_named
+    """Attack the cells of a suite, and write rows, pictures and a page; with --defenses also a figure and a table."""
     from .attack_bench import cells_table, draw_report, run_bench, summary_of, verdicts_of, write_rows
 
     with errors_in_words():
+        names = _defenses(defenses)
+        cells = _cells(suite, names)
         if list_:
-            _CONSOLE.print(cells_table(suite))
+            _CONSOLE.print(cells_table(suite, cells))
             return
+        made: list[Path] = []
         try:
-            rows = run_bench(
-                suite_named(suite), out, len(os.sched_getaffinity(0)) if workers is None else workers, _CONSOLE
-            )
+            rows = run_bench(cells, out, len(os.sched_getaffinity(0)) if workers is None else workers, _CONSOLE)
+            described: list[dict[str, object]] = [row.as_json() for row in rows]
+            if names:
+                from .defense_bench import compare
+
+                rounds = utility_rounds if utility else 0
+                described, made = compare(names, cells, rows, out, readme, _CONSOLE, rounds)
             if json_file:
-                write_rows(rows, json_file)
-            page = draw_report(out, _CONSOLE, gif=gif)
+                write_rows(described, json_file)
+            made.append(draw_report(out, _CONSOLE, gif=gif))
         except KeyboardInterrupt:
             typer.echo(f"Interrupted. What had ended is in {out}; the same command goes on from there.", err=True)
             raise typer.Exit(130) from None
         _CONSOLE.print(summary_of(rows))
         for verdict in verdicts_of(rows):
             _CONSOLE.print(verdict, soft_wrap=True)
-        _CONSOLE.print(str(page), soft_wrap=True)
+        for path in made:
+            _CONSOLE.print(str(path), soft_wrap=True)
+
+
+def _defenses(asked: str | None) -> tuple[str, ...]:
+    """The names of ``--defenses``; none where it was not given."""
+    from ..gradient_leakage.defense_suites import chosen
+
+    return () if asked is None else chosen(asked)
+
+
+def _cells(suite: str, defenses: tuple[str, ...]) -> tuple[Cell, ...]:
+    from ..gradient_leakage.defense_suites import defense_cells
+    from ..gradient_leakage.suites import suite_named
+
+    return defense_cells(defenses, suite) if defenses else suite_named(suite)
 
 
 @attack.command("report")
