@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..utils.command_line import errors_in_words
+from ..utils.command_line import errors_in_words, in_bytes
 from ..utils.errors import ConfigError
 from ..utils.identity import Role
 from ..utils.logs import log_to_stderr
@@ -218,8 +218,7 @@ def _experiment_table(views: tuple[ExperimentView, ...]) -> Table:
     for view in views:
         closed = sum(one.state == "closed" and one.kind.value == "train" for one in view.rounds)
         done = f"{closed} of {view.max_rounds}" if view.rounds else f"of {view.max_rounds}"
-        up, down = f"{view.bytes_up / 1e6:.1f} MB", f"{view.bytes_down / 1e6:.1f} MB"
-        table.add_row(view.run, view.state, done, up, down, view.reason)
+        table.add_row(view.run, view.state, done, in_bytes(view.bytes_up), in_bytes(view.bytes_down), view.reason)
     return table
 
 

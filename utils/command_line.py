@@ -1,4 +1,4 @@
-"""What the three command lines share: an error leaves as one line on standard error and exit status 1.
+"""What the three command lines share: an error leaves as one line on standard error and exit status 1; words for sizes.
 
 Plumbing, like ``config`` and ``logs``: ``director``, ``envoy`` and ``fedveil`` are typed side by side in one
 shell, and a script that looks at their exit status or last line need not know which of them it called.
@@ -29,3 +29,12 @@ def errors_in_words() -> Iterator[None]:
             typer.echo("".join(traceback.format_exception(error.__cause__)), err=True, nl=False)
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes in words.
+
+    >>> in_bytes(21_600), in_bytes(2_838_000)
+    ('21.6 kB', '2.8 MB')
+    """
+    return f"{count / 1e6:,.1f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} kB"

@@ -26,6 +26,7 @@ from ..envoy.datasets import DatasetRegistry
 from ..envoy.inspection import inspect
 from ..envoy.records import DataOptions
 from ..envoy.splits import SplitRule
+from ..utils.command_line import in_bytes
 from ..utils.errors import ConfigError, FederationError
 from ..utils.messages import ExperimentView
 from ..utils.plan_bundle import Bundle, open_bundle
@@ -192,8 +193,9 @@ def _conclude(
         console.print("[bold yellow]These figures are of handwritten digits, not of X-rays.[/]")
     if codec:
         console.print(
-            f"Updates took {view.bytes_up / 1e3:,.0f} kB as codes; without the codec {plain_bytes / 1e3:,.0f} kB,"
-            f" {plain_bytes / view.bytes_up:.0f} times as much."
+            f"Updates took {in_bytes(view.bytes_up)} as codes; without the codec {in_bytes(plain_bytes)},"
+            f" {plain_bytes / view.bytes_up:.0f} times as much. The codec itself went down to each site once:"
+            f" {in_bytes(codec.file.stat().st_size)}."
         )
     console.print(f"{options.out}/: summary.json, model.safetensors, curves.png")
     return summary
@@ -258,7 +260,7 @@ def _table(view: ExperimentView | None, rounds: int) -> Table:
     if view and view.rounds:
         table.caption = (
             "AUC and loss: of the model that entered the round, on the sites' validation images."
-            f" {view.bytes_up / 1e6:.1f} MB up, {view.bytes_down / 1e6:.1f} MB down."
+            f" {in_bytes(view.bytes_up)} up, {in_bytes(view.bytes_down)} down."
         )
     return table
 
