@@ -1,12 +1,22 @@
 """A small and a large model's layout, proxy updates for each, and codecs of every sort."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import threadpoolctl
 from fedveil.gradient_leakage.vae.codec import Codec
 from fedveil.gradient_leakage.vae.fitting import fit, seeded
 from fedveil.utils.tensors import Layout, Role
 
 CODECS = ("dense", "fresh", "seeded", "two-sided", "two-sided with small ones", "seeded large")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """The suite runs in parallel by processes already, and waiting threads would count as CPU time."""
+    with threadpoolctl.threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """From proxy updates to a codec of the wanted size."""
 
+import time
+
 import numpy as np
 import pytest
 from fedveil.gradient_leakage.vae.blocks import Dense, TwoSided
@@ -8,6 +10,7 @@ from fedveil.gradient_leakage.vae.fitting import fit, seeded
 from fedveil.gradient_leakage.vae.two_sided import Candidate, allot
 from fedveil.utils.errors import ConfigError
 from fedveil.utils.tensors import Layout, Role
+from fedveil.utils.vision import models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -185,3 +188,21 @@ def test_fitting_again_gives_the_same_bytes(small, large):
     for layout in (small, large):
         first, second = (fit(layout, updates_of(layout, 6), 20) for _ in range(2))
         assert codec_bytes(first) == codec_bytes(second)
+
+
+@pytest.mark.slow
+def test_a_resnet_18_is_coded_within_its_budgets():
+    network = models.resnet18(num_classes=2)
+    tensors = [(name, tuple(each.shape), Role.PARAMETER) for name, each in network.named_parameters()]
+    buffers = [(n, tuple(b.shape), Role.BUFFER) for n, b in network.named_buffers() if b.is_floating_point()]
+    layout = Layout.of([*tensors, *buffers])
+    updates = updates_of(layout, 4)
+    for codec in (fit(layout, updates, 100), seeded(layout, 100).for_round(b"1")):
+        assert 100 <= codec.compression < 102
+        assert codec.num_parameters <= layout.size
+        seconds = []
+        for update in updates[:3]:
+            start = time.process_time()
+            codec.decode(codec.encode(update))
+            seconds.append(time.process_time() - start)
+        assert min(seconds) * 1e7 / layout.size < 0.3
