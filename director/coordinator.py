@@ -284,7 +284,9 @@ class Coordinator:
             if self._attendance.is_gone(envoy, now):
                 _LOG.warning("lost task=%s envoy=%s", this.ref, envoy)
                 this = rounds.lose(this, envoy)
-        then = rounds.due(this, run.settings.round_policy, now)
+        is_training = this.kind is m.TaskKind.TRAIN
+        withheld = sum(is_training and not one.num_examples for one in self._answers.values())
+        then = rounds.due(this, run.settings.round_policy, now, withheld)
         if then.state is RoundState.FAILED:
             self._fail(run, this, then)
         else:

@@ -157,8 +157,11 @@ def regain(this: Round, envoy: EnvoyName) -> Round:
     return replace(this, lost=this.lost - {envoy})
 
 
-def due(this: Round, policy: RoundPolicy, now: float) -> Round:
+def due(this: Round, policy: RoundPolicy, now: float, withheld: int = 0) -> Round:
     """Close, fail or wait: the one place that decides.
+
+    Of the answers that are here, ``withheld`` hold no update: they count as received, so nobody waits for them, but
+    the others are not dropped on their account. Whether enough is left to sum is for whoever sums.
 
     | state      | all answered or gone | timeout   | answers >= quorum | then        |
     |------------|----------------------|-----------|-------------------|-------------|
@@ -167,7 +170,7 @@ def due(this: Round, policy: RoundPolicy, now: float) -> Round:
     | collecting |                      | yes       | yes               | aggregating |
     | open, collecting |                | yes       | no                | failed      |
     | open, collecting | so many declined that the quorum is out of reach |  | failed |
-    | collecting, stragglers = drop     |           | yes               | aggregating |
+    | collecting, stragglers = drop     |           | without withheld  | aggregating |
     """
     timed_out = now - this.since >= policy.timeout_seconds
     if this.state is RoundState.PLANNED and timed_out:
@@ -175,7 +178,8 @@ def due(this: Round, policy: RoundPolicy, now: float) -> Round:
     if not this.state.takes_answers:
         return this
     has_quorum = len(this.received) >= policy.min_participants
-    if has_quorum and (timed_out or not this.waiting or policy.stragglers is Stragglers.DROP):
+    may_drop = policy.stragglers is Stragglers.DROP and len(this.received) - withheld >= policy.min_participants
+    if has_quorum and (timed_out or not this.waiting or may_drop):
         return replace(this, state=RoundState.AGGREGATING)
     answers = f"{len(this.received)} of {policy.min_participants} answers needed"
     if len(this.cohort - this.declined) < policy.min_participants:

@@ -93,6 +93,14 @@ def test_due_does_what_its_table_says(
         assert then is this
 
 
+def test_nobody_is_dropped_on_account_of_an_update_that_was_withheld() -> None:
+    two_of_three = after(got(A), got(B))
+    assert due(two_of_three, TWO_AND_DROP, 111.0, withheld=1) is two_of_three
+    assert due(after(got(A), got(B), got(C)), TWO_AND_DROP, 111.0, withheld=1).state is RoundState.AGGREGATING
+    assert due(after(got(A), got(B), got(C)), TWO_AND_DROP, 111.0, withheld=3).state is RoundState.AGGREGATING
+    assert due(two_of_three, TWO_AND_DROP, 1e9, withheld=1).state is RoundState.AGGREGATING  # the sum says what is left
+
+
 def test_a_whole_round() -> None:
     this = after(got(A), got(B), got(C))
     this = close(due(this, TWO, 120.0))

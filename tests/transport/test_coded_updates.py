@@ -29,6 +29,25 @@ from typer.testing import CliRunner
 
 ELEMENTS = 10_000
 OTHER = "ef" * 32
+DROPPING = """
+name = "drop"
+[rounds]
+max_rounds = 1
+min_participants = 1
+stragglers = "drop"
+final_evaluation = false
+"""
+EXPERIMENT = """
+name = "coded"
+plan = "plan"
+[rounds]
+max_rounds = 1
+min_participants = 1
+final_evaluation = false
+[codec]
+digest = "{digest}"
+file = "codecs/x100.safetensors"
+"""
 
 
 def parts_of(turn: m.Turn, payload: np.ndarray) -> list[m.Part]:
@@ -170,6 +189,17 @@ def test_a_withheld_update_counts_as_received_and_weighs_nothing(federation, cod
     np.testing.assert_allclose(federation.model(view), 3.0, rtol=1e-4)
 
 
+def test_stragglers_are_not_dropped_for_one_that_withheld(federation):
+    quick, slow = federation.attending("site-a", "site-b")
+    with federation.operator() as operator:
+        run = operator.submit(DROPPING, federation.bundle)
+    quick.send(quick.task(), 0.0, 0)
+    slow.send(slow.task(), 5.0)
+    view = federation.finished(run)
+    assert (view.state, view.rounds[0].attempt, view.rounds[0].received) == ("finished", 1, 2)
+    assert np.array_equal(federation.model(view), np.full(ELEMENTS, 5.0, np.float32))
+
+
 def test_a_round_in_which_too_many_withhold_fails_and_names_none_of_them(federation):
     envoys = federation.attending("site-a", "site-b", "site-c")
     run = federation.submit(quorum=3)
@@ -195,19 +225,6 @@ def test_a_file_that_is_no_codec_is_refused_when_it_is_submitted(federation, tmp
     file.write_bytes(b"these are no bases")
     with pytest.raises(MalformedMessageError, match=f"codec.digest {digest_of(file.read_bytes())[:12]}"):
         federation.submit(further=f'\n[codec]\ndigest = "{digest_of(file.read_bytes())}"\n', codec=file)
-
-
-EXPERIMENT = """
-name = "coded"
-plan = "plan"
-[rounds]
-max_rounds = 1
-min_participants = 1
-final_evaluation = false
-[codec]
-digest = "{digest}"
-file = "codecs/x100.safetensors"
-"""
 
 
 def test_an_experiment_with_a_codec_is_typed_as_any_other_and_what_is_wrong_is_one_line(
