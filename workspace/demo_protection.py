@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..gradient_leakage.vae.codec import Codec, codec_bytes, read_codec
+from ..gradient_leakage.vae.codec import Basis, Codec, read_codec
 from ..utils.errors import ConfigError, LayoutMismatchError
 from ..utils.plan_bundle import Bundle
 from .chest_xrays import Part
@@ -114,22 +114,16 @@ def given_codec(file: Path, bundle: Bundle) -> DemoCodec:
 
 
 def fitted_codec(bundle: Bundle, public: Part, folder: Path, seed: int) -> DemoCodec:
-    """A codec fitted on rehearsals of the plan with public images; its file and theirs are written to a folder."""
-    from ..gradient_leakage.vae.fitting import fit
-    from .codec_fitting import Rehearsal, proxy_updates, public_data
+    """A codec as `fedveil codec fit` makes it from public images; its file and theirs are written to a folder."""
+    from .codec_fitting import Rehearsal
+    from .codec_making import Wanted, make_codec, opened
 
     folder.mkdir(parents=True, exist_ok=True)
-    images = folder / "images.npz"
+    images, file = folder / "images.npz", folder / "codec.safetensors"
     np.savez(images, train_images=public.images, train_labels=public.labels.astype(np.uint8)[:, None])
+    wanted = Wanted(bundle.folder, _RATIO, Basis.LEARNED, images, (), None, Rehearsal(seed=seed))
     started = time.process_time()
-    updates = proxy_updates(bundle, public_data(bundle, images), Rehearsal(seed=seed))
-    codec = fit(bundle.layout, updates, _RATIO)
-    file = folder / "codec.safetensors"
-    file.write_bytes(codec_bytes(codec))
+    (folder / "codec.txt").write_text("\n".join(make_codec(wanted, file)) + "\n", "utf-8")
     spent = time.process_time() - started
-    return DemoCodec(
-        file,
-        codec,
-        f"fitted on {len(updates)} rehearsed updates, with {len(public.labels)} images that no site has,"
-        f" in {spent:.0f} CPU-s",
-    )
+    words = f"fitted on {len(public.labels)} images that no site has, in {spent:.0f} CPU-s"
+    return DemoCodec(file, opened(file), words)
