@@ -66,10 +66,10 @@ class PrecodeBreak:
             require_knowledge("the break of PRECODE on an update", Knowledge(learning_rate=True), knowledge)
         seen = observation.limited_to(knowledge)
         name, bottleneck = _bottleneck_of(seen)
-        features, slope = _input_of(seen, f"{name}.encoder"), _slope_at(seen, name, bottleneck)
+        features, slope = input_of(seen, f"{name}.encoder"), slope_at(seen, name, bottleneck.encoder)
         label = idlg_label(seen, rng)
         with randomness_of(rng):
-            body = _Body(working_copy(seen.model).double(), name)
+            body = Body(working_copy(seen.model).double(), name)
             search, sent = self._search(), _sent_before(seen, body)
             require_differentiable(body, seen.domain)
             found = best_restart(
@@ -84,7 +84,7 @@ class PrecodeBreak:
         return Search(self.iterations, self.restarts, self.tolerance, self.trace_every)
 
     def _problem(
-        self, body: _Body, sent: Named, features: Tensor, slope: Tensor, label: Tensor, start: Tensor
+        self, body: Body, sent: Named, features: Tensor, slope: Tensor, label: Tensor, start: Tensor
     ) -> Problem:
         to_pixels = natural_coordinates(tuple(start.shape), self.falloff, start)
         distance, length = relative_distance(sent, _BALANCE), features.square().sum()
@@ -106,7 +106,7 @@ def recovered_noise(observation: Observation) -> Tensor:
         AttackError: more than one example, no bottleneck, or its layers got no gradient.
     """
     name, bottleneck = _bottleneck_of(observation)
-    features, code = (_input_of(observation, f"{name}.{layer}") for layer in ("encoder", "decoder"))
+    features, code = (input_of(observation, f"{name}.{layer}") for layer in ("encoder", "decoder"))
     with torch.no_grad():
         mean, deviation = copy.deepcopy(bottleneck).double().gaussian(features)
         noise: Tensor = (code - mean) / deviation
@@ -126,8 +126,8 @@ def pinned(observation: Observation) -> Observation:
     return replace(observation, model=model)
 
 
-class _Body(nn.Module):
-    """What lies before the bottleneck: images to features."""
+class Body(nn.Module):
+    """What lies before the module of that name: images to features. The model is taken over."""
 
     def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()
@@ -137,6 +137,7 @@ class _Body(nn.Module):
         setattr(model.get_submodule(parent), child, self._tap)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Features, (count, ...)."""
         self.model(images)
         features = self._tap.features
         del self._tap.features  # a module that keeps what can be differentiated cannot be copied
@@ -160,7 +161,7 @@ def _bottleneck_of(observation: Observation) -> tuple[str, VariationalBottleneck
     raise AttackError("the model has no PRECODE bottleneck: attack it with dlg")
 
 
-def _sent_before(observation: Observation, body: _Body) -> Named:
+def _sent_before(observation: Observation, body: Body) -> Named:
     """The gradient of each parameter on which the features depend, by its name in the body, in float64."""
     named = {name: weight for name, weight in body.named_parameters() if weight.requires_grad}
     image = torch.full((1, *observation.domain.shape), 0.5).to(next(body.parameters()))
@@ -175,13 +176,13 @@ def _sent_before(observation: Observation, body: _Body) -> Named:
     return before
 
 
-def _slope_at(observation: Observation, name: str, bottleneck: VariationalBottleneck) -> Tensor:
-    """Of the loss, by the features that enter the bottleneck: (1, features)."""
+def slope_at(observation: Observation, name: str, encoder: nn.Linear) -> Tensor:
+    """Of the loss, by the features that enter the bottleneck of that encoder: (1, features), float64."""
     behind = observation.gradient()[f"{name}.encoder.bias"].double()
-    return (behind @ bottleneck.encoder.weight.detach().double())[None]
+    return (behind @ encoder.weight.detach().double())[None]
 
 
-def _input_of(observation: Observation, name: str) -> Tensor:
+def input_of(observation: Observation, name: str) -> Tensor:
     """What entered a linear layer, (1, in_features): least squares over all rows of ``dW = db input``, in float64."""
     if observation.num_examples != 1:
         raise AttackError(

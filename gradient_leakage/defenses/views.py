@@ -6,8 +6,9 @@ turned into weights and the size of a noise:
 | step | followed as |
 |---|---|
 | codec, sketch | the same linear map; its transpose, which is its decoder, leads slopes back |
-| top-k, Soteria | only what was kept counts |
-| OUTPOST | numbers count by how far they stand out of its noise |
+| Soteria | the same mask |
+| top-k | only what was kept counts |
+| OUTPOST | numbers count by how little noise their tensor has, and by how far they stand out of it |
 | noise before a bottleneck | numbers under it count by their share of signal |
 | clip | a factor that nobody knows, where the update may have been longer than the bound |
 | clip and noise | that factor, and noise |
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import singledispatch
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,38 +76,74 @@ def view_of(chain: Chain, observation: Observation) -> View:
     weights = None if own is None else torch.from_numpy(own).to(device)
     view = View(observed, lambda update: update, weights, 0.0, is_scaled=False)
     for place, step in enumerate(chain.steps):
-        view = _after(view, step, chain.steps[place + 1 :])
+        view = _after(step, view, chain.steps[place + 1 :])
     return view
 
 
-def _after(view: View, step: Defense, later: Sequence[Defense]) -> View:
+@singledispatch
+def _after(step: Defense, view: View, later: Sequence[Defense]) -> View:  # noqa: ARG001 - one shape for all steps
     """The view with one more step; ``later`` are those that this one's result went through."""
-    is_shown = not any(isinstance(one, Coded | Sketch) for one in later)  # number by number
-    observed = view.observed
-    if isinstance(step, Sketch):
-        return replace(view, project=_through(view.project, _sketched(step, observed.device)))
-    if isinstance(step, Coded):
-        return replace(view, project=_through(view.project, _coded(step)))
-    if isinstance(step, Clip):
-        return replace(view, is_scaled=view.is_scaled or _may_be_clipped(observed, step.max_norm, later))
-    if isinstance(step, GaussianMechanism):
-        is_scaled = step.noise_multiplier > 0 or _may_be_clipped(observed, step.max_norm, later)
-        return replace(view, is_scaled=view.is_scaled or is_scaled, noise_std=_joint(view.noise_std, step.noise_std))
-    if isinstance(step, Quantise):
-        std = step.step_of(float(observed.abs().max())) / 6**0.5
-        return replace(view, noise_std=_joint(view.noise_std, std)) if is_shown else view
-    if isinstance(step, TopK):
-        return _weighted(view, _largest(observed, step.share)) if is_shown else view
-    if isinstance(step, Soteria):
-        mask = torch.ones_like(observed)
-        if is_shown:
-            mask[step.start : step.start + step.shape[0] * step.shape[1]].view(step.shape)[:, list(step.columns)] = 0
-        return _weighted(view, mask)
-    if isinstance(step, Outpost):
-        return _weighted(view, _standing_out(step, observed)) if is_shown else view
-    if isinstance(step, PartialNoise):
-        return _weighted(view, _signal_share(step, observed)) if is_shown else view
     raise ConfigError(f"no view of a chain with {type(step).__name__}: an adaptive attack does not know this step")
+
+
+@_after.register
+def _(step: Sketch, view: View, _later: Sequence[Defense]) -> View:
+    return replace(view, project=_through(view.project, _sketched(step, view.observed.device)))
+
+
+@_after.register
+def _(step: Coded, view: View, _later: Sequence[Defense]) -> View:
+    return replace(view, project=_through(view.project, _coded(step)))
+
+
+@_after.register
+def _(step: Clip, view: View, later: Sequence[Defense]) -> View:
+    return replace(view, is_scaled=view.is_scaled or _may_be_clipped(view.observed, step.max_norm, later))
+
+
+@_after.register
+def _(step: GaussianMechanism, view: View, later: Sequence[Defense]) -> View:
+    is_scaled = step.noise_multiplier > 0 or _may_be_clipped(view.observed, step.max_norm, later)
+    return replace(view, is_scaled=view.is_scaled or is_scaled, noise_std=_joint(view.noise_std, step.noise_std))
+
+
+@_after.register
+def _(step: Quantise, view: View, later: Sequence[Defense]) -> View:
+    std = step.step_of(float(view.observed.abs().max())) / 6**0.5
+    return replace(view, noise_std=_joint(view.noise_std, std)) if _is_shown(later) else view
+
+
+@_after.register
+def _(step: TopK, view: View, later: Sequence[Defense]) -> View:
+    return _weighted(view, _largest(view.observed, step.share)) if _is_shown(later) else view
+
+
+@_after.register
+def _(step: Soteria, view: View, _later: Sequence[Defense]) -> View:
+    def hide(update: Tensor) -> Tensor:
+        mask = torch.ones_like(update)
+        mask[step.start : step.start + step.shape[0] * step.shape[1]].view(step.shape)[:, list(step.columns)] = 0
+        return update * mask
+
+    return replace(view, project=_through(view.project, hide))
+
+
+@_after.register
+def _(step: Outpost, view: View, later: Sequence[Defense]) -> View:
+    if not _is_shown(later):
+        return view
+    weights, std = _standing_out(step, view.observed)
+    return replace(_weighted(view, weights), noise_std=_joint(view.noise_std, std))
+
+
+@_after.register
+def _(step: PartialNoise, view: View, later: Sequence[Defense]) -> View:
+    return _weighted(view, _signal_share(step, view.observed)) if _is_shown(later) else view
+
+
+def _is_shown(later: Sequence[Defense]) -> bool:
+    """Is what came out seen number by number, and not in a code?"""
+    return not any(isinstance(one, Coded | Sketch) for one in later)
 
 
 def _through(first: Projection, then: Projection) -> Projection:
@@ -147,13 +185,19 @@ def _largest(observed: Tensor, share: float) -> Tensor:
     return mask * (size > 0)
 
 
-def _standing_out(step: Outpost, observed: Tensor) -> Tensor:
-    """By its expected share of signal in each number's square; what was pruned says nothing."""
-    weights = torch.ones_like(observed)
-    for span in step.spans:
-        power = observed[span.start : span.stop].square()
-        weights[span.start : span.stop] = power / (power + (step.noise * span.risk) ** 2 + torch.finfo().tiny)
-    return weights
+def _standing_out(step: Outpost, observed: Tensor) -> tuple[Tensor, float]:
+    """Tensors by the inverse of their noise's variance, numbers by their expected share of signal; and the least noise.
+
+    Zeros were pruned and say nothing.
+    """
+    weights, power = torch.ones_like(observed), observed.square()
+    least = 1e-3 * float(power.mean().sqrt())
+    noises = [max(step.noise * span.risk, least) for span in step.spans]
+    quietest = min(noises, default=0.0)
+    for span, noise in zip(step.spans, noises, strict=True):
+        held = power[span.start : span.stop]
+        weights[span.start : span.stop] = (quietest / noise) ** 2 * held / (held + noise**2)
+    return weights, quietest
 
 
 def _signal_share(step: PartialNoise, observed: Tensor) -> Tensor:
