@@ -26,7 +26,7 @@ from ..utils.errors import AttackError, UnsendableUpdateError
 from .attacks.catalogue import listed
 from .cells import DTYPES, Cell, Run
 from .defenses.chain import Chain
-from .defenses.registry import PublicSide, Registered, SiteSide, registered
+from .defenses.registry import Lesson, PublicSide, Registered, SiteSide, registered
 from .metrics import Embedding, Truth, match, score
 from .rows import Outcome, Row, RunStore
 from .runners import MapRuns
@@ -180,7 +180,7 @@ def _chain_of(defense: Registered, laboratory: Laboratory, run: Run, model: nn.M
     """What the site does to its update; an empty chain where the defense is elsewhere, or nowhere."""
     if defense.chain is None:
         return Chain()
-    learned = laboratory.public_side(run.cell, model) if defense.learns else PublicSide()
+    learned = laboratory.public_side(run.cell, model) if defense.learns is not Lesson.NOTHING else PublicSide()
     return defense.chain(
         SiteSide(
             layout_of(model),
@@ -189,6 +189,7 @@ def _chain_of(defense: Registered, laboratory: Laboratory, run: Run, model: nn.M
             truth.labels,
             learned.codec,
             learned.max_norm,
+            learned.nonlinear,
             round_seed=_numpy(run.generator("round")).bytes(32),
         )
     )

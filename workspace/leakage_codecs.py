@@ -1,8 +1,10 @@
-"""What the benchmark's defenses learn from public updates: a codec, fitted once and kept, and a usual length."""
+"""What the benchmark's defenses learn from public updates: a usual length, a codec, a VAE; the last two are kept."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,45 +16,48 @@ from torch import nn
 
 from ..gradient_leakage.benchmark import site_training
 from ..gradient_leakage.cells import Cell
-from ..gradient_leakage.defenses.registry import RATIO, PublicSide
+from ..gradient_leakage.defenses.nonlinear import nonlinear_bytes, read_nonlinear
+from ..gradient_leakage.defenses.registry import RATIO, Lesson, PublicSide, registered
 from ..gradient_leakage.threat_model import PublicImages
-from ..gradient_leakage.vae.codec import Codec, codec_bytes, read_codec
+from ..gradient_leakage.vae.codec import codec_bytes, read_codec
 from ..gradient_leakage.vae.fitting import DENSE, fit
+from ..gradient_leakage.vae.nonlinear import train_nonlinear
 from ..gradient_leakage.victim import layout_of, observe
 from ..utils.errors import MalformedMessageError, StorageError
 from ..utils.tensors import Digest, canonical_json, digest_of
 
 _SCHEMA = 1  # raised when the same cell would give another codec
 _FOR_LENGTH = 32  # updates whose median length bounds a clip
+_FOR_NETWORK = 200  # updates that train the nonlinear VAE
 _MOST_NUMBERS = 100_000_000  # of public updates held at once: 400 MB
 
 
 @dataclass(frozen=True, slots=True)
 class Codecs:
-    """One codec for each model, as far as it is trained and as the site trains it; a file each."""
+    """What was learned for each model, as far as it is trained and as the site trains it; a file each."""
 
     folder: Path
 
     def public_side(self, cell: Cell, model: nn.Module, public: PublicImages, num_classes: int) -> PublicSide:
-        """Codec and usual length for one cell.
+        """What the cell's defense wants to be taught.
 
         Args:
-            cell: says how the site trains, and names the model.
+            cell: says how the site trains, and names model and defense.
             model: the cell's, as published.
             public: the attacker's images too.
             num_classes: of the case.
 
         Raises:
-            StorageError: the codec cannot be kept, or what is kept is not one.
+            ConfigError: the model is too large for the nonlinear VAE.
+            StorageError: what was learned cannot be kept, or what is kept is not right.
         """
-        key = _key(cell, model, len(public.images))
-        known = _Known(key, cell, model, public, num_classes)
-        return _public_side(known, self.folder)
+        known = _Known(_key(cell, model, len(public.images)), cell, model, public, num_classes)
+        return _taught(known, self.folder, registered(cell.defense).learns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Known:
-    """What a codec is fitted on, known by its key alone."""
+    """What can be learned from; known by its key alone."""
 
     key: Digest
     cell: Cell
@@ -78,29 +83,50 @@ class _Known:
 
 
 @lru_cache(maxsize=4)
-def _public_side(known: _Known, folder: Path) -> PublicSide:
-    lengths = np.linalg.norm(known.updates(_FOR_LENGTH).astype(np.float64), axis=1)
-    return PublicSide(_kept(known, folder), float(np.median(lengths)))
+def _taught(known: _Known, folder: Path, lesson: Lesson) -> PublicSide:
+    path = folder / f"{known.key}.{lesson.value}"
+    try:
+        if lesson is Lesson.CODEC:
+            return PublicSide(read_codec(_kept(path, lambda: _codec(known))), _length(known))
+        if lesson is Lesson.NONLINEAR:
+            raw = _kept(path, lambda: _network(known))
+            return PublicSide(nonlinear=read_nonlinear(raw, layout_of(known.model)))
+    except MalformedMessageError as error:
+        raise StorageError(f"{path} cannot be used: {error}; delete it, and it is made again") from error
+    return PublicSide(max_norm=_length(known))
 
 
-def _kept(known: _Known, folder: Path) -> Codec:
-    path = folder / f"{known.key}.codec"
+def _length(known: _Known) -> float:
+    return float(np.median(np.linalg.norm(known.updates(_FOR_LENGTH).astype(np.float64), axis=1)))
+
+
+def _codec(known: _Known) -> bytes:
+    layout = layout_of(known.model)
+    directions = int(layout.size / RATIO) if layout.size <= DENSE else 128
+    count = min(directions + directions // 8 + 32, max(_FOR_LENGTH, _MOST_NUMBERS // layout.size))
+    return codec_bytes(fit(layout, known.updates(count), RATIO))
+
+
+def _network(known: _Known) -> bytes:
+    layout, updates = layout_of(known.model), known.updates(_FOR_NETWORK)
+    return nonlinear_bytes(train_nonlinear(layout, updates, hidden=64, steps=300))
+
+
+def _kept(path: Path, made: Callable[[], bytes]) -> bytes:
+    """What lies there, or what is made and then lies there, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")  # several processes may learn the same at once
     try:
         if path.exists():
-            return read_codec(path.read_bytes())
-        layout = layout_of(known.model)
-        directions = int(layout.size / RATIO) if layout.size <= DENSE else 128
-        count = min(directions + directions // 8 + 32, max(_FOR_LENGTH, _MOST_NUMBERS // layout.size))
-        codec = fit(layout, known.updates(count), RATIO)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(codec_bytes(codec))
+            return path.read_bytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raw = made()
+        partial.write_bytes(raw)
         partial.replace(path)
     except OSError as error:
-        raise StorageError(f"the codec {path.name} cannot be kept in {folder}: {error.strerror}") from error
-    except MalformedMessageError as error:
-        raise StorageError(f"{path} is no codec: {error}; delete it, and it is fitted again") from error
-    return codec
+        with suppress(OSError):
+            partial.unlink()
+        raise StorageError(f"{path.name} cannot be kept in {path.parent}: {error.strerror}") from error
+    return raw
 
 
 def _key(cell: Cell, model: nn.Module, count: int) -> Digest:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, is_dataclass
 
 from ...utils.errors import ConfigError
 from ...utils.tensors import Digest, Vector, canonical_json, digest_of
-from ..vae.codec import Codec
 from .clip import Clip
 from .coded import Coded
 from .defense import Defense
@@ -82,7 +81,7 @@ class Chain:
         return payload if self.encoder is None else self.encoder.decode(payload)
 
     def describe(self) -> str:
-        """Canonical JSON of the steps and their parameters; a codec stands there by its digest."""
+        """Canonical JSON of the steps and their parameters; what has a digest of its own stands there by it."""
         return canonical_json([[type(step).__name__, _plain(step)] for step in self.steps]).decode()
 
     @property
@@ -93,8 +92,9 @@ class Chain:
 
 def _plain(value: object) -> object:
     """A step's parameter as JSON."""
-    if isinstance(value, Codec):
-        return value.digest
+    digest = getattr(value, "digest", None)
+    if isinstance(digest, str):
+        return digest
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):

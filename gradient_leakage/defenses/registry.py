@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from .bottlenecks import Bottleneck, with_bottleneck
 from .chain import Chain
 from .clip import Clip
 from .coded import Coded
+from .defense import Defense
 from .gaussian import GaussianMechanism
 from .outpost import Outpost, Span
 from .partial import PartialNoise
@@ -46,12 +48,22 @@ class Adaptive:
     options: Options = ()
 
 
+class Lesson(Enum):
+    """What a defense wants to be taught from updates that no patient made."""
+
+    NOTHING = "nothing"
+    LENGTH = "length"
+    CODEC = "codec"
+    NONLINEAR = "nonlinear"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PublicSide:
-    """What a defense learned from updates that no patient made."""
+    """What was learned; at least what the defense's ``Lesson`` asks for."""
 
     codec: Codec | None = None
     max_norm: float = 1.0  # the median length of the updates
+    nonlinear: Defense | None = None  # a network that codes and decodes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +76,7 @@ class SiteSide:
     labels: Tensor  # (count,) int64
     codec: Codec | None = None  # learned on public images
     max_norm: float = 1.0  # of clips; the median length of public updates is a good one
+    nonlinear: Defense | None = None  # ``vae.nonlinear``, learned on public images
     round_seed: bytes = bytes(32)  # public, and the round's
     iteration: int = 0  # of the training
 
@@ -84,7 +97,7 @@ class Registered:
     chain: Callable[[SiteSide], Chain] | None = None  # None: what is sent is what was computed
     on_model: Callable[[nn.Module, int], nn.Module] | None = None  # fresh, and a seed; before it is trained
     is_heuristic: bool = True  # no theorem says what it hides
-    learns: bool = False  # wants a codec, or a bound, from public updates
+    learns: Lesson = Lesson.NOTHING
 
     def __post_init__(self) -> None:
         """Hold every defense to its attackers."""
@@ -98,6 +111,12 @@ def _codec_of(side: SiteSide) -> Codec:
     if side.codec is None:
         raise ConfigError("this defense needs a codec that was learned on public updates")
     return side.codec
+
+
+def _nonlinear(side: SiteSide) -> Chain:
+    if side.nonlinear is None:
+        raise ConfigError("this defense needs a nonlinear VAE that was learned on public updates")
+    return Chain((side.nonlinear,))
 
 
 def _seeded(side: SiteSide) -> Chain:
@@ -150,7 +169,7 @@ _ALL = (
         "a cosine does not see the scale",
         (_COSINE,),
         chain=lambda side: Chain((Clip(side.max_norm),)),
-        learns=True,
+        learns=Lesson.LENGTH,
     ),
     Registered(
         "clip-noise-small",
@@ -159,7 +178,7 @@ _ALL = (
         "many noisy numbers say one image: likelihood with a prior, all rows at once",
         (_COSINE, Adaptive("all-rows"), _LEARNED),
         chain=lambda side: Chain((GaussianMechanism(side.max_norm, LITTLE_NOISE),)),
-        learns=True,
+        learns=Lesson.LENGTH,
     ),
     Registered(
         "clip-noise",
@@ -169,7 +188,7 @@ _ALL = (
         (_COSINE, Adaptive("all-rows"), _LEARNED),
         chain=lambda side: Chain((GaussianMechanism(side.max_norm, MUCH_NOISE),)),
         is_heuristic=False,
-        learns=True,
+        learns=Lesson.LENGTH,
     ),
     Registered(
         "topk-10",
@@ -235,7 +254,7 @@ _ALL = (
         (_COSINE, _LEARNED),
         chain=_partial_noise,
         on_model=lambda model, seed: with_bottleneck(model, "precode", seed=seed),
-        learns=True,
+        learns=Lesson.LENGTH,
     ),
     Registered(
         "cvb",
@@ -252,7 +271,7 @@ _ALL = (
         "matching in code space; an encoder is no privacy mechanism, and a learned one keeps what matters",
         (_COSINE, _LEARNED),
         chain=lambda side: Chain((Coded(_codec_of(side)),)),
-        learns=True,
+        learns=Lesson.CODEC,
     ),
     Registered(
         "codec-noise",
@@ -262,7 +281,7 @@ _ALL = (
         (_COSINE, _LEARNED),
         chain=lambda side: Chain((Coded(_codec_of(side)), GaussianMechanism(side.max_norm, MUCH_NOISE))),
         is_heuristic=False,
-        learns=True,
+        learns=Lesson.CODEC,
     ),
     Registered(
         "seeded",
@@ -271,6 +290,15 @@ _ALL = (
         "matching in code space; rounds add up; no privacy by itself",
         (_COSINE, _LEARNED),
         chain=_seeded,
+    ),
+    Registered(
+        "nonlinear-vae",
+        "A nonlinear VAE with a sampled code; the site decodes it, and sends an update as long as before",
+        "Kingma and Welling 2014, arXiv:1312.6114; gradient_leakage/vae/nonlinear",
+        "it keeps what its public updates have in common, and nothing calibrates its noise",
+        (_COSINE, _LEARNED),
+        chain=_nonlinear,
+        learns=Lesson.NONLINEAR,
     ),
 )
 

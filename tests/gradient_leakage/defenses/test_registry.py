@@ -10,9 +10,11 @@ from fedveil.gradient_leakage.cells import Cell
 from fedveil.gradient_leakage.defenses.chain import Chain
 from fedveil.gradient_leakage.defenses.coded import Coded
 from fedveil.gradient_leakage.defenses.gaussian import GaussianMechanism
+from fedveil.gradient_leakage.defenses.nonlinear import nonlinear_bytes, read_nonlinear
 from fedveil.gradient_leakage.defenses.registry import (
     DEFENSES,
     Adaptive,
+    Lesson,
     Registered,
     SiteSide,
     registered,
@@ -20,13 +22,14 @@ from fedveil.gradient_leakage.defenses.registry import (
 from fedveil.gradient_leakage.models import build
 from fedveil.gradient_leakage.threat_model import ImageDomain, Knowledge
 from fedveil.gradient_leakage.vae.fitting import fit
+from fedveil.gradient_leakage.vae.nonlinear import train_nonlinear
 from fedveil.gradient_leakage.victim import SiteTraining, layout_of, observe, sent_through
-from fedveil.utils.errors import ConfigError
+from fedveil.utils.errors import ConfigError, LayoutMismatchError, MalformedMessageError, NonFiniteUpdateError
 
 DOMAIN = ImageDomain((1, 28, 28), 2)
 NAMES = (
     *("none", "clip", "clip-noise-small", "clip-noise", "topk-10", "topk-1", "sketch-5", "quantise-8", "soteria"),
-    *("outpost", "precode", "ppp", "cvb", "codec", "codec-noise", "seeded"),
+    *("outpost", "precode", "ppp", "cvb", "codec", "codec-noise", "seeded", "nonlinear-vae"),
 )
 
 
@@ -39,10 +42,13 @@ def side_of(defense, seed=0, **changes):
         observe(model, images[at : at + 1], labels[at : at + 1], SiteTraining(), torch.Generator(), 2)
         for at in range(3)
     ]
-    layout, codec = layout_of(model), None
-    if defense.name.startswith("codec"):
+    layout, codec, nonlinear = layout_of(model), None, None
+    if defense.learns is Lesson.CODEC:
         codec = fit(layout, np.stack([one.vector() for one in seen[1:]]), 100)
-    return SiteSide(layout, model, images[:1], labels[:1], codec, **changes), seen[0]
+    if defense.learns is Lesson.NONLINEAR:
+        trained = train_nonlinear(layout, np.stack([one.vector() for one in seen[1:]]), latent=4, hidden=4, steps=3)
+        nonlinear = read_nonlinear(nonlinear_bytes(trained), layout)
+    return SiteSide(layout, model, images[:1], labels[:1], codec, nonlinear=nonlinear, **changes), seen[0]
 
 
 def test_every_defense_of_the_issue_is_registered():
@@ -139,6 +145,31 @@ def test_a_code_without_a_codec_and_ppp_without_a_bottleneck_are_refused():
         DEFENSES["codec"].chain(side)
     with pytest.raises(ConfigError, match="has none"):
         DEFENSES["ppp"].chain(side)
+    with pytest.raises(ConfigError, match="needs a nonlinear VAE"):
+        DEFENSES["nonlinear-vae"].chain(side)
+
+
+def test_a_nonlinear_vae_sends_an_update_of_the_same_shape_and_refuses_what_is_none():
+    side, sent = side_of(DEFENSES["nonlinear-vae"])
+    chain, update = DEFENSES["nonlinear-vae"].chain(side), sent.vector()
+    first, again = (chain(update, np.random.default_rng(3)) for _ in range(2))
+    assert (first.shape, first.dtype) == (update.shape, np.float32)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, chain(update, np.random.default_rng(4)))
+    assert side.nonlinear.digest in chain.describe()
+    with pytest.raises(NonFiniteUpdateError):
+        chain(np.full_like(update, np.nan), np.random.default_rng(0))
+    with pytest.raises(LayoutMismatchError):
+        chain(update[1:], np.random.default_rng(0))
+
+
+def test_the_file_of_a_nonlinear_vae_is_read_for_its_own_layout_alone():
+    side, _ = side_of(DEFENSES["nonlinear-vae"])
+    raw = nonlinear_bytes(side.nonlinear.coder)
+    assert read_nonlinear(raw, side.layout).digest == side.nonlinear.digest
+    for other, layout in ((b"no file", side.layout), (raw, layout_of(build("lenet", DOMAIN, 0)))):
+        with pytest.raises(MalformedMessageError, match="not a nonlinear VAE"):
+            read_nonlinear(other, layout)
 
 
 def test_the_noisy_code_is_clipped_in_the_code():
