@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from ...gradient_leakage.vae.fitting import fit, seeded
 from ...gradient_leakage.vae.layered import fit_layered
 from ...utils.errors import ConfigError, StorageError
 from ...utils.plan_bundle import Bundle, open_bundle
-from ...utils.tensors import canonical_json, digest_of, model_pieces
+from ...utils.tensors import Vector, canonical_json, digest_of, model_pieces
 from ..chest_xrays import Images3, Part, find_images
 from ..codec_fitting import Rehearsal, Updates, proxy_updates
 from ..demo import PLAN, SITE_OPTIONS
@@ -35,13 +35,15 @@ from ..plain_rounds import SiteModel, local_update
 from ..plan_builder import build_plan
 from ..scoring import class_scores
 from ..sites import DEMO_SITES, divide, set_aside
-from .uplinks import Coded, PowerSGD, TopK, Uncompressed, Uplink
+from .uplinks import Coded, PowerSGD, Refreshed, TopK, Uncompressed, Uplink
 
 PUBLIC_SHARE = 0.1
 SEEDS = (1, 2, 3)
 ROUNDS = (10, 30)
 REHEARSAL = Rehearsal(sites=3, rounds=12, repeats=10, examples=1400, seed=7)
 """As many examples as the demo's sites have on average, so that a virtual site takes as many steps."""
+REFRESHED_EVERY = 10
+_REFRESHING = replace(REHEARSAL, rounds=5, repeats=6)
 BASELINE = "none"
 
 
@@ -117,18 +119,24 @@ class Codecs:
         """A random projection a round."""
         return seeded(self._setting.bundle.layout, ratio)
 
+    def refitted(self, ratio: float, start: Vector, *, two_sided: bool) -> Codec:
+        """As ``layered``, on rehearsals that begin with another model; not kept."""
+        rows = proxy_updates(self._setting.bundle, self._public(), _REFRESHING, start)
+        return fit_layered(self._setting.bundle.layout, rows, ratio, two_sided=two_sided)
+
     def updates(self) -> Updates:
         """What all of them are fitted on; rehearsed once, and kept."""
         file = self._setting.home / "proxy-updates.npy"
         if self._updates is None and file.exists():
             self._updates = np.load(file, allow_pickle=False)
         if self._updates is None:
-            public = self._setting.public
-            zeros = np.zeros(len(public.labels), np.uint8)
-            data = LoadedDataset(public.images[:, None], public.labels, zeros)
-            self._updates = proxy_updates(self._setting.bundle, data, self._rehearsal)
+            self._updates = proxy_updates(self._setting.bundle, self._public(), self._rehearsal)
             np.save(file, self._updates)
         return self._updates
+
+    def _public(self) -> LoadedDataset:
+        public = self._setting.public
+        return LoadedDataset(public.images[:, None], public.labels, np.zeros(len(public.labels), np.uint8))
 
     def _kept(self, name: str, make: Callable[[], Codec]) -> Codec:
         file = self._setting.home / f"{name}.safetensors"
@@ -137,10 +145,17 @@ class Codecs:
         return read_codec(file.read_bytes())
 
 
+def _refreshed(codecs: Codecs, ratio: float, *, two_sided: bool = False) -> Refreshed:
+    first = Coded(codecs.layered(ratio, two_sided=two_sided))
+    return Refreshed(REFRESHED_EVERY, lambda model: codecs.refitted(ratio, model, two_sided=two_sided), first)
+
+
 ARMS: Mapping[str, Callable[[Setting, Codecs], Uplink]] = {
     BASELINE: lambda setting, _: Uncompressed(setting.bundle.layout),
     "learned 100x": lambda _, codecs: Coded(codecs.layered(100)),
+    "learned 100x, refreshed": lambda _, codecs: _refreshed(codecs, 100),
     "learned 20x": lambda _, codecs: Coded(codecs.layered(20)),
+    "learned 20x, two-sided, refreshed": lambda _, codecs: _refreshed(codecs, 20, two_sided=True),
     "learned 20x, two-sided": lambda _, codecs: Coded(codecs.layered(20, two_sided=True)),
     "top-k + EF, as learned 100x": lambda setting, _: TopK(setting.bundle.layout.num_bytes // 100),
     "top-k + EF, as learned 20x": lambda setting, _: TopK(setting.bundle.layout.num_bytes // 20),
@@ -216,6 +231,8 @@ def _run(
     updates = [np.empty(layout.size, np.float32) for _ in sites]
     for number in range(1, max(rounds) + 1):
         began = time.process_time()
+        if isinstance(uplink, Refreshed):
+            uplink.begin(number, vector)
         model = SiteModel(layout, vector, exact)
         sizes = [
             local_update(plan, model, data, _round_seed(seed, number, site), out)

@@ -6,7 +6,7 @@ update. Nothing here is an envoy's: that code is in ``envoy/residual.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -77,6 +77,32 @@ class Coded:
             if self.has_feedback:
                 self._residuals[site] = wanted - codec.decode(payloads[-1])
         return codec.decode(_weighted(payloads, weights))
+
+
+@dataclass(slots=True)
+class Refreshed:
+    """Codes whose basis is fitted again every so many rounds, on rehearsals that begin with the model of that round.
+
+    A federation does so by ending the run and going on from its released model with another codec.
+    """
+
+    every: int  # rounds
+    refit: Callable[[Vector], Codec]  # from the model at hand
+    coded: Coded
+
+    @property
+    def num_bytes(self) -> int:
+        """As ``Uplink``."""
+        return self.coded.num_bytes
+
+    def begin(self, number: int, model: Vector) -> None:
+        """Before round ``number``, which counts from 1."""
+        if number > 1 and (number - 1) % self.every == 0:
+            self.coded = Coded(self.refit(model))
+
+    def mean(self, updates: Sequence[Vector], weights: Sequence[float], seed: bytes) -> Vector:
+        """As ``Uplink``."""
+        return self.coded.mean(updates, weights, seed)
 
 
 @dataclass(slots=True)
