@@ -8,7 +8,7 @@ turned into weights and the size of a noise:
 | codec, sketch | the same linear map; its transpose, which is its decoder, leads slopes back |
 | Soteria | the same mask |
 | top-k | only what was kept counts |
-| OUTPOST | numbers count by how little noise their tensor has, and by how far they stand out of it |
+| OUTPOST | only what stands out of its noise counts |
 | noise before a bottleneck | numbers under it count by their share of signal |
 | clip | a factor that nobody knows, where the update may have been longer than the bound |
 | clip and noise | that factor, and noise |
@@ -45,6 +45,7 @@ from .top_k import TopK, kept
 Projection: TypeAlias = Callable[[Tensor], Tensor]
 """Of a flat update in the layout's order, (layout.size,), what would have been sent of it, (payload,)."""
 
+_OUTSTANDING = 4.0  # deviations; of a million numbers of noise 60 reach it
 _SHORTER = 1 - 1e-5  # a payload this much shorter than the bound was not clipped
 
 
@@ -186,18 +187,16 @@ def _largest(observed: Tensor, share: float) -> Tensor:
 
 
 def _standing_out(step: Outpost, observed: Tensor) -> tuple[Tensor, float]:
-    """Tensors by the inverse of their noise's variance, numbers by their expected share of signal; and the least noise.
+    """1 for numbers that its noise alone would not make, and the noise in these, root mean square.
 
-    Zeros were pruned and say nothing.
+    Zeros were pruned, and what is as small as the noise may have been: neither says what stood there.
     """
-    weights, power = torch.ones_like(observed), observed.square()
-    least = 1e-3 * float(power.mean().sqrt())
-    noises = [max(step.noise * span.risk, least) for span in step.spans]
-    quietest = min(noises, default=0.0)
-    for span, noise in zip(step.spans, noises, strict=True):
-        held = power[span.start : span.stop]
-        weights[span.start : span.stop] = (quietest / noise) ** 2 * held / (held + noise**2)
-    return weights, quietest
+    weights, variance = torch.ones_like(observed), torch.zeros_like(observed)
+    for span in step.spans:
+        noise = step.noise * span.risk
+        weights[span.start : span.stop] = (observed[span.start : span.stop].abs() > _OUTSTANDING * noise).double()
+        variance[span.start : span.stop] = noise**2
+    return weights, float(((weights * variance).sum() / weights.sum().clamp(min=1)).sqrt())
 
 
 def _signal_share(step: PartialNoise, observed: Tensor) -> Tensor:
