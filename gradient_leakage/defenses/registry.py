@@ -153,6 +153,7 @@ def _partial_noise(side: SiteSide) -> Chain:
 _LABELS = ("labels",)
 _COSINE = Adaptive("inverting-gradients", _LABELS)
 _LEARNED = Adaptive("learned-inversion", ("public_data",))
+_MATCHED = Adaptive("defended-matching", _LABELS)
 
 _ALL = (
     Registered(
@@ -167,7 +168,7 @@ _ALL = (
         "The whole update scaled down to a bound",
         "McMahan et al. 2018, arXiv:1710.06963",
         "a cosine does not see the scale",
-        (_COSINE,),
+        (_MATCHED, _COSINE),
         chain=lambda side: Chain((Clip(side.max_norm),)),
         learns=Lesson.LENGTH,
     ),
@@ -176,7 +177,7 @@ _ALL = (
         f"Clip, and Gaussian noise of {LITTLE_NOISE:g} of the bound in each number",
         "Abadi et al. 2016, arXiv:1607.00133",
         "many noisy numbers say one image: likelihood with a prior, all rows at once",
-        (_COSINE, Adaptive("all-rows"), _LEARNED),
+        (_MATCHED, _COSINE, Adaptive("all-rows"), _LEARNED),
         chain=lambda side: Chain((GaussianMechanism(side.max_norm, LITTLE_NOISE),)),
         learns=Lesson.LENGTH,
     ),
@@ -185,7 +186,7 @@ _ALL = (
         f"Clip, and Gaussian noise of {MUCH_NOISE:g} of the bound in each number",
         "Abadi et al. 2016, arXiv:1607.00133",
         "rounds add up; one site's release is the unit, and no patient",
-        (_COSINE, Adaptive("all-rows"), _LEARNED),
+        (_MATCHED, _COSINE, Adaptive("all-rows"), _LEARNED),
         chain=lambda side: Chain((GaussianMechanism(side.max_norm, MUCH_NOISE),)),
         is_heuristic=False,
         learns=Lesson.LENGTH,
@@ -195,7 +196,7 @@ _ALL = (
         "The tenth of the numbers with the largest magnitude",
         "Lin et al. 2018, arXiv:1712.01887",
         "matching the kept numbers alone",
-        (_COSINE, _LEARNED),
+        (_MATCHED, _COSINE, _LEARNED),
         chain=lambda _: Chain((TopK(0.1),)),
     ),
     Registered(
@@ -203,7 +204,7 @@ _ALL = (
         "The hundredth of the numbers with the largest magnitude",
         "Lin et al. 2018, arXiv:1712.01887",
         "matching the kept numbers alone",
-        (_COSINE, _LEARNED),
+        (_MATCHED, _COSINE, _LEARNED),
         chain=lambda _: Chain((TopK(0.01),)),
     ),
     Registered(
@@ -211,7 +212,7 @@ _ALL = (
         "A count sketch of orthonormal rows to 5 % of the numbers",
         "Charikar, Chen and Farach-Colton 2002",
         "matching sketches instead of updates",
-        (_COSINE, _LEARNED),
+        (_MATCHED, _COSINE, _LEARNED),
         chain=_sketch,
     ),
     Registered(
@@ -219,7 +220,7 @@ _ALL = (
         "Unbiased rounding to 8 bits",
         "Alistarh et al. 2017, arXiv:1610.02132",
         "little noise, and it averages out",
-        (_COSINE, Adaptive("dlg", _LABELS)),
+        (_MATCHED, _COSINE, Adaptive("dlg", _LABELS)),
         chain=lambda _: Chain((Quantise(8),)),
     ),
     Registered(
@@ -227,7 +228,7 @@ _ALL = (
         "A tenth of a representation hidden from the gradient of its layer",
         "Sun et al. 2021, arXiv:2012.06043",
         "dropping the hidden columns: all other layers say the same image (Balunović 2022, arXiv:2111.04706)",
-        (_COSINE, _LEARNED),
+        (_MATCHED, _COSINE, _LEARNED),
         chain=lambda side: Chain((soteria_of(side.model, side.images, side.layout),)),
     ),
     Registered(
@@ -235,7 +236,7 @@ _ALL = (
         "Pruning, and noise where the Fisher information is large",
         "Wang, Hugenroth and Li 2023 (INFOCOM)",
         "weights by magnitude; later rounds are rarely perturbed",
-        (_COSINE, _LEARNED),
+        (_MATCHED, _COSINE, _LEARNED),
         chain=_outpost,
     ),
     Registered(
@@ -243,7 +244,11 @@ _ALL = (
         "A variational bottleneck before the last linear layer",
         "Scheliga et al. 2022 (WACV), arXiv:2108.04725",
         "its own layers give its noise away; what lies before it can be matched alone",
-        (Adaptive("precode-break", _LABELS),),
+        (
+            Adaptive("precode-break", _LABELS),
+            Adaptive("noise-variable", _LABELS),
+            Adaptive("ignore-bottleneck", _LABELS),
+        ),
         on_model=lambda model, seed: with_bottleneck(model, "precode", seed=seed),
     ),
     Registered(
@@ -251,7 +256,11 @@ _ALL = (
         "PRECODE, and noise on the tensors before it",
         "Scheliga et al. 2022, arXiv:2208.04767",
         "the noise that PRECODE gives away, and little noise before it",
-        (_COSINE, _LEARNED),
+        (
+            Adaptive("ignore-bottleneck", _LABELS, (("gradients", False),)),
+            Adaptive("ignore-bottleneck", _LABELS),
+            _LEARNED,
+        ),
         chain=_partial_noise,
         on_model=lambda model, seed: with_bottleneck(model, "precode", seed=seed),
         learns=Lesson.LENGTH,
@@ -261,7 +270,7 @@ _ALL = (
         "A convolutional variational bottleneck behind the first convolution",
         "Scheliga et al. 2023, arXiv:2309.04515",
         "its noise is one more unknown, sought beside the image",
-        (_COSINE, _LEARNED),
+        (Adaptive("noise-variable", _LABELS), Adaptive("ignore-bottleneck", _LABELS), _LEARNED),
         on_model=lambda model, seed: with_bottleneck(model, "cvb", seed=seed),
     ),
     Registered(
@@ -269,7 +278,7 @@ _ALL = (
         f"The learned linear-Gaussian code, {RATIO:g} times smaller, without noise",
         "Tipping and Bishop 1999; gradient_leakage/vae",
         "matching in code space; an encoder is no privacy mechanism, and a learned one keeps what matters",
-        (_COSINE, _LEARNED),
+        (_MATCHED, _COSINE, _LEARNED),
         chain=lambda side: Chain((Coded(_codec_of(side)),)),
         learns=Lesson.CODEC,
     ),
@@ -278,7 +287,7 @@ _ALL = (
         f"The learned code, clipped, with Gaussian noise of {MUCH_NOISE:g} of the bound in each of its numbers",
         "gradient_leakage/vae; Abadi et al. 2016, arXiv:1607.00133",
         "rounds add up; one site's release is the unit, and no patient",
-        (_COSINE, _LEARNED),
+        (_MATCHED, _COSINE, _LEARNED),
         chain=lambda side: Chain((Coded(_codec_of(side)), GaussianMechanism(side.max_norm, MUCH_NOISE))),
         is_heuristic=False,
         learns=Lesson.CODEC,
@@ -288,7 +297,7 @@ _ALL = (
         f"A random projection, {RATIO:g} times smaller, drawn anew each round",
         "Chen et al. 2022, arXiv:2203.03761",
         "matching in code space; rounds add up; no privacy by itself",
-        (_COSINE, _LEARNED),
+        (_MATCHED, _COSINE, _LEARNED),
         chain=_seeded,
     ),
     Registered(
