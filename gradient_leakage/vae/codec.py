@@ -140,8 +140,10 @@ class Codec:
                 f"a payload of shape {payload.shape} {payload.dtype}, this codec gives ({self.size},) float32"
             )
         update = np.empty(self.layout.size, np.float32) if out is None else out
-        if update.shape != (self.layout.size,) or update.dtype != np.float32:
-            raise ValueError(f"out has shape {update.shape} {update.dtype}, expected ({self.layout.size},) float32")
+        if update.shape != (self.layout.size,) or update.dtype != np.float32 or not update.flags.c_contiguous:
+            raise ValueError(
+                f"out has shape {update.shape} {update.dtype}, expected ({self.layout.size},) float32, dense"
+            )
         for block, code in self._codes(payload):
             block.decode(code, update)
         for entry, held in self._passed_of(payload):

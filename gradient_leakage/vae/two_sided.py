@@ -23,6 +23,8 @@ from .codec_file import matrix_shape
 _EXACT_SIDE = 768
 """Length of a side up to which its eigenvectors are computed exactly."""
 
+_ENOUGH = 24
+"""Updates that tell how the energy of a tensor is spread."""
 _ROUNDING = 1e-10
 """Of the largest energy: squares of float32 rounding are 1e-14 of it, times the lengths of sums."""
 
@@ -101,8 +103,12 @@ class Bases:
 
 
 def bases(entry: Entry, updates: Matrix, most: int, rng: np.random.Generator) -> Bases:
-    """Bases of one tensor, wide enough for a code of ``most`` numbers of whatever shape is best."""
+    """Bases of one tensor, wide enough for a code of ``most`` numbers of whatever shape is best.
+
+    They tell where the energy is, for which some of many updates are enough; ``refined`` then takes all.
+    """
     m, n = matrix_shape(entry)
+    updates = updates[:: -(-len(updates) // _ENOUGH)]
     count = len(updates)
     side = math.ceil(1.5 * math.sqrt(most)) + 2
     p, q = min(m, side, n * count), min(n, side, m * count)

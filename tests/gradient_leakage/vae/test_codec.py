@@ -91,6 +91,13 @@ def test_decoding_writes_every_element_of_what_it_is_given(codec):
     assert np.array_equal(out, codec.decode(payload))
 
 
+def test_a_place_to_decode_into_must_be_one_piece_of_the_right_length(codec):
+    payload = codec.encode(drawn(codec))
+    for out in (np.empty(2 * codec.layout.size, np.float32)[::2], np.empty(3, np.float32)):
+        with pytest.raises(ValueError, match="expected"):
+            codec.decode(payload, out)
+
+
 def test_encoding_leaves_the_update_as_it_was(codec):
     update = drawn(codec)
     before = update.copy()
