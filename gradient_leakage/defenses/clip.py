@@ -13,7 +13,8 @@ from .noise import NoiseSource
 from .pieces import norm_of, pieces
 
 _WITHIN = 1 - 2.0**-22
-"""Rounding to float32 lengthens each number by 2^-24 of itself at most; the bound holds all the same."""
+"""Rounding the factor and each product to float32 lengthens a number by 2^-23 of itself at most; the bound holds."""
+_SMALLEST_FACTOR = 1e-30  # of those that float32 holds to its full precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,9 @@ class Clip:
         if factor == 1:
             return vector
         clipped = np.empty_like(vector)
+        precision = np.float32 if factor > _SMALLEST_FACTOR else np.float64  # three times as fast where it will do
         for piece in pieces(vector.size):
-            np.multiply(vector[piece], factor, out=clipped[piece], dtype=np.float64, casting="same_kind")
+            np.multiply(vector[piece], factor, out=clipped[piece], dtype=precision, casting="same_kind")
         return clipped
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...utils.errors import ConfigError
 from ...utils.tensors import Vector
-from .clip import factor_to, require_bound
+from .clip import Clip, factor_to, require_bound
 from .noise import NoiseSource
 from .pieces import pieces
 
@@ -56,7 +56,9 @@ class GaussianMechanism:
         return self.max_norm * self.noise_multiplier
 
     def __call__(self, vector: Vector, rng: NoiseSource) -> Vector:
-        """Clip, then draw one Gaussian for each number, in order."""
+        """Clip, then draw one Gaussian for each number, in order; none where there is no noise."""
+        if not self.noise_multiplier:
+            return Clip(self.max_norm)(vector, rng)
         factor = factor_to(self.max_norm, vector)
         sent = np.empty_like(vector)
         for piece in pieces(vector.size):
