@@ -56,19 +56,21 @@ def measure_chain(mb: float, envoys: int, rounds: int, turns: int = 3) -> list[C
     Raises:
         FederationError: a run did not finish.
     """
-    seconds: dict[str, list[float]] = {chain: [] for chain in CHAINS}
-    spent: dict[str, list[float]] = {chain: [] for chain in CHAINS}  # by all processes, a round
-    of_envoys: dict[str, list[float]] = {chain: [] for chain in CHAINS}
+    runs: list[tuple[str, list[float]]] = []
     with idle_federation(mb, envoys) as (federation, bundle):
         sampler = CpuSampler([one.pid for one in (federation.director, *federation.envoys.values()) if one])
         for _ in range(turns):
             for chain, table in CHAINS.items():
-                ends = run_rounds(federation, bundle, envoys, rounds, table)
-                used = np.subtract(sampler.at(ends[-1]), sampler.at(ends[0])) / (len(ends) - 1)
-                seconds[chain] += [after - before for before, after in pairwise(ends)]
-                spent[chain].append(float(used.sum()))
-                of_envoys[chain].append(float(used[1:].sum()))
+                runs.append((chain, run_rounds(federation, bundle, envoys, rounds, table)))
         sampler.end()
+    seconds: dict[str, list[float]] = {chain: [] for chain in CHAINS}
+    spent: dict[str, list[float]] = {chain: [] for chain in CHAINS}  # by all processes, a round
+    of_envoys: dict[str, list[float]] = {chain: [] for chain in CHAINS}
+    for chain, ends in runs:
+        used = np.subtract(sampler.at(ends[-1]), sampler.at(ends[0])) / (len(ends) - 1)
+        seconds[chain] += [after - before for before, after in pairwise(ends)]
+        spent[chain].append(float(used.sum()))
+        of_envoys[chain].append(float(used[1:].sum()))
     alone = check_seconds(mb)
     medians = {chain: statistics.median(values) for chain, values in seconds.items()}
     cpu = {chain: statistics.median(values) for chain, values in spent.items()}
