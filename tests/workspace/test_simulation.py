@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fedveil.envoy.datasets import DatasetRegistry
 from fedveil.envoy.inspection import inspect
+from fedveil.envoy.policy import ProtectionPolicy, Step
 from fedveil.envoy.records import DataOptions
 from fedveil.gradient_leakage.vae.codec import codec_bytes, read_codec
 from fedveil.gradient_leakage.vae.fitting import fit
@@ -70,6 +71,15 @@ def test_a_simulation_computes_what_numpy_does(toy_plan, sites):
     distances = [np.abs(held - one["image"]).sum((1, 2, 3)).mean() for one in models]
     np.testing.assert_allclose([one.metrics["distance"] for one in done.rounds], distances, rtol=1e-5)
     assert done.view.bytes_up == ROUNDS * len(sites) * 4 * 17
+
+
+def test_each_site_of_a_simulation_keeps_to_the_policy_that_was_given(toy_plan, sites):
+    policy = ProtectionPolicy((Step.CHECK, Step.CLIP), max_norm=0.01)
+    free = load(fedveil.simulate(toy_plan, sites, rounds=2).model)
+    bounded = load(fedveil.simulate(toy_plan, sites, rounds=2, protection=policy).model)
+    moved = [np.linalg.norm([np.linalg.norm(m["image"] - 0.5), np.linalg.norm(m["share"])]) for m in (free, bounded)]
+    assert moved[0] > 0.1
+    assert moved[1] <= 2 * 0.01 * (1 + 1e-5)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(toy_plan, sites):
