@@ -21,6 +21,7 @@ from ..utils.command_line import errors_in_words
 from ..utils.errors import ConfigError, JoinFileError, UnreachableError
 from ..utils.logs import log_to_stderr
 from ..utils.messages import EnvoyName
+from .plan_commands import plan
 from .records import describe
 from .splits import GivenSplits, SplitRule
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Add, list and check this site's datasets.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(plan, name="plan")
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder.", envvar="FEDVEIL_ENVOY")]
 
@@ -92,6 +94,7 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
     from .client import DirectorClient
     from .config import load_config
     from .enrolment import load_credentials
+    from .gate import LeakGate
     from .session import Session
     from .status_socket import StatusSocket
     from .trainer import ChildTrainer
@@ -104,10 +107,17 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         name = EnvoyName(credentials.peer.name)
         trainer = ChildTrainer(folder / "state", preload_torch=config.training.preload_torch)
         link = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root)
-        session = Session(name, folder, link, trainer, config)
+        gate = LeakGate(folder, config.protection) if config.protection is not None else None
+        session = Session(name, folder, link, trainer, config, gate)
         socket = StatusSocket(folder, session.status)
+
+        def end(*_: object) -> None:
+            session.end()
+            if gate is not None:
+                gate.close()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: session.end())
+            signal.signal(number, end)
         _CONSOLE.print(f"envoy {name} works for {credentials.peer.federation} at {address}")
         session.run()
         socket.close()

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 def main(arguments: list[str]) -> None:
     """Serve orders until the parent hangs up."""
     orders, lifeline = int(arguments[0]), int(arguments[1])
-    _die_with_parent(lifeline)
+    die_with_parent(lifeline)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     # Before torch is loaded: cuBLAS is deterministic only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -58,7 +58,7 @@ def _answer(workbench: Workbench, order: dict[str, Any]) -> dict[str, Any]:
         return {"error": "TrainingError", "message": f"training failed with {type(error).__name__}; see the worker log"}
 
 
-def _die_with_parent(lifeline: int) -> None:
+def die_with_parent(lifeline: int) -> None:
     """Let the kernel end this process when the parent is gone, even in a loop that never lets Python run.
 
     The parent alone holds the other end of this pipe. When it closes, the kernel sends SIGIO, whose default is to

@@ -1,0 +1,212 @@
+"""``envoy plan check`` and ``envoy plan leak-test``: a look at a plan before somebody lets it run here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..utils.command_line import errors_in_words
+from ..utils.errors import PlanError, StorageError
+
+if TYPE_CHECKING:
+    from ..gradient_leakage.defenses.chain import Chain
+    from ..utils.plan_bundle import Bundle
+    from .canaries import Canaries
+    from .leak_test import Attempt, LeakTest
+    from .policy import Measures, ProtectionPolicy
+
+_CONSOLE = Console(soft_wrap=True)
+PICTURES = "leak-tests"
+
+plan = typer.Typer(help="Look at a plan before it runs here.", no_args_is_help=True)
+
+BundleArgument = Annotated[str, typer.Argument(help="The plan's bundle, or the digest of one that was fetched.")]
+FolderOption = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder.", envvar="FEDVEIL_ENVOY")]
+_DEFAULT = Path("fedveil-envoy")
+
+
+@plan.command("check")
+def check_plan(bundle: BundleArgument, folder: FolderOption = _DEFAULT) -> None:
+    """Is its initial model built to keep single images? A heuristic. Exit status 1 if it looks so."""
+    from ..gradient_leakage.structure import check_structure
+
+    with errors_in_words():
+        opened = find_plan(bundle, folder)
+        flags = check_structure(opened.layout, opened.initial()[0])
+    for flag in flags:
+        _CONSOLE.print(str(flag), markup=False, highlight=False)
+    _CONSOLE.print(f"{opened.manifest.name}: {len(flags)} layers or biases look built for an attack (a heuristic).")
+    raise typer.Exit(1 if flags else 0)
+
+
+@plan.command("leak-test")
+def leak_test(
+    bundle: BundleArgument,
+    folder: FolderOption = _DEFAULT,
+    images: Annotated[
+        Path | None, typer.Option(help="Own images instead of canaries; neither score nor pictures leave this folder.")
+    ] = None,
+    codec: Annotated[Path | None, typer.Option(help="The codec's file, of an experiment that has one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where pictures go; leak-tests/ in the folder by default.")] = None,
+) -> None:
+    """Attack what the plan would send of single images, through the chain of envoy.toml. Exit status 1: gate closed."""
+    from .canaries import canaries_for
+    from .config import load_config
+    from .gate import LOG_FILE, LeakGate, Outcome, canary_source
+    from .leak_test import measure
+    from .policy import OPEN_POLICY
+    from .protection import Open
+
+    with errors_in_words():
+        opened, policy = find_plan(bundle, folder), load_config(folder).protection or OPEN_POLICY
+        chain = chain_at(policy, codec)
+        used = canaries_for(opened.manifest.data, images or canary_source(policy, folder))
+        kept = _private(out or folder / PICTURES / f"{opened.digest[:12]}{'-own' if images else ''}")
+        gate = LeakGate(folder, policy)
+        _CONSOLE.print(f"{opened.manifest.name}, {chain.label}: at most {policy.audit_cpu_seconds:g} CPU-s ...")
+        test = measure(
+            opened,
+            chain,
+            used,
+            cpu_seconds=policy.audit_cpu_seconds,
+            rng=gate.noise,
+            log=folder / "state" / LOG_FILE,
+            keep=kept / "pixels",
+        )
+        if images is None:
+            gate.keep(opened, chain, used, test)
+        files = draw(test, used, kept)
+        shutil.rmtree(kept / "pixels", ignore_errors=True)
+    _CONSOLE.print(table_of(test))
+    _CONSOLE.print(f"pictures: {', '.join(map(str, files)) or 'none'}", markup=False)
+    bound = policy.max_leakage
+    verdict = Outcome.of(test).verdict(1.0 if bound is None else bound)
+    for line in words_of(test, bound, is_open=isinstance(verdict, Open), is_own=images is not None):
+        _CONSOLE.print(line, markup=False)
+    raise typer.Exit(0 if isinstance(verdict, Open) else 1)
+
+
+def find_plan(bundle: str, folder: Path) -> Bundle:
+    """A bundle by its folder, or by the beginning of its digest among those that were fetched.
+
+    Raises:
+        PlanError: there is none, or several begin so.
+    """
+    from ..utils.plan_bundle import open_bundle
+
+    if Path(bundle).is_dir():
+        return open_bundle(Path(bundle))
+    fetched = (
+        sorted(path for path in (folder / "plans").glob(f"{bundle}*") if path.is_dir()) if bundle.isalnum() else []
+    )
+    if len(fetched) != 1:
+        raise PlanError(f"no plan {bundle}: expected the folder of a bundle, or a digest in {folder / 'plans'}")
+    return open_bundle(fetched[0])
+
+
+def chain_at(policy: ProtectionPolicy, codec: Path | None) -> Chain:
+    """The policy's chain, as far as it does not come from a task.
+
+    Raises:
+        ConfigError: a codec where the policy encodes nothing.
+        StorageError: the codec's file cannot be read.
+    """
+    from ..gradient_leakage.vae.codec import read_codec
+    from .protection import chain_of
+
+    try:
+        held = None if codec is None else read_codec(codec.read_bytes())
+    except OSError as error:
+        raise StorageError(f"{codec} cannot be read: {error.strerror}") from error
+    return chain_of(_measures(policy, encodes=held is not None), held)
+
+
+def _measures(policy: ProtectionPolicy, *, encodes: bool) -> Measures:
+    from .policy import Measures, Step
+
+    steps = tuple(step for step in policy.chain if step is not Step.ENCODE or encodes)
+    return Measures(steps, policy.max_norm, policy.noise_multiplier)
+
+
+def table_of(test: LeakTest) -> Table:
+    """One line an attack."""
+    table = Table("sent", "protected", "attack", "SSIM", "gain over null", "found again")
+    for each in test.attempts:
+        figures = (
+            ("", "", "not run")
+            if each.gain is None
+            else (f"{each.ssim:.2f}", f"{each.gain:.2f}", f"{each.identified} of {each.targets}")
+        )
+        table.add_row(each.sent.value, "yes" if each.is_defended else "no", each.attack, *figures)
+    return table
+
+
+def words_of(test: LeakTest, bound: float | None, *, is_open: bool, is_own: bool) -> Iterable[str]:
+    """What follows from it."""
+    reasons = dict.fromkeys(attempt.reason for attempt in test.attempts if attempt.reason)
+    yield from (f"not run: {reason}" for reason in reasons)
+    spent = f"{test.cpu_seconds:.0f} CPU-s"
+    if test.score is None:
+        yield f"{test.obstacle} ({spent})"
+    else:
+        yield f"score {test.score:.2f}: mean SSIM gain of the worst attack over its null ({spent}; read it to +-0.06)"
+    if is_own:
+        yield "of own images: it stays here, and the gate does not know it"
+    elif bound is None:
+        yield "the gate is off: envoy.toml sets no max_leakage"
+    else:
+        yield f"gate {'open' if is_open else 'closed'} at max_leakage {bound:g}"
+
+
+def draw(test: LeakTest, canaries: Canaries, folder: Path) -> list[Path]:
+    """Truth beside what the worst attack found, undefended and behind the chain; readable by the owner alone."""
+    import numpy as np
+
+    from ..gradient_leakage.pictures import Pair, draw_pairs
+
+    files = []
+    for name, is_defended in (("undefended", False), ("defended", True)):
+        worst = _worst(test.attempts, is_defended=is_defended)
+        if worst is None:
+            continue
+        found = np.load(folder / "pixels" / Path(worst.pictures).name, allow_pickle=False)
+        pairs = [
+            Pair(canaries.images[at], found[at], (worst.attack, f"gain {worst.gain:.2f}") if not at else ("",))
+            for at in range(len(found))
+        ]
+        files.append(_write(folder / f"{name}.png", draw_pairs(pairs)))
+    return files
+
+
+def _worst(attempts: Iterable[Attempt], *, is_defended: bool) -> Attempt | None:
+    drawn = [one for one in attempts if one.is_defended is is_defended and one.gain is not None]
+    return max(drawn, key=lambda one: one.gain or 0.0, default=None)
+
+
+def _private(folder: Path) -> Path:
+    """A folder that its owner alone can look into; what an earlier test left in it goes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        if (folder / "pixels").exists():
+            shutil.rmtree(folder / "pixels")
+    except OSError as error:
+        raise StorageError(f"pictures cannot be kept in {folder}: {error.strerror}") from error
+    return folder
+
+
+def _write(path: Path, raw: bytes) -> Path:
+    try:
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(raw)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+    return path
