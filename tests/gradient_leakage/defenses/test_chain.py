@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -112,3 +114,11 @@ def test_a_description_names_every_parameter_and_the_codec_by_its_digest():
 def test_labels_are_one_short_phrase():
     chain = Chain((TopK(0.01), Sketch(0, 0.05, 205), NOISE, Quantise(8)))
     assert chain.label == "top-k 1 %, sketch to 5 %, clip 1 + noise 0.5, 8 bits"
+
+
+def test_chains_and_noise_need_no_torch():
+    script = (
+        "import sys, fedveil.gradient_leakage.defenses.chain, fedveil.gradient_leakage.defenses.noise; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0

@@ -179,6 +179,26 @@ def test_the_noisy_code_is_clipped_in_the_code():
     assert (noise.max_norm, noise.noise_multiplier) == (0.5, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("attack", "names"),
+    [
+        (
+            "defended-matching",
+            ("clip-noise", "topk-1", "sketch-5", "quantise-8", "soteria", "outpost", "codec", "seeded"),
+        ),
+        ("all-rows", ("clip-noise-small", "clip-noise")),
+        ("learned-inversion", ("topk-10", "topk-1", "codec", "codec-noise", "nonlinear-vae")),
+        ("inverting-gradients", ("clip", "codec", "seeded", "nonlinear-vae")),
+        ("precode-break", ("precode",)),
+        ("ignore-bottleneck", ("precode", "ppp", "cvb")),
+        ("noise-variable", ("precode", "cvb")),
+    ],
+)
+def test_a_defense_meets_the_attack_that_was_made_for_its_kind(attack, names):
+    for name in names:
+        assert attack in {adaptive.attack for adaptive in DEFENSES[name].adaptive}, name
+
+
 def test_every_attack_made_for_a_defense_is_of_the_catalogue():
     known = {attack.name for attack in ATTACKS}
     assert {adaptive.attack for defense in DEFENSES.values() for adaptive in defense.adaptive} <= known
