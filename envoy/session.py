@@ -99,6 +99,8 @@ class Session:
 
     def run(self) -> None:
         """Work until ``end`` is called, from another thread or a signal handler."""
+        if self._config.protection is None:
+            _LOG.warning("envoy.toml has no [protection] table: every task will be declined")
         threads = [threading.Thread(target=one, daemon=True) for one in (self._listen, self._beat)]
         for thread in threads:
             thread.start()

@@ -274,13 +274,14 @@ def learned(layout: Layout) -> Codec:
 # nothing leaves
 
 
-def test_without_a_policy_nothing_leaves_and_the_reason_says_what_to_do(site):
+def test_without_a_policy_nothing_leaves_and_the_reason_says_what_to_do(site, caplog):
     site.policy = None
     site.start()
     for kind in m.TaskKind:
         refusal = site.refuses(site.task(kind=kind))
         assert refusal.error == "ConfigError"
         assert "no [protection] table, so nothing leaves it; `envoy join` writes one" in refusal.reason
+    assert "every task will be declined" in caplog.text
     assert site.training.orders == []
     assert site.wire.nothing_left
     assert site.departures() == []
