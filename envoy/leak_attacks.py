@@ -31,7 +31,7 @@ from ..gradient_leakage.threat_model import (
 from ..utils.errors import AttackError, ConfigError
 from ..utils.tensors import Layout
 from .canaries import NUM_TARGETS
-from .leak_test import Attempt, Sent, chain_from_json
+from .leak_test import SEEN_FILE, Attempt, Sent, chain_from_json
 from .leak_updates import Emit, canaries_in, num_classes_of, opened, published_model
 
 BREAKERS = ("first-layer", "dlg", "inverting-gradients")
@@ -126,7 +126,7 @@ class _Scene:
     def sought(self, sent: Sent) -> NDArray[np.float32]:
         """Images of the targets: of one gradient as the model saw them, else as they are."""
         if sent is Sent.GRADIENT:
-            seen: NDArray[np.float32] = np.load(self.folder / "gradient-seen.npy", allow_pickle=False)
+            seen: NDArray[np.float32] = np.load(self.folder / SEEN_FILE, allow_pickle=False)
             return seen
         return self.images[:NUM_TARGETS]
 

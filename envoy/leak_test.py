@@ -46,6 +46,7 @@ from ..utils.tensors import Role, Vector, canonical_json, digest_of
 from .canaries import Canaries
 
 BREAKS_AT = 0.1  # SSIM gain over the null at which an undefended update counts as broken
+SEEN_FILE = "gradient-seen.npy"  # the targets' images as the model saw them
 SHARE_OF_TRAINING = 0.5  # of the budget, at most: making the updates, torch's import among it
 _SPARE_SECONDS = 60.0  # of wall time beside the budget: a loaded machine
 _WORST_SLOWDOWN = 10.0  # wall time to CPU time

@@ -19,7 +19,7 @@ from ..utils.plan_bundle import Bundle, open_bundle
 from ..utils.tensors import Digest, Layout, exact_arrays, named_views
 from .canaries import NUM_TARGETS
 from .layouts import require_layout, tensors_of
-from .leak_test import Sent
+from .leak_test import SEEN_FILE, Sent
 from .plan_calls import calling
 from .plan_loading import plan_of
 from .plans import TrainingPlan
@@ -43,7 +43,7 @@ def make_updates(order: dict[str, Any], folder: Path, emit: Emit) -> None:
     model = published_model(plan, bundle)
     labels = classes % num_classes_of(model, images)
     made = [_gradient(plan, model, bundle.layout, images[at : at + 1], labels[at]) for at in range(NUM_TARGETS)]
-    np.save(folder / "gradient-seen.npy", np.concatenate([seen for _, seen in made]))
+    np.save(folder / SEEN_FILE, np.concatenate([seen for _, seen in made]))
     np.save(folder / "gradient.npy", np.stack([gradient for gradient, _ in made]))
     emit({"made": Sent.GRADIENT.value})
     try:

@@ -170,6 +170,7 @@ def draw(test: LeakTest, canaries: Canaries, folder: Path) -> list[Path]:
     import numpy as np
 
     from ..gradient_leakage.pictures import Pair, draw_pairs
+    from .leak_test import SEEN_FILE, Sent
 
     files = []
     for name, is_defended in (("undefended", False), ("defended", True)):
@@ -177,8 +178,10 @@ def draw(test: LeakTest, canaries: Canaries, folder: Path) -> list[Path]:
         if worst is None:
             continue
         found = np.load(folder / "pixels" / Path(worst.pictures).name, allow_pickle=False)
+        seen = folder / "pixels" / SEEN_FILE
+        sought = np.load(seen, allow_pickle=False) if worst.sent is Sent.GRADIENT else canaries.images
         pairs = [
-            Pair(canaries.images[at], found[at], (worst.attack, f"gain {worst.gain:.2f}") if not at else ("",))
+            Pair(sought[at], found[at], (worst.attack, f"gain {worst.gain:.2f}") if not at else ("",))
             for at in range(len(found))
         ]
         files.append(_write(folder / f"{name}.png", draw_pairs(pairs)))

@@ -1,6 +1,10 @@
 """The leak test in its child: what must break breaks, what holds holds, and what cannot be measured says so."""
 
+import json
+import os
 import re
+import select
+import signal
 import subprocess
 import sys
 
@@ -105,17 +109,20 @@ def children_seconds():
     return used.ru_utime + used.ru_stime
 
 
-def test_the_child_sees_canaries_alone_and_dies_with_its_parent(tmp_path):
-    # An order that was never written: the child ends at once; one whose parent is gone does not begin.
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "fedveil.envoy.leak_test_worker", str(tmp_path), "0"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode != 0
-    assert not list(tmp_path.iterdir())
+def test_the_child_ends_with_its_parent_also_while_the_plan_loops(made, tmp_path):
+    bundle = made("while True: pass")
+    canaries = canaries_for(bundle.manifest.data, None)
+    np.savez(tmp_path / "canaries.npz", images=canaries.images, classes=canaries.classes)
+    order = {"bundle": str(bundle.folder), "plan": bundle.digest, "phase": "make", "seconds": 30}
+    (tmp_path / "order.json").write_text(json.dumps(order))
+    theirs, ours = os.pipe()
+    arguments = [sys.executable, "-P", "-m", "fedveil.envoy.leak_test_worker", str(tmp_path), str(theirs)]
+    child = subprocess.Popen(arguments, pass_fds=(theirs,), stdin=subprocess.DEVNULL)
+    os.close(theirs)
+    while not (tmp_path / "make.jsonl").exists() and child.poll() is None:
+        select.select([], [], [], 0.05)
+    os.close(ours)
+    assert child.wait(timeout=60) == -signal.SIGIO
 
 
 # ------------------------------------------------------------ what follows from the figures
