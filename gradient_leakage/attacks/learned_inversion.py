@@ -2,7 +2,8 @@
 
 Source: Wu et al., UAI 2023 (arXiv:2210.10880). The attacker pushes public images through the same model and the same
 defense, and learns the way back by regression. Nothing is differentiated through the defense, so this is the adaptive
-attack for whatever an optimiser cannot pass: signs, pruning, quantisation, noise, codes.
+attack for whatever an optimiser cannot pass: signs, pruning, quantisation, noise, codes. Where the threat model grants
+the site's chain of defenses, the public updates go through that chain, and what is read is the payload itself.
 
 Three things differ from the paper, because a site's attacker here has thousands of public images and a CPU, not 50,000
 and a GPU: the update is reduced to its principal components among the public updates, the network is added to a ridge
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from ...utils.errors import AttackError
+from ..defenses.chain import Chain
 from ..gradients import Named, trained_parameters
 from ..threat_model import (
     Knowledge,
@@ -63,7 +66,7 @@ class LearnedInversion:
     learning_rate: float = 1e-3  # of Adam
     redraws: int = 1  # times each public image is sent, in another group and with other noise of the defense
     hashed_to: int = 32_768  # longer updates are hashed to this many numbers
-    defend: Defense | None = None  # None: the sites send what they computed
+    defend: Defense | None = None  # None: the chain that is granted, or nothing
 
     @property
     def needs(self) -> Knowledge:
@@ -95,7 +98,7 @@ class LearnedInversion:
         held_out, taught = order[: len(order) // 10], order[len(order) // 10 :]
         if batch * 2 > len(held_out):
             raise AttackError(f"learned-inversion: {len(order)} public images are too few for batches of {batch}")
-        sender = _Sender(observation, self.defend, _Hashing.drawn(observation.layout.size, self.hashed_to, rng))
+        sender = _Sender.of(observation, self.defend, self.hashed_to, rng)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(torch.randint(1 << 62, (), generator=rng)))  # what a stochastic model draws
             sent, images = sender.of_groups(public, taught, self.redraws, rng)
@@ -142,11 +145,12 @@ class FittedInversion:
         require_knowledge("learned-inversion", self.needs, knowledge)
         if _marks(observation) != self.trained_for:
             raise AttackError(
-                "learned-inversion: this inverter was trained for another model, batch size or local training; "
+                "learned-inversion: this inverter is for another model, batch size, local training or defense; "
                 "fit one on this observation"
             )
         device = self.basis.device
-        seen = torch.from_numpy(observation.vector().copy()).to(device, torch.float32)
+        sent = observation.vector() if self.sender.chain is None else observation.payload_vector()
+        seen = torch.from_numpy(sent.copy()).to(device, torch.float32)
         with torch.no_grad():
             images = self.network(self.scale(self.sender.features(seen)[None]) @ self.basis)[0].clamp(0, 1)
         shape = observation.domain.shape
@@ -180,7 +184,16 @@ class _Sender:
 
     observation: Observation  # the model, the layout, how a site trains
     defend: Defense | None
+    chain: Chain | None  # where nothing else defends
     hashing: _Hashing | None
+
+    @classmethod
+    def of(cls, observation: Observation, defend: Defense | None, width: int, rng: torch.Generator) -> _Sender:
+        """With the chain that is granted; more than ``width`` numbers are hashed."""
+        granted = observation.granted.defense
+        chain = granted if isinstance(granted, Chain) and defend is None else None
+        size = observation.layout.size if chain is None else len(observation.payload_vector())
+        return cls(observation, defend, chain, _Hashing.drawn(size, width, rng))
 
     def of_groups(
         self, public: PublicImages, chosen: Tensor, redraws: int, rng: torch.Generator
@@ -196,6 +209,9 @@ class _Sender:
         for part in torch.split(groups, size):
             images = public.images[part].to(weight.device, weight.dtype)
             for vector in self._sent(images, public.labels[part].to(weight.device), rng):
+                if self.chain is not None:
+                    features.append(self.features(self._through_chain(vector, rng)))
+                    continue
                 seen = vector if self.defend is None else self.defend(vector, rng)
                 if seen.shape != vector.shape:
                     raise AttackError(
@@ -210,12 +226,20 @@ class _Sender:
 
     def features(self, vector: Tensor) -> Tensor:
         """The trained parameters' part of one vector, hashed where it is long; buffers are not simulated."""
+        if self.chain is not None and self.chain.encoder is not None:
+            return vector if self.hashing is None else self.hashing(vector)
         trained = trained_parameters(self.observation.model)
         entries = self.observation.layout.entries
         kept = torch.cat([vector[e.offset : e.offset + e.size] for e in entries if e.name in trained])
         if self.hashing is None:
             return kept
         return self.hashing(functional.pad(kept, (0, len(vector) - len(kept))))
+
+    def _through_chain(self, vector: Tensor, rng: torch.Generator) -> Tensor:
+        assert self.chain is not None
+        noise = np.random.default_rng(int(torch.randint(1 << 62, (), generator=rng)))
+        payload = self.chain(vector.detach().cpu().numpy().astype(np.float32), noise)
+        return torch.from_numpy(payload).to(vector.device)
 
     def _sent(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Updates (groups, layout.size) of groups of images (groups, batch, channels, height, width)."""
@@ -392,8 +416,9 @@ def _require(observation: Observation) -> PublicImages:
 
 
 def _marks(observation: Observation) -> tuple[object, ...]:
-    """What an inverter depends on: the model's weights and how a site trains."""
+    """What an inverter depends on: the model's weights, how a site trains, and what it does to its update."""
     digest = hashlib.sha256()
     for parameter in observation.model.parameters():
         digest.update(parameter.detach().cpu().numpy().tobytes())
-    return (digest.hexdigest(), observation.num_examples, observation.kind, observation.layout)
+    granted = observation.granted.defense
+    return (digest.hexdigest(), observation.num_examples, observation.kind, observation.layout, granted)

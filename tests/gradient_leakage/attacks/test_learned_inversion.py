@@ -8,6 +8,9 @@ import pytest
 import torch
 from fedveil.gradient_leakage.attacks.inverting_gradients import InvertingGradients
 from fedveil.gradient_leakage.attacks.learned_inversion import Defense, FittedInversion, LearnedInversion
+from fedveil.gradient_leakage.defenses.chain import Chain
+from fedveil.gradient_leakage.defenses.gaussian import GaussianMechanism
+from fedveil.gradient_leakage.defenses.sketch import Sketch
 from fedveil.gradient_leakage.models import build
 from fedveil.gradient_leakage.threat_model import (
     ImageDomain,
@@ -17,7 +20,7 @@ from fedveil.gradient_leakage.threat_model import (
     PublicImages,
     SentKind,
 )
-from fedveil.gradient_leakage.victim import SiteTraining, granting, observe
+from fedveil.gradient_leakage.victim import SiteTraining, granting, observe, sent_through
 from fedveil.utils.errors import AttackError, ConfigError
 from torch import Tensor
 
@@ -234,3 +237,22 @@ def test_wu_table_1_lenet_defended_gradients_are_read_with_far_less_error_than_b
     assert learned.mean() < 0.75 * mean.mean()
     assert optimised.mean() > 1.5 * learned.mean()
     assert (learned[:6] < optimised).all()
+
+
+def test_the_chain_that_is_granted_is_what_the_public_updates_go_through(xrays28, rng):
+    seen, truth, public = xray_case(xrays28, rng, model="mlp")
+    known, mean = Knowledge(public_data=True, defense=True), errors(public.images.mean(0, keepdim=True), truth[:12])
+
+    def error_behind(noise_multiplier):
+        """Over the error of the public images' mean."""
+        chain = Chain((Sketch(1, 0.02, seen[0].layout.size), GaussianMechanism(1.0, noise_multiplier)))
+        noise = np.random.default_rng(0)
+        sent = [sent_through(one, chain, noise) for one in seen[:12]]
+        fitted = SMALL.fit(sent[0].limited_to(known), rng)
+        found = torch.cat([fitted(one.limited_to(known), known, rng).images for one in sent])
+        with pytest.raises(AttackError, match="or defense"):
+            fitted(granting(sent[0], defense=Chain()), known, rng)
+        return float(errors(found, truth[:12]).mean() / mean.mean())
+
+    assert error_behind(1e-3) < 0.6
+    assert error_behind(3.0) > 0.9
