@@ -39,7 +39,9 @@ BREAKERS = ("first-layer", "dlg", "inverting-gradients")
 ADAPTIVE = ("all-rows", "defended-matching")
 """What knows the steps of an envoy's chain: the code, the clip, the noise."""
 _BY_TRAINING = ("inverting-gradients",)  # whatever the optimizer was, the direction is there
+_ANALYTIC = frozenset({"first-layer", "all-rows"})  # cost next to nothing
 _FEWEST_ITERATIONS = 40
+_MOST_ITERATIONS = {"dlg": 200}  # where it works on one image, it has come to its end by then
 _TRIED = 10  # iterations from which the cost of more is estimated
 _SEED = 7
 
@@ -58,10 +60,11 @@ def attack_targets(order: dict[str, Any], folder: Path, emit: Emit) -> None:
     chain = chain_from_json(order["steps"], folder)
     scene = _Scene(folder, model, bundle.layout, chain, images, classes)
     clock = _Clock(order["seconds"])
-    breaker = None
+    breaker, undefended = None, dict[str, int]()
     for place, name in enumerate(BREAKERS):
-        later = len(BREAKERS) - place + (len(ADAPTIVE) + 2 if chain.steps else 0)
-        made = _attempt(scene, clock, name, Sent.GRADIENT, later, is_defended=False)
+        later = [*BREAKERS[place:], *(("inverting-gradients", *ADAPTIVE) if chain.steps else ())]
+        made = _attempt(scene, clock.share(later), name, Sent.GRADIENT, is_defended=False)
+        undefended[name] = made.iterations
         emit(_row(made))
         if made.breaks:
             breaker = name
@@ -75,8 +78,11 @@ def attack_targets(order: dict[str, Any], folder: Path, emit: Emit) -> None:
         if sent is not Sent.GRADIENT:
             emit({"whole": True})  # what comes now is more than what has to be
         if name not in unfit:
-            needed = sum(later is Sent.GRADIENT for later, _ in left[place:])  # training takes what is left over
-            made = _attempt(scene, clock, name, sent, 1 + needed, is_defended=bool(chain.steps))
+            needed = [
+                later for kind, later in left[place:] if kind is Sent.GRADIENT
+            ]  # training takes what is left over
+            fewest = undefended.get(name, 0) // 2  # with far fewer than undefended, it would seem to hold
+            made = _attempt(scene, clock.share(needed), name, sent, fewest, is_defended=bool(chain.steps))
             emit(_row(made))
             unfit |= {name} if made.is_unfit else set()
     emit({"whole": True})
@@ -145,20 +151,22 @@ class _Clock:
     def __init__(self, seconds: float) -> None:
         self._end = 0.95 * seconds
 
-    def share(self, attempts_left: int) -> float:
-        """Of one attempt."""
-        return max(0.0, self._end - time.process_time()) / attempts_left
+    def share(self, attacks: list[str]) -> float:
+        """Of the first of the attacks that are still to come."""
+        left = max(0.0, self._end - time.process_time())
+        return left / max(1, sum(name not in _ANALYTIC for name in attacks))
 
 
-def _attempt(scene: _Scene, clock: _Clock, name: str, sent: Sent, attempts_left: int, *, is_defended: bool) -> Attempt:
+def _attempt(scene: _Scene, share: float, name: str, sent: Sent, fewest: int = 0, *, is_defended: bool) -> Attempt:
     without = Attempt(sent, name, is_defended, targets=NUM_TARGETS)
     try:
         attack, observed = listed(name).make(), scene.observed(sent, is_defended=is_defended)
         if hasattr(attack, "iterations"):
-            iterations = _affordable(attack, observed[0], clock.share(attempts_left))
-            if iterations < _FEWEST_ITERATIONS:
-                return replace(without, reason=f"{name}: no time for {_FEWEST_ITERATIONS} iterations")
-            attack = _shortened(attack, iterations)
+            most, fewest = _MOST_ITERATIONS.get(name, attack.iterations), max(fewest, _FEWEST_ITERATIONS)
+            iterations = min(most, _affordable(attack, observed[0], share))
+            if iterations < fewest:
+                return replace(without, reason=f"{name}: time for {iterations} iterations, {fewest} are needed")
+            attack, without = _shortened(attack, iterations), replace(without, iterations=iterations)
         found = [_run(attack, seen, at) for at, seen in enumerate(observed)]
     except (AttackError, ConfigError) as error:
         return replace(without, reason=str(error), is_unfit=True)

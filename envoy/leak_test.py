@@ -72,6 +72,7 @@ class Attempt:
     targets: int = 0
     reason: str = ""  # why there is no figure
     is_unfit: bool = False  # the attack cannot be run on this model at all, whatever the budget
+    iterations: int = 0  # of an attack that descends
     pictures: str = ""  # file in the folder of the test
 
     @property
@@ -99,8 +100,7 @@ class LeakTest:
         """Why there is no score; empty where there is one. It names nothing but the plan's and the attacks' own."""
         undefended = [attempt for attempt in self.attempts if not attempt.is_defended]
         if not any(attempt.breaks for attempt in undefended):
-            why = next((attempt.reason for attempt in undefended if attempt.reason), "")
-            return "not measurable: no attack shows a public canary even without protection" + (why and f" ({why})")
+            return "not measurable: no attack shows the public canaries even without protection"
         seen = self._on_what_leaves
         if not any(attempt.gain is not None for attempt in seen):
             return "not measurable: no attack on the protected update came to its end"
@@ -298,6 +298,7 @@ def _attempt(row: dict[str, Any]) -> Attempt:
             targets=int(row["targets"]),
             reason=str(row["reason"])[:300],
             is_unfit=bool(row["is_unfit"]),
+            iterations=int(row["iterations"]),
             pictures=str(row["pictures"]),
         )
     except (KeyError, ValueError, TypeError) as error:

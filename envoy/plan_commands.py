@@ -137,14 +137,18 @@ def _measures(policy: ProtectionPolicy, *, encodes: bool) -> Measures:
 
 def table_of(test: LeakTest) -> Table:
     """One line an attack."""
-    table = Table("sent", "protected", "attack", "SSIM", "gain over null", "found again")
+    table = Table("sent", "protected", "attack", "iterations", "SSIM", "gain over null", "found again")
     for each in test.attempts:
-        figures = (
-            ("", "", "not run")
-            if each.gain is None
-            else (f"{each.ssim:.2f}", f"{each.gain:.2f}", f"{each.identified} of {each.targets}")
+        found = "not run" if each.gain is None else f"{each.identified} of {each.targets}"
+        table.add_row(
+            each.sent.value,
+            "yes" if each.is_defended else "no",
+            each.attack,
+            str(each.iterations or ""),
+            "" if each.ssim is None else f"{each.ssim:.2f}",
+            "" if each.gain is None else f"{each.gain:.2f}",
+            found,
         )
-        table.add_row(each.sent.value, "yes" if each.is_defended else "no", each.attack, *figures)
     return table
 
 

@@ -88,7 +88,7 @@ def test_large_noise_opens_the_gate_and_what_attacked_it_knew_the_defense(made, 
 def test_a_plan_that_no_attack_breaks_is_not_measurable_and_keeps_the_gate_closed(made, tmp_path):
     test = run(made("return functional.cross_entropy(model(0 * images), labels)"), Chain(), tmp_path, 7)
     assert test.score is None
-    assert test.obstacle.startswith("not measurable: no attack shows a public canary even without protection")
+    assert test.obstacle.startswith("not measurable: no attack shows the public canaries even without protection")
     assert isinstance(Outcome.of(test).verdict(1.0), Closed)
 
 
@@ -146,9 +146,9 @@ def test_the_score_is_that_of_the_worst_attack_on_what_leaves():
 @pytest.mark.parametrize(
     ("attempts", "obstacle"),
     [
-        ((), "no attack shows a public canary even without protection"),
-        ((attempt(BREAKS_AT - 0.01),), "no attack shows a public canary even without protection"),
-        ((attempt(0.5, identified=1),), "no attack shows a public canary even without protection"),
+        ((), "no attack shows the public canaries even without protection"),
+        ((attempt(BREAKS_AT - 0.01),), "no attack shows the public canaries even without protection"),
+        ((attempt(0.5, identified=1),), "no attack shows the public canaries even without protection"),
         ((attempt(0.9),), "no attack on the protected update came to its end"),
         (
             (attempt(0.9), attempt(0.0, is_defended=True), attempt(None, is_defended=True, reason="no time")),
@@ -223,7 +223,9 @@ def test_a_code_and_a_clip_show_the_canaries_and_the_data_manager_sees_them(made
     done = CliRunner().invoke(app, told, env={"COLUMNS": "120"})
     assert done.exit_code == 1, done.output
     assert "gate closed at max_leakage 0.05" in done.output
-    assert re.search(r"gradient +│ yes +│ defended-matching +│ [01]\.\d\d", done.output)  # it reads the code that left
+    assert re.search(
+        r"gradient +│ yes +│ defended-matching +│ +\d+ +│ [01]\.\d\d", done.output
+    )  # it reads the code that left
     (folder,) = (site / "leak-tests").iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert sorted(file.name for file in folder.iterdir()) == ["defended.png", "undefended.png"]
