@@ -2,8 +2,8 @@
 
 It reads numbers alone, a vector and its layout, and compares simple statistics of each weight with what fresh and
 trained weights show. It finds the known constructions as their papers build them. It does **not** find those that are
-built to evade it: rows under strong noise, and models that were trained for the purpose (SEER), pass. How many is in
-this room's README, and a test computes it. A site that needs more has clip and noise, or secure aggregation.
+built to evade it: rows under strong noise pass, and so can models that were trained for the purpose (SEER). How many
+is in this room's README, and a test computes it. A site that needs more has clip and noise, or secure aggregation.
 
 | what | shown by | source |
 |---|---|---|
