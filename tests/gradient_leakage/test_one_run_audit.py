@@ -2,13 +2,18 @@ import math
 
 import numpy as np
 import pytest
+from fedveil.gradient_leakage.defenses.chain import Chain
+from fedveil.gradient_leakage.defenses.coded import Coded
+from fedveil.gradient_leakage.defenses.gaussian import GaussianMechanism
 from fedveil.gradient_leakage.one_run_audit import (
     OneRunAudit,
     chance_under,
     epsilon_lower_bound,
     gaussian_epsilon,
 )
+from fedveil.gradient_leakage.vae.fitting import fit
 from fedveil.utils.errors import ConfigError
+from fedveil.utils.tensors import Layout, Role
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -137,3 +142,32 @@ def test_more_canaries_than_numbers_are_refused():
 def test_no_noise_has_no_epsilon():
     with pytest.raises(ConfigError, match="noise_multiplier 0"):
         gaussian_epsilon(0.0, DELTA)
+
+
+def of_one_site(*steps):
+    """What leaves one site each round, through the very steps of its chain, in code space; canaries are its update."""
+    layout, noise = Layout.of([("weight", (4, 4), Role.PARAMETER)]), np.random.default_rng(5)
+    coded = Coded(fit(layout, noise.normal(size=(30, 16)).astype(np.float32), 4.0))
+    along = coded.codec.decode(np.eye(1, coded.codec.size, dtype=np.float32)[0])  # the update whose code is one number
+    chain = Chain((coded, *steps))
+
+    def release(contributions):
+        strength = contributions[:, 0].sum(dtype=np.float32)
+        return chain(strength * along, noise)
+
+    return release, coded.codec.size
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_caught"),
+    [
+        ((GaussianMechanism(1.0, 2.0),), False),
+        ((GaussianMechanism(1.0, 1.0),), True),  # half the noise of the claim
+        ((GaussianMechanism(10.0, 0.2),), True),  # the same noise, and no clip to speak of
+    ],
+    ids=["as claimed", "half the noise", "no clip"],
+)
+def test_the_chain_that_an_envoy_runs_is_audited_in_code_space(steps, is_caught):
+    release, size = of_one_site(*steps)
+    found = OneRunAudit(1.0, DELTA, canaries=30_000, group=1)(release, size, np.random.default_rng(0))
+    assert found.contradicts(gaussian_epsilon(2.0, DELTA)) == is_caught
