@@ -5,6 +5,8 @@ import re
 import pytest
 import torch
 from fedveil.gradient_leakage.attacks.catalogue import ATTACKS, listed
+from fedveil.gradient_leakage.defenses.bottlenecks import with_bottleneck
+from fedveil.gradient_leakage.defenses.chain import Chain
 from fedveil.gradient_leakage.models import build
 from fedveil.gradient_leakage.threat_model import BatchStatistics, ImageDomain, Knowledge, LocalTraining, PublicImages
 from fedveil.gradient_leakage.victim import SiteTraining, granting, observe
@@ -67,6 +69,8 @@ def seeded(seed):
 
 
 def a_model(name):
+    if name == "bottlenecked":
+        return with_bottleneck(build("tanh-cnn", LUNGS, 0), "cvb")
     if name != "normalised":
         return build(name, LUNGS, 0)
     with torch.random.fork_rng(devices=[]):
@@ -99,6 +103,9 @@ def lies(public):
         ("spear", "mlp", Knowledge(), {}),
         ("llg", "lenet", Knowledge(), {}),
         ("bias-labels", "lenet", Knowledge(), {}),
+        ("defended-matching", "tanh-cnn", Knowledge(defense=True), {"iterations": 3, "polish": 2}),
+        ("noise-variable", "bottlenecked", RATE, {"iterations": 3, "restarts": 1}),
+        ("ignore-bottleneck", "bottlenecked", Knowledge(), {"iterations": 3}),
     ],
 )
 def test_an_attack_believes_no_grant_that_the_threat_model_does_not_name(attack, model, knowledge, options, xrays28):
@@ -106,7 +113,7 @@ def test_an_attack_believes_no_grant_that_the_threat_model_does_not_name(attack,
     mine = torch.nonzero(labels == 1).flatten()[:2]
     site = SiteTraining(LocalTraining(1, 2), 0.1)
     sent = observe(a_model(model), images[mine], labels[mine], site, seeded(0), 2)
-    honest = granting(sent, public_data=PublicImages(images[200:280], labels[200:280]))
+    honest = granting(sent, public_data=PublicImages(images[200:280], labels[200:280]), defense=Chain())
     untold = {name: value for name, value in lies(None).items() if not getattr(knowledge, name)}
     untold["public_data"] = (
         honest.granted.public_data if knowledge.public_data else PublicImages(images[mine], labels[mine])
