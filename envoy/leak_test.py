@@ -149,7 +149,7 @@ def measure(
         raise ConfigError("not measurable: the attacks read a torch model, and the plan has none")
     if plan.layout.slice_of(Role.CONTROL) != slice(0, 0):
         raise ConfigError("not measurable: no attack reads SCAFFOLD's control variates yet")
-    with _folder() as folder:
+    with _folder(log.parent) as folder:
         try:
             np.savez(folder / "canaries.npz", images=canaries.images, classes=canaries.classes)
             order: dict[str, Any] = {"bundle": str(plan.folder), "plan": plan.digest}
@@ -175,8 +175,10 @@ def measure(
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="fedveil-leak-test-") as name:
+def _folder(beside: Path) -> Iterator[Path]:
+    """For a while, and for its owner alone: it may hold a site's own images."""
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="leak-test-", dir=beside) as name:
         yield Path(name)
 
 
@@ -236,7 +238,6 @@ class _Runs:
         """Run one phase; its rows, also where the limit ended it."""
         (self._folder / "order.json").write_text(json.dumps(order | {"phase": name, "seconds": seconds}))
         lifeline, ours = os.pipe()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "fedveil.envoy.leak_test_worker", str(self._folder), str(lifeline)],

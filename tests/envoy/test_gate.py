@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from fedveil.envoy import gate as gate_module
+from fedveil.envoy.edge import Edge
 from fedveil.envoy.gate import LeakGate, Outcome
+from fedveil.envoy.journal import DATABASE_FILE, Journal
 from fedveil.envoy.leak_test import Attempt, LeakTest, Sent
+from fedveil.envoy.payload import Payloads
 from fedveil.envoy.policy import ProtectionPolicy, Step
 from fedveil.envoy.protection import Closed, Off, Open
 from fedveil.gradient_leakage.attacks.imprint import Imprint
@@ -16,10 +19,11 @@ from fedveil.gradient_leakage.defenses.clip import Clip
 from fedveil.gradient_leakage.models import build
 from fedveil.gradient_leakage.threat_model import ImageDomain
 from fedveil.gradient_leakage.victim import layout_of
+from fedveil.utils import messages as m
 from fedveil.utils.data_spec import DataKind, DataSpec
-from fedveil.utils.errors import PlanError
+from fedveil.utils.errors import ConfigError, PlanError
 from fedveil.utils.plan_bundle import PlanKind, open_bundle, write_bundle
-from fedveil.utils.tensors import model_pieces
+from fedveil.utils.tensors import digest_of, model_pieces
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,3 +153,27 @@ def test_a_measurement_that_was_ended_is_not_kept(plan, measured, tmp_path):
     gate.gate(*plan, Chain())()
     LeakGate(tmp_path, POLICY).gate(*plan, Chain())()
     assert len(measured.calls) == 2
+
+
+def test_an_envoys_edge_declines_a_task_whose_model_is_an_imprint_and_admits_the_plans_own(plan, measured, tmp_path):
+    imprint = Imprint(bins=64).prepare(build("relu-cnn", DOMAIN, 0), DOMAIN, torch.Generator().manual_seed(0))
+    journal, payloads = Journal(tmp_path / DATABASE_FILE), Payloads(tmp_path / "work")
+    edge = Edge(POLICY, journal, payloads, tmp_path / "state", LeakGate(tmp_path, POLICY))
+    for (bundle, model), is_admitted in ((plan, True), (bundle_of(imprint, tmp_path / "imprint"), False)):
+        task = m.Task(
+            ref=m.TaskRef(m.RunId("run-1"), 1, 1, bundle.digest),
+            kind=m.TaskKind.TRAIN,
+            model=digest_of(model.read_bytes()),
+            model_bytes=model.stat().st_size,
+            layout=bundle.layout.digest,
+            seed=bytes(32),
+            seconds_left=60.0,
+            min_participants=1,
+            cohort=("site-a",),
+        )
+        if is_admitted:
+            assert edge.open(task, bundle, model, edge.admit(task), None).gate() == Open(0.1)
+        else:
+            with pytest.raises(ConfigError, match=r"looks built for an attack \(a heuristic\): 0.measure.weight"):
+                edge.open(task, bundle, model, edge.admit(task), None)
+    journal.close()
