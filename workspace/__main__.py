@@ -143,12 +143,15 @@ def bench_codec(
     rounds: Annotated[str, typer.Option(help="After which a row is made, by commas.")] = "10,30",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here, as a list.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write the table into this page, between its marks.")] = None,
+    runs: Annotated[
+        bool, typer.Option("--run/--no-run", help="--no-run: the table of the rows that are there.")
+    ] = True,
 ) -> None:
     """What a codec costs in AUC, beside top-k, low rank and random projections. Takes an hour on one core."""
     from .benchmarks.codec_bench import bench_codecs
 
     with errors_in_words():
-        for line in bench_codecs(out, arms, seeds, rounds, json_file, page):
+        for line in bench_codecs(out, arms, seeds, rounds, json_file, page, runs=runs):
             typer.echo(line)
 
 

@@ -1,14 +1,15 @@
 """The comparison of codecs: rows that are made once, and a table that pairs what belongs together."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fedveil.utils.errors import ConfigError, StorageError
 from fedveil.workspace.__main__ import app
-from fedveil.workspace.benchmarks import codec_utility
+from fedveil.workspace.benchmarks import codec_bench, codec_utility
 from fedveil.workspace.benchmarks.codec_table import as_markdown, compare
-from fedveil.workspace.benchmarks.codec_utility import UtilityRow, measure, read_rows
+from fedveil.workspace.benchmarks.codec_utility import UtilityRow, held, measure, read_rows
 from fedveil.workspace.codec_fitting import Rehearsal
 from typer.testing import CliRunner
 
@@ -68,6 +69,25 @@ def test_an_arm_that_is_not_there_is_refused_before_any_work(tmp_path):
     assert not (tmp_path / "home").exists()
 
 
+def test_the_table_of_the_rows_that_are_there_goes_between_the_marks_of_a_page(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- begin codec -->\nold\n<!-- end codec -->\nafter\n", "utf-8")
+    rows = [row("none", 1, shift=2.0), row("learned 100x", 1), row("learned 20x", 2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(vars_of(one)) + "\n" for one in rows), "utf-8")
+    labels = SimpleNamespace(images=SimpleNamespace(test=SimpleNamespace(labels=LABELS)))
+    monkeypatch.setattr(codec_bench, "prepare", lambda _: labels)
+    words = ["--out", str(tmp_path), "--no-run", "--page", str(page), "--json", str(tmp_path / "rows.json")]
+    said = CliRunner().invoke(app, ["bench", "codec", *words])
+    assert said.exit_code == 0, said.output
+    text = page.read_text("utf-8")
+    assert text.startswith("before\n<!-- begin codec -->\n\n| upload |")
+    assert "| learned 100x | 10 |" in text
+    assert "learned 20x" not in text
+    assert "old" not in text
+    assert text.endswith("<!-- end codec -->\nafter\n")
+    assert len(json.loads((tmp_path / "rows.json").read_text("utf-8"))) == 3
+
+
 @pytest.mark.parametrize("words", [("--seeds", "one"), ("--rounds", "0"), ("--seeds", "1,1")])
 def test_numbers_that_are_none_are_refused(words, tmp_path):
     said = CliRunner().invoke(app, ["bench", "codec", "--out", str(tmp_path), *words])
@@ -98,5 +118,6 @@ def test_every_arm_starts_from_the_same_sites_and_a_second_time_nothing_is_run(t
     assert len({one.setup for one in rows}) == 1
     assert all(one.compression >= 100 for one in rows if "100x" in one.arm)
     assert all(len(one.scores) == 20 and np.isfinite(one.scores).all() for one in rows)
+    assert held(tmp_path / "home", ["seeded 100x + EF", "none"], seeds=(1, 2), rounds=(1,)) == [rows[3], rows[0]]
     monkeypatch.setattr(codec_utility, "local_update", None)
     assert list(measure(tmp_path / "home", arms, **asked)) == rows

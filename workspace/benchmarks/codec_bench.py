@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...utils.errors import ConfigError
 from .codec_table import as_markdown, compare
-from .codec_utility import ARMS, BASELINE, measure, prepare
+from .codec_utility import ARMS, BASELINE, held, measure, prepare
 from .marked_text import put_between_markers
 
 TABLE = "codec"
@@ -17,7 +17,14 @@ TABLE = "codec"
 
 
 def bench_codecs(
-    out: Path, arms: str | None, seeds: str, rounds: str, json_file: Path | None, page: Path | None
+    out: Path,
+    arms: str | None,
+    seeds: str,
+    rounds: str,
+    json_file: Path | None,
+    page: Path | None,
+    *,
+    runs: bool = True,
 ) -> Iterator[str]:
     """Measure what is missing; a line for each row as it comes, then the table.
 
@@ -28,6 +35,7 @@ def bench_codecs(
         rounds: whole numbers, by commas.
         json_file: takes the rows.
         page: takes the table.
+        runs: False makes the table of the rows that ``out`` holds.
 
     Raises:
         ConfigError: no such arm, or no number.
@@ -39,8 +47,9 @@ def bench_codecs(
     torch.set_num_threads(1)
     asked = list(ARMS) if arms is None else [arm.strip() for arm in arms.split(";")]
     named = asked if BASELINE in asked else [BASELINE, *asked]
+    wanted = {"seeds": _numbers("seeds", seeds), "rounds": _numbers("rounds", rounds)}
     rows = []
-    for row in measure(out, named, seeds=_numbers("seeds", seeds), rounds=_numbers("rounds", rounds)):
+    for row in measure(out, named, **wanted) if runs else held(out, named, **wanted):
         rows.append(row)
         yield f"{row.arm}, seed {row.seed}, {row.rounds} rounds: {row.auc:.4f}, {row.bytes_up:,} bytes"
     lines = list(as_markdown(compare(rows, prepare(out).images.test.labels)))

@@ -29,7 +29,7 @@ class Comparison:
 
 
 def compare(rows: Sequence[UtilityRow], labels: NDArray[np.int64]) -> list[Comparison]:
-    """Every arm and number of rounds, in the order of the rows; an arm without an uncompressed run is left out.
+    """Every arm and number of rounds, as they come first in the rows; an arm without an uncompressed run is left out.
 
     Args:
         rows: of one setup.

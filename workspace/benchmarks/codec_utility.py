@@ -207,6 +207,18 @@ def measure(
         yield from (known[key] for key in wanted)
 
 
+def held(home: Path, arms: Sequence[str], *, seeds: Sequence[int], rounds: Sequence[int]) -> list[UtilityRow]:
+    """The rows that a folder has of the newest setup in it, in the order of the arms; nothing is run."""
+    rows = read_rows(home / "rows.jsonl")
+    places = {arm: place for place, arm in enumerate(arms)}
+    chosen = [
+        row
+        for row in rows
+        if row.setup == rows[-1].setup and row.arm in places and row.seed in seeds and row.rounds in rounds
+    ]
+    return sorted(chosen, key=lambda row: (places[row.arm], row.rounds, row.seed))
+
+
 def read_rows(path: Path) -> list[UtilityRow]:
     """The rows of a file; none where there is no file yet.
 
