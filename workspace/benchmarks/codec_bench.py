@@ -47,9 +47,10 @@ def bench_codecs(
     torch.set_num_threads(1)
     asked = list(ARMS) if arms is None else [arm.strip() for arm in arms.split(";")]
     named = asked if BASELINE in asked else [BASELINE, *asked]
-    wanted = {"seeds": _numbers("seeds", seeds), "rounds": _numbers("rounds", rounds)}
+    of_seeds, after = _numbers("seeds", seeds), _numbers("rounds", rounds)
+    find = measure if runs else held
     rows = []
-    for row in measure(out, named, **wanted) if runs else held(out, named, **wanted):
+    for row in find(out, named, seeds=of_seeds, rounds=after):
         rows.append(row)
         yield f"{row.arm}, seed {row.seed}, {row.rounds} rounds: {row.auc:.4f}, {row.bytes_up:,} bytes"
     lines = list(as_markdown(compare(rows, prepare(out).images.test.labels)))
