@@ -39,6 +39,9 @@ SUMMARY_KEYS = (
     "cpu_seconds",
     "bytes_up",
     "bytes_down",
+    "bytes_up_without_codec",
+    "codec",
+    "defense",
 )
 
 

@@ -16,7 +16,7 @@ class PartialNoise:
     """Gaussian noise on the tensors before a bottleneck, where its own noise does not reach.
 
     Source: Scheliga, Mäder and Seeland 2022 (arXiv:2208.04767), "PRECODE with Partial Perturbation". We know the idea
-    from the paper's abstract and method; which strength they settled on we are unsure of, so ``std`` is the caller's.
+    from the paper's abstract alone; which strength they settled on we are unsure of, so ``std`` is the caller's.
 
     Guarantees:
         - numbers outside the spans are kept to the last bit; each within gets a Gaussian of ``std`` of its own;
