@@ -133,6 +133,19 @@ def bench_table(
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
 
 
+@bench.command("recovery")
+def bench_recovery(
+    targets: Annotated[int, typer.Option(min=1, help="X-rays, each by itself.")] = 1,
+    iterations: Annotated[int, typer.Option(min=1, help="Of each attack, at most.")] = 1200,
+) -> None:
+    """From how many code numbers on an X-ray comes back exactly, beside the count of pixels."""
+    from .benchmarks.code_recovery import SERIES, as_markdown, recover
+
+    with errors_in_words():
+        for line in as_markdown([*recover(SERIES, targets, iterations)]):
+            typer.echo(line)
+
+
 @bench.command("codec")
 def bench_codec(
     out: Annotated[

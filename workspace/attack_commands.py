@@ -118,10 +118,9 @@ def bench(
     defenses: Annotated[
         str | None, typer.Option(help="all, or names by commas: the suite of these defenses, naive and adaptive.")
     ] = None,
-    utility: Annotated[
-        bool, typer.Option(help="With --defenses: also train the demo's federation under each, three times.")
-    ] = True,
+    utility: Annotated[bool, typer.Option(help="With --defenses: also train the demo's federation under each.")] = True,
     utility_rounds: Annotated[int, typer.Option(min=1, help="Of each of these trainings.")] = 6,
+    utility_seeds: Annotated[int, typer.Option(min=1, help="How many of these trainings for each defense.")] = 3,
     readme: Annotated[
         Path | None, typer.Option(help="With --defenses: write the table here too, between its markers.")
     ] = None,
@@ -142,8 +141,8 @@ def bench(
             if names:
                 from .defense_bench import compare
 
-                rounds = utility_rounds if utility else 0
-                described, made = compare(names, cells, rows, out, readme, _CONSOLE, rounds)
+                trained = (utility_rounds, range(utility_seeds)) if utility else None
+                described, made = compare(names, cells, rows, out, readme, _CONSOLE, trained)
             if json_file:
                 write_rows(described, json_file)
             made.append(draw_report(out, _CONSOLE, gif=gif))

@@ -42,7 +42,7 @@ def compare(
     out: Path,
     readme: Path | None,
     console: Console,
-    utility_rounds: int,
+    trained: tuple[int, Sequence[int]] | None,
 ) -> tuple[list[dict[str, object]], list[Path]]:
     """Measure utility, and write figure, gallery and table of what was attacked.
 
@@ -53,7 +53,7 @@ def compare(
         out: holds the store, keeps what utility was measured, and takes the pictures.
         readme: takes the table between its markers.
         console: shows how far it is.
-        utility_rounds: of each federation; 0 trains none, and leaves out the figure and the columns of utility.
+        trained: rounds of each federation, and its seeds; None: no figure, and no columns of utility.
 
     Returns:
         The rows with the AUC of their defense, and the files that were written.
@@ -61,12 +61,14 @@ def compare(
     Raises:
         FederationError: images or files that cannot be used.
     """
-    utility = measured_utility(names, out, console, utility_rounds) if utility_rounds else {}
+    utility = measured_utility(names, out, console, *trained) if trained else {}
     measured = Measured(tuple(headlines(rows, names, cells[0])), utility)
     return rows_with_utility(rows, utility), write_comparison(measured, out, readme)
 
 
-def measured_utility(names: Sequence[str], out: Path, console: Console, rounds: int) -> Mapping[str, Utility]:
+def measured_utility(
+    names: Sequence[str], out: Path, console: Console, rounds: int, seeds: Sequence[int]
+) -> Mapping[str, Utility]:
     """Train the federations that are missing, in this process; no defense at all is always among them.
 
     Raises:
@@ -79,7 +81,7 @@ def measured_utility(names: Sequence[str], out: Path, console: Console, rounds: 
             status.update(f"trained {row.defense}, seed {row.seed}, in {row.cpu_seconds:.0f} CPU-s")
 
         federation = open_federation(out / "federation")
-        rows = measure(every, federation, out / UTILITY, rounds=rounds, told=told)
+        rows = measure(every, federation, out / UTILITY, rounds=rounds, seeds=seeds, told=told)
     by_name = {name: [row for row in rows if row.defense == name] for name in every}
     plain = [row.scores for row in by_name[UNDEFENDED]]
     labels = federation.test.labels

@@ -51,7 +51,20 @@ def test_defenses_leave_rows_with_their_utility_a_figure_a_gallery_and_a_table_i
     readme = tmp_path / "README.md"
     readme.write_text("<!-- begin defenses -->\n<!-- end defenses -->\n", "utf-8")
     out, file = tmp_path / "out", tmp_path / "rows.json"
-    words = ("--defenses", ",".join(NAMES), "--suite", "tiny", "--out", out, "--workers", 0, "--utility-rounds", 1)
+    words = (
+        "--defenses",
+        ",".join(NAMES),
+        "--suite",
+        "tiny",
+        "--out",
+        out,
+        "--workers",
+        0,
+        "--utility-rounds",
+        1,
+        "--utility-seeds",
+        2,
+    )
     said = typed(*words, "--json", file, "--readme", readme)
     assert said.exit_code == 0, said.output
     rows = json.loads(file.read_text("utf-8"))

@@ -24,22 +24,22 @@ from ...envoy.inspection import inspect
 from ...envoy.layouts import tensors_of
 from ...envoy.records import LoadedDataset
 from ...envoy.training import deterministic
-from ...gradient_leakage.defenses.registry import RATIO, Registered, SiteSide, registered
+from ...gradient_leakage.defenses.nonlinear import nonlinear_bytes, read_nonlinear
+from ...gradient_leakage.defenses.registry import RATIO, Lesson, PublicSide, Registered, SiteSide, registered
 from ...gradient_leakage.runners import one_thread
-from ...gradient_leakage.vae.codec import Codec
 from ...gradient_leakage.vae.fitting import fit
+from ...gradient_leakage.vae.nonlinear import train_nonlinear
 from ...utils.errors import StorageError
 from ...utils.plan_bundle import open_bundle
-from ...utils.tensors import canonical_json, digest_of, named_views
+from ...utils.tensors import Layout, canonical_json, digest_of, named_views
 from ..chest_xrays import Part, find_images
-from ..codec_fitting import Rehearsal, proxy_updates
+from ..codec_fitting import Rehearsal, Updates, proxy_updates
 from ..demo import PLAN, SITE_OPTIONS
 from ..plain_rounds import SiteModel, local_update, weighted_mean
 from ..plan_builder import build_plan
 from ..pneumonia.plan import PneumoniaPlan
 from ..sites import DEMO_SITES, divide, set_aside
 
-SEEDS = (0, 1, 2)
 PUBLIC_SHARE = 0.1
 _REHEARSAL = Rehearsal(sites=3, rounds=10, repeats=6)  # on the public part: 180 updates to learn from
 _IMAGES_OF_A_SITE = 64  # that a chain looks at (Soteria's mask)
@@ -69,14 +69,6 @@ class Federation:
     public: LoadedDataset
     test: Part
     folder: Path  # of what it writes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Learned:
-    """What public updates teach."""
-
-    codec: Codec
-    max_norm: float  # their median length
 
 
 class _Defended(PneumoniaPlan):
@@ -118,7 +110,7 @@ def measure(
     store: Path,
     *,
     rounds: int,
-    seeds: Sequence[int] = SEEDS,
+    seeds: Sequence[int],
     told: Callable[[UtilityRow], None] = lambda _: None,
 ) -> list[UtilityRow]:
     """Train what the store lacks, each arm as it ends; gives the rows of these defenses, seed by seed.
@@ -133,13 +125,12 @@ def measure(
     """
     kept = {row.key: row for row in read_rows(store)}
     arms = [(_key(name, federation, rounds, seed), registered(name), seed) for name in defenses for seed in seeds]
-    learned = None
+    school = _School(federation)
     with one_thread():
         for key, defense, seed in arms:
             if key in kept:
                 continue
-            learned = learned or _learned(federation)
-            kept[key] = _trained(key, defense, federation, learned, rounds, seed)
+            kept[key] = _trained(key, defense, federation, school.taught(defense.learns), rounds, seed)
             _write_rows(store, kept.values())
             told(kept[key])
     return [kept[key] for key, _, _ in arms]
@@ -175,17 +166,37 @@ def _key(defense: str, federation: Federation, rounds: int, seed: int) -> str:
     return digest_of(canonical_json([_SCHEMA, defense, federation.description, shares, rounds, seed]))
 
 
-def _learned(federation: Federation) -> _Learned:
-    """From the updates of virtual sites on the public part."""
-    build_plan(PLAN, federation.folder / "plan")
-    bundle = open_bundle(federation.folder / "plan")
-    updates = proxy_updates(bundle, federation.public, _REHEARSAL)
-    lengths = np.linalg.norm(updates, axis=1)
-    return _Learned(fit(bundle.layout, updates, RATIO), float(np.median(lengths)))
+class _School:
+    """Teaches defenses from the updates of virtual sites on the public part, each lesson once."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._taught: dict[Lesson, PublicSide] = {Lesson.NOTHING: PublicSide()}
+        self._updates: Updates | None = None
+
+    def taught(self, lesson: Lesson) -> PublicSide:
+        """At least what this lesson is about."""
+        if lesson not in self._taught:
+            build_plan(PLAN, self._federation.folder / "plan")
+            bundle = open_bundle(self._federation.folder / "plan")
+            if self._updates is None:
+                self._updates = proxy_updates(bundle, self._federation.public, _REHEARSAL)
+            self._taught[lesson] = _lesson(lesson, bundle.layout, self._updates)
+        return self._taught[lesson]
+
+
+def _lesson(lesson: Lesson, layout: Layout, updates: Updates) -> PublicSide:
+    length = float(np.median(np.linalg.norm(updates, axis=1)))
+    if lesson is Lesson.CODEC:
+        return PublicSide(fit(layout, updates, RATIO), length)
+    if lesson is Lesson.NONLINEAR:
+        coder = train_nonlinear(layout, updates, hidden=64, steps=300)
+        return PublicSide(nonlinear=read_nonlinear(nonlinear_bytes(coder), layout))
+    return PublicSide(max_norm=length)
 
 
 def _trained(
-    key: str, defense: Registered, federation: Federation, learned: _Learned, rounds: int, seed: int
+    key: str, defense: Registered, federation: Federation, learned: PublicSide, rounds: int, seed: int
 ) -> UtilityRow:
     """All rounds of one arm."""
     started, numbers = time.process_time(), 0
@@ -209,7 +220,7 @@ def _trained(
 
 
 def _site_side(
-    plan: PneumoniaPlan, model: SiteModel, data: LoadedDataset, learned: _Learned, round_: int, seed: int
+    plan: PneumoniaPlan, model: SiteModel, data: LoadedDataset, learned: PublicSide, round_: int, seed: int
 ) -> SiteSide:
     """What a chain is built from in one round, alike at every site but for its images."""
     shown = slice(_IMAGES_OF_A_SITE)
@@ -220,6 +231,7 @@ def _site_side(
         labels=torch.from_numpy(data.labels[shown]),
         codec=learned.codec,
         max_norm=learned.max_norm,
+        nonlinear=learned.nonlinear,
         round_seed=hashlib.sha256(canonical_json(["utility", seed, round_])).digest(),
         iteration=round_,
     )
