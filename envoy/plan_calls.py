@@ -1,7 +1,11 @@
-"""Calls into a plan's code: whatever it raises becomes one error that gives no value of the site away."""
+"""Calls into a plan's code: whatever it raises becomes one error that gives no value of the site away.
+
+Nothing that the plan words itself goes into the error, as it is told to the director.
+"""
 
 from __future__ import annotations
 
+import builtins
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,9 +32,15 @@ def calling(step: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:  # the plan is somebody else's code: it may raise anything
         _log.warning("the plan raised in %s", step, exc_info=True)
-        name = type(error).__name__
-        shown = name if name.isidentifier() and len(name) <= 64 else "an exception"
-        raise TrainingError(f"the plan raised {shown} in {step}; the site's worker log has the details") from error
+        raise TrainingError(
+            f"the plan raised {_shown(error)} in {step}; the site's worker log has the details"
+        ) from error
+
+
+def _shown(error: BaseException) -> str:
+    """The nearest class of Python's own: the name of any other is the plan's to choose, and may hold what it saw."""
+    names: Iterator[str] = (kind.__name__ for kind in type(error).__mro__ if vars(builtins).get(kind.__name__) is kind)
+    return next(names)
 
 
 def collect_metrics(metrics: Iterable[MetricSum], step: str) -> tuple[MetricSum, ...]:

@@ -138,6 +138,8 @@ def protect(
     """
     chain = chain_of(measures, codec)
     check(update, layout)
+    if result.num_examples < 1:  # weight zero is what tells a withheld answer from one that was let out
+        raise UnsendableUpdateError("training names no example that it used; nothing was sent")
     kind = PayloadKind.CODED if measures.encodes else PayloadKind.PLAIN
     length = codec.size if codec is not None else layout.size
     verdict = gate()

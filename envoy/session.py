@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..utils import messages as m
 from ..utils.data_spec import DataKind
-from ..utils.errors import FederationError, NotInvitedError, ProtocolError
+from ..utils.errors import FederationError, NotInvitedError, ProtocolError, UnsendableUpdateError
 from ..utils.plan_bundle import Bundle
 from ..utils.transport import BEAT_SECONDS
 from .config import EnvoyConfig, Work
@@ -277,7 +277,10 @@ class Session:
         order = self._order(commission.task, bundle, model)
         seconds = max(commission.task.seconds_left, 1.0)
         limit = min(self._config.training.max_train_seconds or seconds, seconds)
-        return self._trainer.run(order, limit, commission.withdrawn)
+        result = self._trainer.run(order, limit, commission.withdrawn)
+        if order.dataset is not None and result.num_examples > order.dataset.num_examples:
+            raise UnsendableUpdateError("the plan names more examples than the dataset has; nothing was sent")
+        return result
 
     def _order(self, task: m.Task, bundle: Bundle, model: Path) -> WorkOrder:
         data = bundle.manifest.data

@@ -19,6 +19,7 @@ from typing import Any
 from ..utils import errors
 from ..utils.errors import FederationError, TrainingError
 from .orders import order_from_json, result_to_json
+from .refusals import WORDS_OF_THE_PLAN
 from .workbench import Workbench, preload_torch
 
 _log = logging.getLogger(__name__)
@@ -41,9 +42,12 @@ def main(arguments: list[str]) -> None:
 
 
 def error_from_json(document: dict[str, Any]) -> FederationError:
-    """The error that a worker met, as the class it was."""
-    found = getattr(errors, str(document["error"]), TrainingError) if document["error"] in errors.__all__ else None
-    return (found or TrainingError)(str(document["message"]))
+    """The error that a worker met, as the class it was; noted as the plan's, whose words stay at the site."""
+    name = document["error"]
+    kind = getattr(errors, name) if name in errors.__all__ else TrainingError
+    error: FederationError = kind(str(document.get("message", "")))
+    error.add_note(WORDS_OF_THE_PLAN)
+    return error
 
 
 def _answer(workbench: Workbench, order: dict[str, Any]) -> dict[str, Any]:

@@ -651,6 +651,50 @@ def test_a_plan_gets_no_unprotected_byte_out_by_patching_or_racing_the_chain(tmp
         site.end()
 
 
+ANSWERING = """
+import json, stat
+mapped = next(line.split()[-1] for line in open("/proc/self/maps") if line.rstrip().endswith("update.f32"))
+Path(mapped).open("r+b").write(np.ones(1000, np.float32).tobytes())
+for number in range(3, 64):
+    try:
+        is_line = stat.S_ISSOCK(os.fstat(number).st_mode)
+    except OSError:
+        continue
+    if is_line:
+        os.write(number, json.dumps(ANSWER).encode() + b"\\n")
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "reason"),
+    [
+        ({"num_examples": 0, "metrics": []}, "UnsendableUpdateError", "training names no example that it used"),
+        ({"error": "TrainingError", "message": "patient 17"}, "TrainingError", "the plan could not be carried out;"),
+        ({"error": "ConfigError", "message": "patient 17"}, "ConfigError", "the plan could not be carried out;"),
+        ({"error": "NonFiniteUpdateError"}, "NonFiniteUpdateError", "training gave NaN or infinity;"),
+        (
+            {"error": "TrainingError", "message": "the plan raised KeyError in train; patient 17"},
+            "TrainingError",
+            "the plan raised KeyError in train;",
+        ),
+    ],
+)
+def test_a_plan_that_answers_in_the_workers_place_gets_none_of_its_words_out(tmp_path, answer, error, reason):
+    site = Site(tmp_path / "site", bundle_of(tmp_path / "plan", ANSWERING.replace("ANSWER", repr(answer))))
+    site.policy = ProtectionPolicy((CHECK, CLIP, NOISE), max_norm=1.0, noise_multiplier=1.0)
+    site.training = ChildTrainer(tmp_path / "site" / "state")
+    site.start()
+    try:
+        refusal = site.refuses(site.task())
+        assert (refusal.error, refusal.reason.startswith(reason)) == (error, True)
+        assert "17" not in refusal.reason
+        assert site.wire.nothing_left
+        assert site.departures() == []
+    finally:
+        site.end()
+
+
 # what the site can look up
 
 

@@ -134,6 +134,13 @@ def test_a_model_that_is_refused_closes_the_gate_also_without_an_audit():
     assert through(np.ones(LAYOUT.size, np.float32), PLAIN, gate=lambda: Closed("built to remember")).is_withheld
 
 
+@pytest.mark.parametrize("number", [0, -1])
+def test_an_update_of_no_example_is_not_passed_off_as_a_withheld_one(number):
+    update = np.ones(LAYOUT.size, np.float32)
+    with pytest.raises(UnsendableUpdateError, match="names no example"):
+        protect(update, WorkResult(number, ()), LAYOUT, OPEN_POLICY, PLAIN, codec=None, rng=rng(), gate=Off)
+
+
 def spoilt(place: int, value: float) -> np.ndarray:
     update = np.ones(LAYOUT.size, np.float32)
     update[place] = value
