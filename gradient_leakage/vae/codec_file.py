@@ -175,12 +175,14 @@ def _views(data: memoryview, shapes: list[tuple[int, ...]]) -> Iterator[Matrix]:
 
 
 def _block(outline: Mapping[str, Any], parameters: Mapping[str, Entry], arrays: Iterator[Matrix]) -> Block:
-    """From an outline that ``_shapes`` has checked."""
+    """From an outline that ``_shapes`` has checked; its numbers are checked before anything is computed of them."""
     if "dense" in outline:
-        directions, variances = next(arrays), next(arrays)
-        return Dense.of(_entries(outline["dense"], parameters), directions, variances, outline["fresh"])
+        entries, directions, variances = _entries(outline["dense"], parameters), next(arrays), next(arrays)
+        _check_numbers(entries[0].name, (directions,), variances)
+        return Dense.of(entries, directions, variances, outline["fresh"])
     (entry,) = _entries([outline["two_sided"]], parameters)
     left, right, variances = next(arrays), next(arrays), next(arrays)
+    _check_numbers(entry.name, (left.T, right.T), variances)
     return TwoSided(entry.name, entry.offset, left, right, variances)
 
 
@@ -198,18 +200,18 @@ def _check(contents: Contents) -> None:
         raise MalformedMessageError(f"a codec says {contents.basis.value} of directions that are not")
     if not 0 <= contents.noise_variance < np.inf:
         raise MalformedMessageError(f"a codec with noise variance {contents.noise_variance}")
-    for block in contents.blocks:
-        if not (np.isfinite(block.variances).all() and (block.variances >= 0).all()):
-            raise MalformedMessageError(f"{block.names[0]}: variances that are negative or not finite")
-        for rows in (block.directions,) if isinstance(block, Dense) else (block.left.T, block.right.T):
-            _check_orthonormal(rows, block.names[0])
 
 
-def _check_orthonormal(rows: Matrix, name: str) -> None:
-    with np.errstate(all="ignore"):
-        error = np.abs(rows @ rows.T - np.eye(len(rows), dtype=np.float32)).max(initial=0)
-    if not error <= _ORTHONORMAL:
-        raise MalformedMessageError(f"{name}: its directions are not orthonormal (off by {error:.2g}); refit the codec")
+def _check_numbers(name: str, bases: tuple[Matrix, ...], variances: NDArray[np.float32]) -> None:
+    if not (np.isfinite(variances).all() and (variances >= 0).all()):
+        raise MalformedMessageError(f"{name}: variances that are negative or not finite")
+    for rows in bases:
+        with np.errstate(all="ignore"):
+            error = np.abs(rows @ rows.T - np.eye(len(rows), dtype=np.float32)).max(initial=0)
+        if not error <= _ORTHONORMAL:
+            raise MalformedMessageError(
+                f"{name}: its directions are not orthonormal (off by {error:.2g}); refit the codec"
+            )
 
 
 def _count(shape: tuple[int, ...]) -> int:

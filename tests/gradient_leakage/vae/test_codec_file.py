@@ -78,6 +78,18 @@ def test_a_longer_file_is_refused(codec):
         read_codec(codec_bytes(codec) + b"\0")
 
 
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 1e30])
+def test_numbers_that_are_no_basis_are_refused_before_anything_is_computed_of_them(codecs, sort, value):
+    raw = bytearray(codec_bytes(codecs[sort]))
+    start = 8 + int.from_bytes(raw[:8], "little")
+    if start == len(raw):
+        pytest.skip("a seeded codec stores no numbers")
+    raw[start : start + 4] = np.float32(value).tobytes()
+    with pytest.raises(MalformedMessageError, match="not orthonormal"):
+        read_codec(bytes(raw))
+
+
 def header_of(raw: bytes) -> tuple[dict, bytes]:
     length = int.from_bytes(raw[:8], "little")
     return json.loads(raw[8 : 8 + length]), raw[8 + length :]
