@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ class Wanted:
     """What a codec is to be.
 
     Raises:
-        ConfigError: the sources do not go with the basis.
+        ConfigError: the sources do not go with the basis, or a number is out of range.
     """
 
     plan: Path
@@ -44,6 +45,10 @@ class Wanted:
     seeded_share: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 1 <= self.ratio < math.inf:
+            raise ConfigError(f"ratio is {self.ratio:g}, expected at least 1")
+        if not 0 <= self.seeded_share < 1:
+            raise ConfigError(f"seeded_share is {self.seeded_share:g}, expected 0 to 1; for 1 use the basis seeded")
         needed = {Basis.LEARNED: "--images", Basis.HISTORY: "--models", Basis.SEEDED: ""}[self.basis]
         given = {"--images": self.images is not None, "--models": bool(self.models)}
         for option, is_given in given.items():
