@@ -72,6 +72,15 @@ class Dense:
         if self.fresh:
             out[learned:] = self._drawn().encode(self._reflected(held)[learned:])
 
+    def encode_rows(self, rows: Matrix, out: Matrix) -> None:
+        """Write the codes of many updates, a row each; learned directions are read once for all of them."""
+        if self.fresh:
+            for row, code in zip(rows, out, strict=True):
+                self.encode(row, code)
+        else:
+            held = np.concatenate([rows[:, start:stop] for start, stop in self.spans], axis=1)
+            np.matmul(held, self.directions.T, out=out)
+
     def decode(self, code: Vector, out: Vector) -> None:
         """Write what a code stands for to the block's places in ``out``, an update."""
         learned = len(self.directions)
@@ -151,6 +160,11 @@ class TwoSided:
             np.matmul(self.left.T @ matrix, self.right, out=core)
         else:
             np.matmul(self.left.T, matrix @ self.right, out=core)
+
+    def encode_rows(self, rows: Matrix, out: Matrix) -> None:
+        """Write the codes of many updates, a row each."""
+        for row, code in zip(rows, out, strict=True):
+            self.encode(row, code)
 
     def decode(self, code: Vector, out: Vector) -> None:
         """Write what a code stands for to the tensor's place in ``out``, an update."""

@@ -21,7 +21,7 @@ from ...utils.aggregation import is_finite
 from ...utils.errors import LayoutMismatchError, NonFiniteUpdateError
 from ...utils.messages import TaskRef
 from ...utils.tensors import Digest, Entry, Layout, Role, Vector, canonical_json, digest_of
-from .blocks import Block, Dense
+from .blocks import Block, Dense, Matrix
 from .codec_file import CODE, Basis, Contents, file_bytes, read_file
 
 __all__ = ["Basis", "Codec", "codec_bytes", "codec_of", "read_codec", "round_seed"]
@@ -107,6 +107,32 @@ class Codec:
         for entry, held in self._passed_of(payload):
             held[:] = vector[entry.offset : entry.offset + entry.size]
         return payload
+
+    def encode_rows(self, rows: Matrix) -> Matrix:
+        """The payloads of many updates, a row each: ``encode`` of every row, up to rounding.
+
+        Args:
+            rows: (count, layout.size); there may be none.
+
+        Raises:
+            LayoutMismatchError, NonFiniteUpdateError: as ``encode``.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.layout.size or rows.dtype != np.float32:
+            raise LayoutMismatchError(
+                f"updates of shape {rows.shape} {rows.dtype}, this codec is for rows of {self.layout.size} float32"
+            )
+        if not is_finite(rows.reshape(-1)):
+            raise NonFiniteUpdateError("an update holds NaN or infinity; none of them is encoded")
+        payloads, start = np.empty((len(rows), self.size), np.float32), 0
+        for block in self.blocks:
+            codes = np.empty((len(rows), block.size), np.float32)
+            block.encode_rows(rows, codes)
+            payloads[:, start : start + block.size] = codes
+            start += block.size
+        for entry in self.passed:
+            payloads[:, start : start + entry.size] = rows[:, entry.offset : entry.offset + entry.size]
+            start += entry.size
+        return payloads
 
     def encode_mean(self, vector: Vector) -> Vector:
         """The posterior mean in the coordinates of ``encode``: ``decode`` of it is W E[z|x]. It is shrunk."""
