@@ -168,6 +168,23 @@ def bench_codec(
             typer.echo(line)
 
 
+@bench.command("private-codec")
+def bench_private(
+    out: Annotated[
+        Path, typer.Option(help="Keeps models, codecs and rows; the same folder goes on where it ended.")
+    ] = Path("runs/private-codec"),
+    data: Annotated[Path | None, typer.Option(help="The images, as the demo takes them; by default its own.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here, as a list.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the table into this page, between its marks.")] = None,
+) -> None:
+    """What differential privacy for every image costs, with and without a codec. Takes five CPU minutes."""
+    from .benchmarks.private_bench import bench_private_codec
+
+    with errors_in_words():
+        for line in bench_private_codec(out, data, json_file, page):
+            typer.echo(line)
+
+
 def main() -> None:
     """The console script ``fedveil``."""
     app()
