@@ -28,15 +28,21 @@ class Headline:
 
     @property
     def worst(self) -> CellRows | None:
-        """Whichever of both gains more; a tie goes to the adaptive one."""
+        """Whichever of both is worse for the site; a tie goes to the adaptive one."""
         both = [group for group in (self.adaptive, self.naive) if group is not None]
-        return max(both, key=gain_of, default=None)
+        return max(both, key=_badness, default=None)
 
 
 def gain_of(group: CellRows) -> float:
     """Mean SSIM gain over the null; minus infinity where it was not measured."""
     gain = group.ssim_gain()
     return -math.inf if gain is None or math.isnan(gain.value) else gain.value
+
+
+def _badness(group: CellRows) -> tuple[float, float]:
+    """The gain to a thousandth, then PSNR: what is exact is told apart by its error alone."""
+    psnr = group.mean("psnr")
+    return round(gain_of(group), 3) if math.isfinite(gain_of(group)) else -math.inf, psnr.value if psnr else -math.inf
 
 
 def headlines(rows: Iterable[Row], defenses: Sequence[str], like: Cell) -> list[Headline]:
@@ -52,8 +58,8 @@ def headlines(rows: Iterable[Row], defenses: Sequence[str], like: Cell) -> list[
     found = []
     for name in defenses:
         of_this = [group for group in groups if group.cell.defense == name and group.mean("ssim") is not None]
-        naive = max((group for group in of_this if not group.cell.adaptive), key=gain_of, default=None)
-        adaptive = max((group for group in of_this if group.cell.adaptive), key=gain_of, default=None)
+        naive = max((group for group in of_this if not group.cell.adaptive), key=_badness, default=None)
+        adaptive = max((group for group in of_this if group.cell.adaptive), key=_badness, default=None)
         found.append(Headline(name, naive, adaptive))
     return found
 

@@ -148,7 +148,7 @@ def _title(measured: Measured) -> str:
     cell, images = worst[0].cell, min(group.images for group in worst)
     return (
         f"A defense under its worst attacker ({cell.case}, {cell.model} {cell.state}, batch {cell.batch}, "
-        f"at least {images} images each), and what the federated model is worth under it. "
+        f"at least {images} images each),\nand what the federated model is worth under it. "
         "Red: heuristics. Bars: 95 % intervals."
     )
 

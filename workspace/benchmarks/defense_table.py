@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...gradient_leakage.confidence import Interval
+from ...gradient_leakage.defense_suites import UNDEFENDED
 from ...gradient_leakage.defenses.registry import Registered
 from ...gradient_leakage.headlines import Headline
 from ...gradient_leakage.report import FEASIBILITY, CellRows
@@ -34,8 +35,9 @@ def table_of(
     yield "|" + "---|" * len(columns)
     for headline in found:
         of_defense, worth = defenses[headline.defense], utility.get(headline.defense)
+        heuristic = ", a heuristic" if of_defense.is_heuristic and of_defense.name != UNDEFENDED else ""
         cells = [
-            f"{of_defense.title} (`{of_defense.name}`){' (heuristic)' if of_defense.is_heuristic else ''}",
+            f"{of_defense.title} (`{of_defense.name}`){heuristic}",
             *_attacker(headline.naive),
             *_attacker(headline.adaptive),
             *_worth(worth),
@@ -91,7 +93,7 @@ def _how_to_read(found: Sequence[Headline], utility: Mapping[str, Utility]) -> I
         yield ""
         yield (
             f"Utility: the demo's three sites and plan, PneumoniaMNIST less a public tenth, {one.rounds} rounds, "
-            f"{one.seeds} seeds, the 624 test images; intervals by bootstrap over images and seeds; lost: AUC to no "
+            f"{one.seeds} of each, the 624 test images; intervals by bootstrap over images and seeds; lost: AUC to no "
             "defense, paired. Sent: numbers in an update. The plan trains another network than the attacked one, an "
             "epoch of Adam a round: the two halves of a line are of one defense, not of one update."
         )
