@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _INTERVAL = 1e-3  # of the discretized privacy loss; the result is an upper bound at any
 _TOLERANCE = 1e-3  # of the noise multiplier
-_ORDERS = (*range(2, 65), 128, 256, 512)
+_ORDERS = (1.5, 1.75, *(number / 4 for number in range(8, 40)), *range(10, 65), 128, 256, 512)
 _SEARCHED = (0.2, 50.0)
 
 
