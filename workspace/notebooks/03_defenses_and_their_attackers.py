@@ -158,7 +158,7 @@ beside(
 # ## The same code with noise
 #
 # Clip the code to a bound, then add Gaussian noise in proportion to it. This is the one step in this notebook with a
-# theorem behind it. A multiplier of 0.02 has none worth its name: its epsilon for one release is in the hundreds. At 1
+# theorem behind it. A multiplier of 0.02 has none worth its name: its epsilon for one release is over 1000. At 1
 # it is about 4.4 (delta 1e-5; the unit is *one site's release*, and rounds add up), and what is found is what would be
 # found in anybody's update.
 
