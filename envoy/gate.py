@@ -59,6 +59,13 @@ class Outcome:
         """What is kept of a measurement."""
         return cls(test.score, test.obstacle, test.cpu_seconds)
 
+    def or_worse(self, other: Outcome) -> Outcome:
+        """The higher score; none where either has none. What both took together."""
+        spent = self.cpu_seconds + other.cpu_seconds
+        if self.score is None or other.score is None:
+            return Outcome(None, self.obstacle or other.obstacle, spent)
+        return Outcome(max(self.score, other.score), "", spent)
+
     def verdict(self, max_leakage: float) -> Verdict:
         """Open where the score is known and not above the site's bound.
 
@@ -107,9 +114,16 @@ class LeakGate:
     def outcome(self, plan: Bundle, chain: Chain) -> Outcome:
         """What the leak test says: kept, or measured now.
 
+        Of a chain with an encoder the worse of two: with it, and without. Who chose the codec knows the canaries too,
+        and can leave out their directions alone, so an encoder lowers no score.
+
         Raises:
             StorageError: it cannot be kept.
         """
+        found = self._of_one(plan, chain)
+        return found if chain.encoder is None else found.or_worse(self._of_one(plan, chain.without_encoder))
+
+    def _of_one(self, plan: Bundle, chain: Chain) -> Outcome:
         try:
             canaries = canaries_for(plan.manifest.data, canary_source(self._policy, self._folder))
         except (ConfigError, DatasetError) as error:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..gradient_leakage.defenses.chain import Chain
     from ..utils.plan_bundle import Bundle
     from .canaries import Canaries
+    from .gate import Outcome
     from .leak_test import Attempt, LeakTest
     from .policy import Measures, ProtectionPolicy
 
@@ -84,11 +85,15 @@ def leak_test(
             gate.keep(opened, chain, used, test)
         files = draw(test, used, kept)
         shutil.rmtree(kept / "pixels", ignore_errors=True)
+        outcome = Outcome.of(test)
+        if images is None and chain.encoder is not None:
+            _CONSOLE.print(f"without the encoder, {chain.without_encoder.label}: as long again ...")
+            outcome = gate.outcome(opened, chain)
     _CONSOLE.print(table_of(test))
     _CONSOLE.print(f"pictures: {', '.join(map(str, files)) or 'none'}", markup=False)
     bound = policy.max_leakage
-    verdict = Outcome.of(test).verdict(1.0 if bound is None else bound)
-    for line in words_of(test, bound, is_open=isinstance(verdict, Open), is_own=images is not None):
+    verdict = outcome.verdict(1.0 if bound is None else bound)
+    for line in words_of(outcome, test, bound, is_open=isinstance(verdict, Open), is_own=images is not None):
         _CONSOLE.print(line, markup=False)
     raise typer.Exit(0 if isinstance(verdict, Open) else 1)
 
@@ -152,15 +157,15 @@ def table_of(test: LeakTest) -> Table:
     return table
 
 
-def words_of(test: LeakTest, bound: float | None, *, is_open: bool, is_own: bool) -> Iterable[str]:
+def words_of(outcome: Outcome, test: LeakTest, bound: float | None, *, is_open: bool, is_own: bool) -> Iterable[str]:
     """What follows from it."""
     reasons = dict.fromkeys(attempt.reason for attempt in test.attempts if attempt.reason)
     yield from (f"not run: {reason}" for reason in reasons)
-    spent = f"{test.cpu_seconds:.0f} CPU-s"
-    if test.score is None:
-        yield f"{test.obstacle} ({spent})"
+    spent = f"{outcome.cpu_seconds:.0f} CPU-s"
+    if outcome.score is None:
+        yield f"{outcome.obstacle} ({spent})"
     else:
-        yield f"score {test.score:.2f}: mean SSIM gain of the worst attack over its null ({spent}; read it to +-0.06)"
+        yield f"score {outcome.score:.2f}: mean SSIM gain of the worst attack over its null ({spent}, +-0.06)"
     if is_own:
         yield "of own images: it stays here, and the gate does not know it"
     elif bound is None:

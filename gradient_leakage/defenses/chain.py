@@ -66,6 +66,15 @@ class Chain:
         """The step after which a payload is no longer an update, where there is one."""
         return next((step for step in self.steps if isinstance(step, _ENCODERS)), None)
 
+    @property
+    def without_encoder(self) -> Chain:
+        """The other steps: clip and noise on the update itself.
+
+        >>> Chain((Clip(1.0),)).without_encoder.label
+        'clip 1'
+        """
+        return Chain(tuple(step for step in self.steps if step is not self.encoder))
+
     def __call__(self, vector: Vector, rng: NoiseSource) -> Vector:
         """What leaves the site.
 

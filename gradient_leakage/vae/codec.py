@@ -217,6 +217,9 @@ def read_codec(raw: bytes | memoryview) -> Codec:
 
 
 def round_seed(ref: TaskRef, model: Digest, codec: Digest) -> bytes:
-    """32 bytes from what a round is, so that nobody can aim its directions; the same for each attempt of it."""
+    """32 bytes from what a round is; the same for each attempt of it.
+
+    Nobody can aim its directions but who chooses among models or names of runs, and tries many.
+    """
     said = ["fedveil/codec-seed", ref.run, ref.round, ref.plan, model, codec]
     return hashlib.sha256(canonical_json(said)).digest()

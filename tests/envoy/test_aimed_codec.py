@@ -1,4 +1,4 @@
-"""What the leak test does not see: a codec that was made to leave out the canaries, and them alone."""
+"""Why the gate measures a chain without its codec too: one can be made to leave out the canaries, and them alone."""
 
 import numpy as np
 import pytest

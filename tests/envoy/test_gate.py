@@ -16,8 +16,10 @@ from fedveil.envoy.protection import Closed, Off, Open
 from fedveil.gradient_leakage.attacks.imprint import Imprint
 from fedveil.gradient_leakage.defenses.chain import Chain
 from fedveil.gradient_leakage.defenses.clip import Clip
+from fedveil.gradient_leakage.defenses.coded import Coded
 from fedveil.gradient_leakage.models import build
 from fedveil.gradient_leakage.threat_model import ImageDomain
+from fedveil.gradient_leakage.vae.fitting import seeded
 from fedveil.gradient_leakage.victim import layout_of
 from fedveil.utils import messages as m
 from fedveil.utils.data_spec import DataKind, DataSpec
@@ -92,6 +94,20 @@ def test_a_plan_is_measured_once_and_again_when_the_chain_the_plan_or_the_canari
     assert len(set(measured.calls)) == 5
     LeakGate(tmp_path, replace(POLICY, max_leakage=0.05)).gate(bundle, model, Chain())()
     assert len(measured.calls) == 5  # the bound is the site's own business: the score is the same
+
+
+def test_a_codec_lowers_no_score_the_chain_is_measured_without_it_too(plan, measured, tmp_path, monkeypatch):
+    bundle, model = plan
+    coded = Chain((Coded(seeded(bundle.layout, 4.0)), Clip(1.0)))
+    real = gate_module.measure
+
+    def measure(plan, chain, canaries, **said):
+        measured.gain = 0.05 if chain.encoder else 0.6
+        return real(plan, chain, canaries, **said)
+
+    monkeypatch.setattr(gate_module, "measure", measure)
+    assert isinstance(LeakGate(tmp_path, POLICY).gate(bundle, model, coded)(), Closed)
+    assert {chain for _, chain, _ in measured.calls} == {coded.digest, Chain((Clip(1.0),)).digest}
 
 
 def test_one_task_has_one_verdict(plan, measured, tmp_path):
