@@ -99,7 +99,7 @@ class Shown:
 def draw_gallery(truth: Sequence[Pixels], lines: Sequence[Shown]) -> bytes:
     """Originals on top; under them, a line a defense: left by an attacker that ignores it, right by the worst; a PNG.
 
-    A line may have fewer pictures than there are originals.
+    A line may have fewer pictures than there are originals; further ones are left out.
     """
     tiles = [drawn(image, _TILE) for image in truth]
     width, height = tiles[0].size
@@ -120,7 +120,7 @@ def draw_gallery(truth: Sequence[Pixels], lines: Sequence[Shown]) -> bytes:
         )
         for left, title, pictures in both:
             pen.text((left, top), title, _FAINT, small)
-            for column, (found, caption) in enumerate(pictures):
+            for column, (found, caption) in enumerate(pictures[: len(tiles)]):
                 across = left + column * (width + _GAP)
                 canvas.paste(drawn(found, _TILE), (across, top + _LINE))
                 pen.text((across, top + _LINE + height + 1), caption, _INK, small)

@@ -115,6 +115,9 @@ def bench(
     ] = None,
     gif: Annotated[bool, typer.Option("--gif", help="Draw reconstructions as they emerge, too.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show the suite's cells and run nothing.")] = False,
+    targets: Annotated[
+        int | None, typer.Option(min=1, help="Attacked updates a cell; by default as the suite says.")
+    ] = None,
     defenses: Annotated[
         str | None, typer.Option(help="all, or names by commas: the suite of these defenses, naive and adaptive.")
     ] = None,
@@ -130,7 +133,7 @@ def bench(
 
     with errors_in_words():
         names = _defenses(defenses)
-        cells = _cells(suite, names)
+        cells = _cells(suite, names, targets)
         if list_:
             _CONSOLE.print(cells_table(suite, cells))
             return
@@ -163,11 +166,14 @@ def _defenses(asked: str | None) -> tuple[str, ...]:
     return () if asked is None else chosen(asked)
 
 
-def _cells(suite: str, defenses: tuple[str, ...]) -> tuple[Cell, ...]:
+def _cells(suite: str, defenses: tuple[str, ...], targets: int | None) -> tuple[Cell, ...]:
+    from dataclasses import replace
+
     from ..gradient_leakage.defense_suites import defense_cells
     from ..gradient_leakage.suites import suite_named
 
-    return defense_cells(defenses, suite) if defenses else suite_named(suite)
+    cells = defense_cells(defenses, suite) if defenses else suite_named(suite)
+    return cells if targets is None else tuple(replace(cell, targets=targets) for cell in cells)
 
 
 @attack.command("report")

@@ -14,11 +14,11 @@ import numpy as np
 
 from ..gradient_leakage.vae.blocks import Dense
 from ..gradient_leakage.vae.codec import Basis, Codec, codec_bytes, read_codec
-from ..gradient_leakage.vae.fitting import DENSE, fit, seeded
-from ..gradient_leakage.vae.layered import fit_layered
+from ..gradient_leakage.vae.fitting import fit, seeded
+from ..gradient_leakage.vae.layered import fit_layered, is_for_layers
 from ..utils.errors import ConfigError, LayoutMismatchError, StorageError
 from ..utils.plan_bundle import Bundle, mapped, open_bundle
-from ..utils.tensors import FLOAT_BYTES, Layout, Role, Vector, read_model
+from ..utils.tensors import FLOAT_BYTES, Layout, Vector, read_model
 from .codec_fitting import Rehearsal, Updates, history_updates, proxy_updates, public_data
 
 _MIN_HISTORY = 5
@@ -197,8 +197,7 @@ def _rows(wanted: Wanted, bundle: Bundle) -> tuple[Updates, int, str]:
 
 
 def _fitted(layout: Layout, rows: Updates, wanted: Wanted) -> Codec:
-    is_small = layout.size <= DENSE and all(entry.role is Role.PARAMETER for entry in layout.entries)
-    if is_small and not wanted.one_block:
+    if is_for_layers(layout) and not wanted.one_block:
         return fit_layered(
             layout,
             rows,

@@ -21,12 +21,13 @@ from ..gradient_leakage.defenses.registry import RATIO, Lesson, PublicSide, regi
 from ..gradient_leakage.threat_model import PublicImages
 from ..gradient_leakage.vae.codec import codec_bytes, read_codec
 from ..gradient_leakage.vae.fitting import DENSE, fit
+from ..gradient_leakage.vae.layered import fit_layered, is_for_layers
 from ..gradient_leakage.vae.nonlinear import train_nonlinear
 from ..gradient_leakage.victim import layout_of, observe
 from ..utils.errors import MalformedMessageError, StorageError
 from ..utils.tensors import Digest, canonical_json, digest_of
 
-_SCHEMA = 1  # raised when the same cell would give another codec
+_SCHEMA = 2  # raised when the same cell would give another codec
 _FOR_LENGTH = 32  # updates whose median length bounds a clip
 _FOR_NETWORK = 200  # updates that train the nonlinear VAE
 _MOST_NUMBERS = 100_000_000  # of public updates held at once: 400 MB
@@ -104,7 +105,8 @@ def _codec(known: _Known) -> bytes:
     layout = layout_of(known.model)
     directions = int(layout.size / RATIO) if layout.size <= DENSE else 128
     count = min(directions + directions // 8 + 32, max(_FOR_LENGTH, _MOST_NUMBERS // layout.size))
-    return codec_bytes(fit(layout, known.updates(count), RATIO))
+    fitted = fit_layered if is_for_layers(layout) else fit
+    return codec_bytes(fitted(layout, known.updates(count), RATIO))
 
 
 def _network(known: _Known) -> bytes:

@@ -23,6 +23,7 @@ from ...utils.tensors import Entry, Layout, Role
 from . import linear_gaussian
 from .blocks import Block, Dense, Matrix, TwoSided
 from .codec import Basis, Codec, codec_of
+from .fitting import DENSE
 from .two_sided import bases
 
 _SMALL = 1024  # numbers: smaller tensors are one group together
@@ -36,6 +37,11 @@ class Option:
     size: int  # numbers of the code
     kept: float
     sides: tuple[int, int] | None = None  # p and q of a two-sided code; None: dense
+
+
+def is_for_layers(layout: Layout) -> bool:
+    """Whether ``fit_layered`` is for such models: at most 65,536 numbers, parameters alone."""
+    return layout.size <= DENSE and all(entry.role is Role.PARAMETER for entry in layout.entries)
 
 
 def fit_layered(

@@ -70,6 +70,8 @@ def test_list_shows_the_cells_and_runs_nothing(tmp_path):
     assert "2 cells, 4 attacked updates" in said.output
     assert "idlg-label" in said.output
     assert not (tmp_path / "out").exists()
+    more = typed("bench", "--suite", "tiny", "--targets", 30, "--out", tmp_path / "out", "--list")
+    assert "2 cells, 60 attacked updates" in more.output
 
 
 @pytest.mark.usefixtures("tiny")
