@@ -142,7 +142,7 @@ def _measures(policy: ProtectionPolicy, *, encodes: bool) -> Measures:
 
 def table_of(test: LeakTest) -> Table:
     """One line an attack."""
-    table = Table("sent", "protected", "attack", "iterations", "SSIM", "gain over null", "found again")
+    table = Table("sent", "protected", "attack", "steps", "SSIM", "gain", "found")  # 80 columns hold it
     for each in test.attempts:
         found = "not run" if each.gain is None else f"{each.identified} of {each.targets}"
         table.add_row(
