@@ -16,7 +16,10 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     │   ├── WrongRoundError         another run, round or attempt is open
     │   ├── NotInvitedError         this envoy is not in the cohort
     │   ├── DuplicateUpdateError    one update an envoy and round
-    │   └── UnknownArtifactError    no model, plan or blob with that digest
+    │   ├── UnknownArtifactError    no model, plan or blob with that digest
+    │   ├── SumRefusedError         a site will not take this step of a secure sum
+    │   └── SumAbortedError         a secure sum cannot go on; another attempt may
+    │       └── BadShareError       a site dealt or revealed a share that is not the one it committed to
     ├── UnsendableUpdateError       what came out of training, or off the wire, is not an update
     │   ├── LayoutMismatchError     other names, shapes or order
     │   ├── LengthMismatchError     more or fewer bytes than announced
@@ -37,6 +40,7 @@ from __future__ import annotations
 
 __all__ = [
     "AttackError",
+    "BadShareError",
     "ConfigError",
     "DatasetError",
     "DigestMismatchError",
@@ -56,6 +60,8 @@ __all__ = [
     "PlanError",
     "ProtocolError",
     "StorageError",
+    "SumAbortedError",
+    "SumRefusedError",
     "TooManyCallsError",
     "TrainingError",
     "UnknownArtifactError",
@@ -111,6 +117,22 @@ class DuplicateUpdateError(ProtocolError):
 
 class UnknownArtifactError(ProtocolError):
     """No model, plan or blob with that digest is here."""
+
+
+class SumRefusedError(ProtocolError):
+    """A site will not take this step of a secure sum: its own rules, or the others' signatures, forbid it."""
+
+
+class SumAbortedError(ProtocolError):
+    """A secure sum cannot go on; the round fails with the reason, and another attempt may follow."""
+
+
+class BadShareError(SumAbortedError):
+    """A site dealt or revealed something else than it had committed to and signed; ``site`` is its name."""
+
+    def __init__(self, message: str, site: str = "") -> None:
+        super().__init__(message)
+        self.site = site
 
 
 class UnsendableUpdateError(FederationError):
