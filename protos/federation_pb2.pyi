@@ -73,21 +73,23 @@ class WorkRequest(_message.Message):
     def __init__(self, software: _Optional[str] = ..., held: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
 
 class WorkItem(_message.Message):
-    __slots__ = ("task", "withdrawal", "idle")
+    __slots__ = ("task", "withdrawal", "idle", "sum_item")
     TASK_FIELD_NUMBER: _ClassVar[int]
     WITHDRAWAL_FIELD_NUMBER: _ClassVar[int]
     IDLE_FIELD_NUMBER: _ClassVar[int]
+    SUM_ITEM_FIELD_NUMBER: _ClassVar[int]
     task: Task
     withdrawal: Withdrawal
     idle: Idle
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping]] = ..., idle: _Optional[_Union[Idle, _Mapping]] = ...) -> None: ...
+    sum_item: SumItem
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping]] = ..., idle: _Optional[_Union[Idle, _Mapping]] = ..., sum_item: _Optional[_Union[SumItem, _Mapping]] = ...) -> None: ...
 
 class Idle(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("ref", "kind", "model_digest", "model_bytes", "layout_digest", "seed", "seconds_left", "min_participants", "cohort", "payload", "codec_digest", "asked_max_norm", "asked_noise_multiplier")
+    __slots__ = ("ref", "kind", "model_digest", "model_bytes", "layout_digest", "seed", "seconds_left", "min_participants", "cohort", "payload", "codec_digest", "sum", "asked_max_norm", "asked_noise_multiplier")
     REF_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +101,7 @@ class Task(_message.Message):
     COHORT_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     CODEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
     ASKED_MAX_NORM_FIELD_NUMBER: _ClassVar[int]
     ASKED_NOISE_MULTIPLIER_FIELD_NUMBER: _ClassVar[int]
     ref: TaskRef
@@ -112,9 +115,70 @@ class Task(_message.Message):
     cohort: _containers.RepeatedScalarFieldContainer[str]
     payload: PayloadKind
     codec_digest: bytes
+    sum: SumTerms
     asked_max_norm: float
     asked_noise_multiplier: float
-    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., layout_digest: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., seconds_left: _Optional[float] = ..., min_participants: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., asked_max_norm: _Optional[float] = ..., asked_noise_multiplier: _Optional[float] = ...) -> None: ...
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., layout_digest: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., seconds_left: _Optional[float] = ..., min_participants: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., sum: _Optional[_Union[SumTerms, _Mapping]] = ..., asked_max_norm: _Optional[float] = ..., asked_noise_multiplier: _Optional[float] = ...) -> None: ...
+
+class SumTerms(_message.Message):
+    __slots__ = ("suite", "bounds", "max_weight", "equal_weights", "aggregator", "histogram")
+    SUITE_FIELD_NUMBER: _ClassVar[int]
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    EQUAL_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATOR_FIELD_NUMBER: _ClassVar[int]
+    HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
+    suite: str
+    bounds: _containers.RepeatedScalarFieldContainer[float]
+    max_weight: int
+    equal_weights: bool
+    aggregator: str
+    histogram: bool
+    def __init__(self, suite: _Optional[str] = ..., bounds: _Optional[_Iterable[float]] = ..., max_weight: _Optional[int] = ..., equal_weights: bool = ..., aggregator: _Optional[str] = ..., histogram: bool = ...) -> None: ...
+
+class SumItem(_message.Message):
+    __slots__ = ("ref", "content")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    ref: TaskRef
+    content: bytes
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class SumStatement(_message.Message):
+    __slots__ = ("ref", "content")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    ref: TaskRef
+    content: bytes
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class SumReply(_message.Message):
+    __slots__ = ("content",)
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    def __init__(self, content: _Optional[bytes] = ...) -> None: ...
+
+class RosterRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RosterMember(_message.Message):
+    __slots__ = ("name", "organization", "identity_key")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_KEY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    organization: str
+    identity_key: bytes
+    def __init__(self, name: _Optional[str] = ..., organization: _Optional[str] = ..., identity_key: _Optional[bytes] = ...) -> None: ...
+
+class RosterReply(_message.Message):
+    __slots__ = ("federation", "members")
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    federation: str
+    members: _containers.RepeatedCompositeFieldContainer[RosterMember]
+    def __init__(self, federation: _Optional[str] = ..., members: _Optional[_Iterable[_Union[RosterMember, _Mapping]]] = ...) -> None: ...
 
 class Withdrawal(_message.Message):
     __slots__ = ("ref", "reason")
@@ -342,8 +406,22 @@ class MetricValue(_message.Message):
     value: float
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
+class SumView(_message.Message):
+    __slots__ = ("survivors", "cohort", "threshold", "total_weight", "transcript")
+    SURVIVORS_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    TRANSCRIPT_FIELD_NUMBER: _ClassVar[int]
+    survivors: _containers.RepeatedScalarFieldContainer[str]
+    cohort: int
+    threshold: int
+    total_weight: int
+    transcript: bytes
+    def __init__(self, survivors: _Optional[_Iterable[str]] = ..., cohort: _Optional[int] = ..., threshold: _Optional[int] = ..., total_weight: _Optional[int] = ..., transcript: _Optional[bytes] = ...) -> None: ...
+
 class RoundView(_message.Message):
-    __slots__ = ("round", "attempt", "kind", "state", "invited", "received", "seconds", "metrics", "model_digest", "reason")
+    __slots__ = ("round", "attempt", "kind", "state", "invited", "received", "seconds", "metrics", "model_digest", "reason", "sum")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -354,6 +432,7 @@ class RoundView(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempt: int
     kind: TaskKind
@@ -364,7 +443,8 @@ class RoundView(_message.Message):
     metrics: _containers.RepeatedCompositeFieldContainer[MetricValue]
     model_digest: bytes
     reason: str
-    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., state: _Optional[str] = ..., invited: _Optional[int] = ..., received: _Optional[int] = ..., seconds: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., model_digest: _Optional[bytes] = ..., reason: _Optional[str] = ...) -> None: ...
+    sum: SumView
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., state: _Optional[str] = ..., invited: _Optional[int] = ..., received: _Optional[int] = ..., seconds: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., model_digest: _Optional[bytes] = ..., reason: _Optional[str] = ..., sum: _Optional[_Union[SumView, _Mapping]] = ...) -> None: ...
 
 class ExperimentView(_message.Message):
     __slots__ = ("run", "name", "state", "reason", "plan_digest", "model_digest", "model_bytes", "max_rounds", "rounds", "submitted_at", "bytes_up", "bytes_down")

@@ -86,6 +86,16 @@ class FederationStub(object):
                 request_serializer=fedveil_dot_protos_dot_federation__pb2.Heartbeat.SerializeToString,
                 response_deserializer=fedveil_dot_protos_dot_federation__pb2.Acknowledgement.FromString,
                 _registered_method=True)
+        self.TellSum = channel.unary_unary(
+                '/fedveil.v1.Federation/TellSum',
+                request_serializer=fedveil_dot_protos_dot_federation__pb2.SumStatement.SerializeToString,
+                response_deserializer=fedveil_dot_protos_dot_federation__pb2.SumReply.FromString,
+                _registered_method=True)
+        self.FetchRoster = channel.unary_unary(
+                '/fedveil.v1.Federation/FetchRoster',
+                request_serializer=fedveil_dot_protos_dot_federation__pb2.RosterRequest.SerializeToString,
+                response_deserializer=fedveil_dot_protos_dot_federation__pb2.RosterReply.FromString,
+                _registered_method=True)
 
 
 class FederationServicer(object):
@@ -156,6 +166,20 @@ class FederationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TellSum(self, request, context):
+        """One signed statement of a secure sum, upwards; what comes down is pushed as SumItem.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchRoster(self, request, context):
+        """Who is in the federation, by the director's word: a site compares it with the roster that it approved itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -203,6 +227,16 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.Beat,
                     request_deserializer=fedveil_dot_protos_dot_federation__pb2.Heartbeat.FromString,
                     response_serializer=fedveil_dot_protos_dot_federation__pb2.Acknowledgement.SerializeToString,
+            ),
+            'TellSum': grpc.unary_unary_rpc_method_handler(
+                    servicer.TellSum,
+                    request_deserializer=fedveil_dot_protos_dot_federation__pb2.SumStatement.FromString,
+                    response_serializer=fedveil_dot_protos_dot_federation__pb2.SumReply.SerializeToString,
+            ),
+            'FetchRoster': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchRoster,
+                    request_deserializer=fedveil_dot_protos_dot_federation__pb2.RosterRequest.FromString,
+                    response_serializer=fedveil_dot_protos_dot_federation__pb2.RosterReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -460,6 +494,60 @@ class Federation(object):
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def TellSum(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedveil.v1.Federation/TellSum',
+            fedveil_dot_protos_dot_federation__pb2.SumStatement.SerializeToString,
+            fedveil_dot_protos_dot_federation__pb2.SumReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchRoster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedveil.v1.Federation/FetchRoster',
+            fedveil_dot_protos_dot_federation__pb2.RosterRequest.SerializeToString,
+            fedveil_dot_protos_dot_federation__pb2.RosterReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class ControlStub(object):
     """---------------------------------------------------------------- operators
@@ -506,6 +594,11 @@ class ControlStub(object):
                 '/fedveil.v1.Control/Fetch',
                 request_serializer=fedveil_dot_protos_dot_federation__pb2.DownloadRequest.SerializeToString,
                 response_deserializer=fedveil_dot_protos_dot_federation__pb2.Part.FromString,
+                _registered_method=True)
+        self.FetchRoster = channel.unary_unary(
+                '/fedveil.v1.Control/FetchRoster',
+                request_serializer=fedveil_dot_protos_dot_federation__pb2.RosterRequest.SerializeToString,
+                response_deserializer=fedveil_dot_protos_dot_federation__pb2.RosterReply.FromString,
                 _registered_method=True)
 
 
@@ -557,6 +650,12 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchRoster(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -594,6 +693,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Fetch,
                     request_deserializer=fedveil_dot_protos_dot_federation__pb2.DownloadRequest.FromString,
                     response_serializer=fedveil_dot_protos_dot_federation__pb2.Part.SerializeToString,
+            ),
+            'FetchRoster': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchRoster,
+                    request_deserializer=fedveil_dot_protos_dot_federation__pb2.RosterRequest.FromString,
+                    response_serializer=fedveil_dot_protos_dot_federation__pb2.RosterReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -787,6 +891,33 @@ class Control(object):
             '/fedveil.v1.Control/Fetch',
             fedveil_dot_protos_dot_federation__pb2.DownloadRequest.SerializeToString,
             fedveil_dot_protos_dot_federation__pb2.Part.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchRoster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedveil.v1.Control/FetchRoster',
+            fedveil_dot_protos_dot_federation__pb2.RosterRequest.SerializeToString,
+            fedveil_dot_protos_dot_federation__pb2.RosterReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,6 +14,7 @@ from typing import NewType, TypeAlias
 
 from .errors import ConfigError
 from .metrics import MetricSum
+from .secure_sum.terms import SumTerms
 from .tensors import Digest
 
 EnvoyName = NewType("EnvoyName", str)
@@ -40,6 +41,7 @@ class PayloadKind(Enum):
 
     PLAIN = "plain"  # the update itself
     CODED = "coded"  # what the run's codec made of it
+    MASKED = "masked"  # words of a secure sum: either of the two in fixed point under masks, its tallies behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class TaskRef:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One round's order to one envoy."""
+    """One round's order to one envoy. With ``sum`` the answer is masked, and ``payload`` is what is under the masks."""
 
     ref: TaskRef
     kind: TaskKind
@@ -95,6 +97,7 @@ class Task:
     payload: PayloadKind = PayloadKind.PLAIN
     codec: Digest | None = None  # given where the payload is coded, and nowhere else
     asked: AskedProtection = AskedProtection()
+    sum: SumTerms | None = None  # None: without secure aggregation
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,15 @@ class Idle:
     """The line stands, and there is no work for now."""
 
 
-WorkItem: TypeAlias = Task | Withdrawal | Idle
+@dataclass(frozen=True, slots=True)
+class SumItem:
+    """What the aggregator of a secure sum says to one envoy; ``utils/secure_sum/encoding.py`` reads the content."""
+
+    ref: TaskRef
+    content: bytes
+
+
+WorkItem: TypeAlias = Task | Withdrawal | Idle | SumItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +179,7 @@ class UpdateHeader:
     """Announces one update (local minus global) before its bytes.
 
     Without examples it is a *withheld* one: zeros, sent where a site keeps its update to itself and does not wish to
-    say so by silence.
+    say so by silence. A masked one says neither examples nor metrics: they are inside.
     """
 
     ref: TaskRef
@@ -218,6 +229,43 @@ class MetricsReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SumStatement:
+    """What an envoy says in a secure sum; ``utils/secure_sum/encoding.py`` reads the content."""
+
+    ref: TaskRef
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SumReply:
+    """The answer to a statement; empty where what is to come is pushed."""
+
+    content: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class RosterRequest:
+    """Asks who is in the federation."""
+
+
+@dataclass(frozen=True, slots=True)
+class RosterMember:
+    """One envoy, by the director's word; whether that is believed is each site's own decision."""
+
+    name: EnvoyName
+    organization: str
+    identity_key: bytes  # Ed25519 public key, 32 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RosterReply:
+    """All envoys of the federation, by name."""
+
+    federation: str
+    members: tuple[RosterMember, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """An envoy will not or cannot; the round goes on without it."""
 
@@ -264,6 +312,17 @@ class EnvoyView:
 
 
 @dataclass(frozen=True, slots=True)
+class SumView:
+    """What a secure sum leaves in the record of its round."""
+
+    survivors: tuple[EnvoyName, ...]  # whose updates are in the sum
+    cohort: int  # envoys that had exchanged keys
+    threshold: int
+    total_weight: int
+    transcript: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class RoundView:
     """What an operator sees of a round: sums over sites, never one site's values."""
 
@@ -277,6 +336,7 @@ class RoundView:
     metrics: dict[str, float] = field(default_factory=dict)
     model: Digest | None = None
     reason: str = ""
+    sum: SumView | None = None  # None: a round without secure aggregation, or not closed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What envoys and the director say, as bytes: with ``wire_control`` the only code that sees the generated stubs.
+"""What envoys and the director say, as bytes; it, ``wire_control`` and ``wire_sums`` alone see the generated stubs.
 
 Whatever a peer sends wrong becomes ``MalformedMessageError`` here, so that nothing behind this module ever sees
 a number out of range, a digest of the wrong length or a name that is no name.
@@ -19,8 +19,9 @@ from . import wire_fields as field
 from .errors import ConfigError, MalformedMessageError
 from .metrics import AUC_BINS, MAX_METRICS, MetricKind, MetricSum
 from .tensors import Digest
+from .wire_fields import ref_from_wire, ref_to_wire
+from .wire_sums import sum_item_from_pb, sum_item_to_pb, terms_from_pb, terms_to_pb
 
-_MAX_ROUND = 1 << 30
 _MAX_LENGTH = 1 << 40
 _MAX_HELD = 64
 _MAX_SECONDS = 1e8  # three years
@@ -30,7 +31,11 @@ _DATA_TAG: Final = 0x12  # field 2, length-delimited
 _UPDATE_GRANT = re.compile(r"[0-9a-f]{32}")
 
 KINDS = {m.TaskKind.TRAIN: pb.TASK_KIND_TRAIN, m.TaskKind.EVALUATE: pb.TASK_KIND_EVALUATE}
-_PAYLOADS = {m.PayloadKind.PLAIN: pb.PAYLOAD_KIND_PLAIN, m.PayloadKind.CODED: pb.PAYLOAD_KIND_CODED}
+_PAYLOADS = {
+    m.PayloadKind.PLAIN: pb.PAYLOAD_KIND_PLAIN,
+    m.PayloadKind.CODED: pb.PAYLOAD_KIND_CODED,
+    m.PayloadKind.MASKED: pb.PAYLOAD_KIND_MASKED,
+}
 _METRICS = {MetricKind.MEAN: pb.Metric.KIND_MEAN, MetricKind.AUC: pb.Metric.KIND_AUC}
 KIND_OF: dict[int, m.TaskKind] = {code: kind for kind, code in KINDS.items()}
 _PAYLOAD_OF: dict[int, m.PayloadKind] = {code: kind for kind, code in _PAYLOADS.items()}
@@ -102,18 +107,6 @@ def _read_varint(raw: bytes, position: int) -> tuple[int, int]:
 # ---------------------------------------------------------------- rounds
 
 
-def ref_to_wire(ref: m.TaskRef) -> pb.TaskRef:
-    """A task's name."""
-    return pb.TaskRef(run=ref.run, round=ref.round, attempt=ref.attempt, plan_digest=bytes.fromhex(ref.plan))
-
-
-def ref_from_wire(ref: pb.TaskRef) -> m.TaskRef:
-    """A task's name, checked."""
-    number = field.bounded(ref.round, _MAX_ROUND, "a round", least=1)
-    attempt = field.bounded(ref.attempt, _MAX_ROUND, "an attempt", least=1)
-    return m.TaskRef(m.RunId(field.name(ref.run, "a run")), number, attempt, field.digest(ref.plan_digest, "a plan"))
-
-
 def work_request_to_wire(request: m.WorkRequest) -> bytes:
     """An envoy asks for work."""
     held = [ref_to_wire(ref) for ref in request.held]
@@ -137,6 +130,8 @@ def work_item_to_wire(item: m.WorkItem) -> bytes:
             return pb.WorkItem(
                 withdrawal=pb.Withdrawal(ref=ref_to_wire(ref), reason=field.said(reason))
             ).SerializeToString()
+        case m.SumItem():
+            return pb.WorkItem(sum_item=sum_item_to_pb(item)).SerializeToString()
         case m.Task():
             task = pb.Task(
                 ref=ref_to_wire(item.ref),
@@ -152,6 +147,7 @@ def work_item_to_wire(item: m.WorkItem) -> bytes:
                 codec_digest=field.digest_bytes(item.codec),
                 asked_max_norm=item.asked.max_norm or 0.0,
                 asked_noise_multiplier=item.asked.noise_multiplier,
+                sum=terms_to_pb(item.sum) if item.sum else None,
             )
             return pb.WorkItem(task=task).SerializeToString()
 
@@ -166,8 +162,10 @@ def work_item_from_wire(raw: bytes) -> m.WorkItem:
             return m.Withdrawal(ref_from_wire(item.withdrawal.ref), field.line(item.withdrawal.reason, "a reason"))
         case "task":
             return _task(item.task)
+        case "sum_item":
+            return sum_item_from_pb(item.sum_item)
         case _:
-            raise MalformedMessageError("a work item that is neither task, withdrawal nor idle")
+            raise MalformedMessageError("a work item that is neither task, withdrawal, idle nor of a secure sum")
 
 
 def _task(task: pb.Task) -> m.Task:
@@ -176,6 +174,8 @@ def _task(task: pb.Task) -> m.Task:
     if len(task.cohort) > _MAX_COHORT:
         raise MalformedMessageError(f"a cohort of {len(task.cohort)} envoys")
     payload, codec = _payload(task.payload, task.codec_digest)
+    if payload is m.PayloadKind.MASKED:
+        raise MalformedMessageError("a task whose payload is masked; a task says what stands under the masks")
     return m.Task(
         ref=ref_from_wire(task.ref),
         kind=field.known(KIND_OF, task.kind, "kind of task"),
@@ -189,6 +189,7 @@ def _task(task: pb.Task) -> m.Task:
         payload=payload,
         codec=codec,
         asked=_asked(task),
+        sum=terms_from_pb(task.sum) if task.HasField("sum") else None,
     )
 
 
@@ -224,12 +225,15 @@ def header_from_wire(raw: bytes) -> m.UpdateHeader:
     """Announces an update."""
     header = field.parse(pb.UpdateHeader, raw)
     payload, codec = _payload(header.payload, header.codec_digest)
+    num_examples, metrics = field.bounded(header.num_examples, 1 << 40, "num_examples"), _metrics(header.metrics)
+    if payload is m.PayloadKind.MASKED and (num_examples or metrics):
+        raise MalformedMessageError("a masked update that says examples or metrics in clear; they belong inside")
     return m.UpdateHeader(
         ref=ref_from_wire(header.ref),
         layout=field.digest(header.layout_digest, "a layout"),
         length=field.bounded(header.length, _MAX_LENGTH, "an update's length"),
-        num_examples=field.bounded(header.num_examples, 1 << 40, "num_examples"),
-        metrics=_metrics(header.metrics),
+        num_examples=num_examples,
+        metrics=metrics,
         payload=payload,
         codec=codec,
     )
@@ -380,7 +384,7 @@ def join_reply_from_wire(raw: bytes) -> m.JoinReply:
 
 def _payload(code: int, codec_digest: bytes) -> tuple[m.PayloadKind, Digest | None]:
     payload, codec = field.known(_PAYLOAD_OF, code, "kind of payload"), field.optional_digest(codec_digest, "a codec")
-    if (payload is m.PayloadKind.CODED) != (codec is not None):
+    if payload is not m.PayloadKind.MASKED and (payload is m.PayloadKind.CODED) != (codec is not None):
         raise MalformedMessageError(f"a {payload.value} payload {'with' if codec else 'without'} a codec")
     return payload, codec
 

@@ -6,6 +6,7 @@ from ..protos import federation_pb2 as pb
 from . import messages as m
 from . import wire_fields as field
 from .wire import KIND_OF, KINDS
+from .wire_sums import sum_view_from_pb, sum_view_to_pb
 
 
 def submission_to_wire(submission: m.Submission) -> bytes:
@@ -141,6 +142,7 @@ def _round_to_pb(view: m.RoundView) -> pb.RoundView:
         metrics=[pb.MetricValue(name=name, value=value) for name, value in view.metrics.items()],
         model_digest=field.digest_bytes(view.model),
         reason=field.said(view.reason),
+        sum=sum_view_to_pb(view.sum) if view.sum else None,
     )
 
 
@@ -175,4 +177,5 @@ def _round(view: pb.RoundView) -> m.RoundView:
         },
         model=field.optional_digest(view.model_digest, "a model"),
         reason=field.line(view.reason, "a reason"),
+        sum=sum_view_from_pb(view.sum) if view.HasField("sum") else None,
     )

@@ -1,6 +1,7 @@
-"""One field of a message at a time: what a number, a digest, a name or a line may be.
+"""One field of a message at a time: what a number, a digest, a name, a line or a task's name may be.
 
-``wire`` and ``wire_control`` compose these. Whatever a peer sends wrong becomes ``MalformedMessageError`` here.
+``wire``, ``wire_control`` and ``wire_sums`` compose these. Whatever a peer sends wrong becomes a
+``MalformedMessageError`` here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from ..protos import federation_pb2 as pb
 from . import messages as m
 from .errors import MalformedMessageError
 from .tensors import Digest
@@ -19,6 +21,7 @@ _P = TypeVar("_P", bound=Message)
 _K = TypeVar("_K")
 DIGEST_BYTES = 32
 _MAX_TEXT = 2_000
+_MAX_ROUND = 1 << 30
 
 
 def parse(kind: Callable[[], _P], raw: bytes) -> _P:
@@ -97,3 +100,15 @@ def known(table: dict[int, _K], code: int, what: str) -> _K:
     if code not in table:
         raise MalformedMessageError(f"an unknown {what} ({code}); the other side may be newer")
     return table[code]
+
+
+def ref_to_wire(ref: m.TaskRef) -> pb.TaskRef:
+    """A task's name."""
+    return pb.TaskRef(run=ref.run, round=ref.round, attempt=ref.attempt, plan_digest=bytes.fromhex(ref.plan))
+
+
+def ref_from_wire(ref: pb.TaskRef) -> m.TaskRef:
+    """A task's name, checked."""
+    this = bounded(ref.round, _MAX_ROUND, "a round", least=1)
+    attempt = bounded(ref.attempt, _MAX_ROUND, "an attempt", least=1)
+    return m.TaskRef(m.RunId(name(ref.run, "a run")), this, attempt, digest(ref.plan_digest, "a plan"))

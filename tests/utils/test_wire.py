@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 from fedveil.protos import federation_pb2 as pb
 from fedveil.utils import messages as m
-from fedveil.utils import wire
+from fedveil.utils import wire, wire_sums
 from fedveil.utils import wire_control as control
 from fedveil.utils.errors import MalformedMessageError
 from fedveil.utils.metrics import AUC_BINS, MetricKind, MetricSum, mean_of
+from fedveil.utils.secure_sum.terms import MAX_WEIGHT, Suite, SumTerms
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +46,17 @@ asked = st.one_of(
     st.just(m.AskedProtection()),
     st.builds(m.AskedProtection, positive, st.just(0.0) | positive),
 )
+bounds = st.lists(st.floats(min_value=0, exclude_min=True, allow_infinity=False), min_size=1, max_size=4).map(tuple)
+terms = st.builds(
+    lambda equal, weight, **fields: SumTerms(equal_weights=equal, max_weight=1 if equal else weight, **fields),
+    st.booleans(),
+    st.integers(1, MAX_WEIGHT),
+    suite=st.sampled_from(Suite),
+    bounds=bounds,
+    aggregator=st.just("") | names,
+    histogram=st.booleans(),
+)
+contents = st.binary(min_size=1, max_size=300)
 tasks = st.builds(
     lambda coded, **fields: m.Task(payload=coded[0], codec=coded[1], **fields),
     payloads,
@@ -58,13 +70,23 @@ tasks = st.builds(
     min_participants=st.integers(1, 10_000),
     cohort=st.lists(names, max_size=4).map(tuple),
     asked=asked,
+    sum=st.none() | terms,
 )
+masked = st.tuples(st.just(m.PayloadKind.MASKED), st.none() | digests)
 receipts = st.builds(m.Receipt, refs, digests, lengths)
 turns = st.builds(m.Turn, refs, grants, lengths, st.integers(1 << 10, m.MAX_PART_BYTES))
 openings = lengths.flatmap(
     lambda length: st.builds(
         m.Opening, st.just(length), st.integers(0, length), st.just("") | grants, st.none() | digests
     )
+)
+sums = st.builds(
+    m.SumView,
+    st.lists(names, max_size=3).map(tuple),
+    st.integers(0, 1 << 30),
+    st.integers(0, 1 << 30),
+    lengths,
+    digests,
 )
 rounds = st.builds(
     m.RoundView,
@@ -78,6 +100,7 @@ rounds = st.builds(
     metrics=st.dictionaries(metric_names, finite, max_size=3),
     model=st.none() | digests,
     reason=lines,
+    sum=st.none() | sums,
 )
 experiments = st.builds(
     m.ExperimentView,
@@ -107,7 +130,7 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
         wire.work_request_from_wire,
     ),
     "work_item": (
-        st.one_of(st.just(m.Idle()), st.builds(m.Withdrawal, refs, lines), tasks),
+        st.one_of(st.just(m.Idle()), st.builds(m.Withdrawal, refs, lines), tasks, st.builds(m.SumItem, refs, contents)),
         wire.work_item_to_wire,
         wire.work_item_from_wire,
     ),
@@ -125,13 +148,42 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
             lengths,
             st.integers(0, 1 << 40),
             metrics,
-        ),
+        )
+        | st.builds(lambda coded, *fields: m.UpdateHeader(*fields, 0, (), *coded), masked, refs, digests, lengths),
         wire.header_to_wire,
         wire.header_from_wire,
     ),
     "grant": (st.one_of(turns, st.builds(m.Wait, refs), receipts), wire.grant_to_wire, wire.grant_from_wire),
     "receipt": (receipts, wire.receipt_to_wire, wire.receipt_from_wire),
     "report": (st.builds(m.MetricsReport, refs, metrics), wire.report_to_wire, wire.report_from_wire),
+    "statement": (
+        st.builds(m.SumStatement, refs, contents),
+        wire_sums.statement_to_wire,
+        wire_sums.statement_from_wire,
+    ),
+    "sum_reply": (
+        st.builds(m.SumReply, st.binary(max_size=300)),
+        wire_sums.sum_reply_to_wire,
+        wire_sums.sum_reply_from_wire,
+    ),
+    "roster_request": (
+        st.just(m.RosterRequest()),
+        wire_sums.roster_request_to_wire,
+        wire_sums.roster_request_from_wire,
+    ),
+    "roster_reply": (
+        st.builds(
+            m.RosterReply,
+            names,
+            st.lists(
+                st.builds(m.RosterMember, names, lines, st.binary(min_size=32, max_size=32)),
+                max_size=3,
+                unique_by=lambda one: one.name,
+            ).map(tuple),
+        ),
+        wire_sums.roster_reply_to_wire,
+        wire_sums.roster_reply_from_wire,
+    ),
     "refusal": (st.builds(m.Refusal, refs, lines, lines), wire.refusal_to_wire, wire.refusal_from_wire),
     "heartbeat": (st.builds(m.Heartbeat, held), wire.heartbeat_to_wire, wire.heartbeat_from_wire),
     "acknowledgement": (
@@ -198,7 +250,7 @@ def refused(read: Callable[[bytes], object], raw: bytes) -> bool:
 
 
 def test_every_message_is_in_this_test():
-    readers = {name for room in (wire, control) for name in vars(room) if name.endswith("_from_wire")}
+    readers = {name for room in (wire, control, wire_sums) for name in vars(room) if name.endswith("_from_wire")}
     tested = {read.__name__ for _, _, read in MESSAGES.values()}
     assert readers - tested == {"ref_from_wire"}
 
@@ -328,7 +380,14 @@ def test_the_task_that_the_next_test_changes_is_whole():
         {"payload": pb.PAYLOAD_KIND_CODED},  # by which codec?
         {"payload": pb.PAYLOAD_KIND_CODED, "codec_digest": bytes(31)},
         {"payload": pb.PAYLOAD_KIND_PLAIN, "codec_digest": bytes(32)},
-        {"payload": pb.PAYLOAD_KIND_MASKED},  # of tomorrow
+        {"payload": pb.PAYLOAD_KIND_MASKED},  # what under the masks?
+        {"sum": pb.SumTerms()},  # no suite
+        {"sum": pb.SumTerms(suite="rot13", bounds=[1.0], max_weight=1)},
+        {"sum": pb.SumTerms(suite="x25519", bounds=[], max_weight=1)},
+        {"sum": pb.SumTerms(suite="x25519", bounds=[math.nan], max_weight=1)},
+        {"sum": pb.SumTerms(suite="x25519", bounds=[1.0], max_weight=0)},
+        {"sum": pb.SumTerms(suite="x25519", bounds=[1.0], max_weight=2, equal_weights=True)},
+        {"sum": pb.SumTerms(suite="x25519", bounds=[1.0], max_weight=1, aggregator="../a")},
         {"payload": 99},
         {"asked_max_norm": -1.0},
         {"asked_max_norm": math.nan},
@@ -365,6 +424,29 @@ def test_the_task_that_the_next_test_changes_is_whole():
 )
 def test_a_task_that_says_what_cannot_be_is_refused(changes: dict[str, object]):
     assert refused(wire.work_item_from_wire, _task(**changes))
+
+
+@pytest.mark.parametrize("clear", [{"num_examples": 1}, {"metrics": [pb.Metric(name="loss", kind=1, values=[1.0])]}])
+def test_a_masked_update_says_nothing_in_clear(clear: dict[str, object]):
+    fields = {"ref": wire.ref_to_wire(REF), "layout_digest": bytes(32), "payload": pb.PAYLOAD_KIND_MASKED, "length": 8}
+    assert wire.header_from_wire(pb.UpdateHeader(**fields).SerializeToString()).num_examples == 0
+    assert refused(wire.header_from_wire, pb.UpdateHeader(**(fields | clear)).SerializeToString())
+
+
+@pytest.mark.parametrize("size", [0, m.MAX_PART_BYTES + 1])
+def test_a_statement_is_neither_empty_nor_longer_than_a_call(size: int):
+    raw = wire_sums.statement_to_wire(m.SumStatement(REF, bytes(size)))
+    assert refused(wire_sums.statement_from_wire, raw)
+    item = wire.work_item_to_wire(m.SumItem(REF, bytes(size)))
+    assert refused(wire.work_item_from_wire, item)
+
+
+@pytest.mark.parametrize("size", [31, 33])
+def test_a_roster_with_a_key_that_is_none_or_a_name_twice_is_refused(size: int):
+    member = m.RosterMember(m.EnvoyName("site-a"), "A", bytes(32))
+    wrong = m.RosterReply("lungs", (m.RosterMember(m.EnvoyName("site-a"), "A", bytes(size)),))
+    for reply in (wrong, m.RosterReply("lungs", (member, member))):
+        assert refused(wire_sums.roster_reply_from_wire, wire_sums.roster_reply_to_wire(reply))
 
 
 def test_a_task_whose_time_is_over_has_no_seconds_left():
