@@ -23,6 +23,7 @@ from ..utils.logs import log_to_stderr
 from ..utils.messages import EnvoyName
 from .plan_commands import plan
 from .records import describe
+from .roster_commands import roster
 from .splits import GivenSplits, SplitRule
 
 DEFAULT_FOLDER = Path("fedveil-envoy")
@@ -37,6 +38,7 @@ app = typer.Typer(
 data = typer.Typer(help="Add, list and check this site's datasets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(plan, name="plan")
+app.add_typer(roster, name="roster")
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder.", envvar="FEDVEIL_ENVOY")]
 

@@ -9,7 +9,7 @@ import grpc
 
 from .. import __version__
 from ..utils import messages as m
-from ..utils import transport, wire
+from ..utils import transport, wire, wire_sums
 from ..utils.join_file import JoinFile
 
 SOFTWARE = f"fedveil {__version__}"
@@ -45,6 +45,9 @@ class DirectorClient:
         )
         self._join: Callable[..., m.JoinReply] = call(
             _path("Join"), wire.join_request_to_wire, wire.join_reply_from_wire
+        )
+        self._fetch_roster: Callable[..., m.RosterReply] = call(
+            _path("FetchRoster"), wire_sums.roster_request_to_wire, wire_sums.roster_reply_from_wire
         )
         stream = self._channel.unary_stream
         self._work = stream(_path("Work"), wire.work_request_to_wire, wire.work_item_from_wire)
@@ -88,6 +91,10 @@ class DirectorClient:
     def beat(self, heartbeat: m.Heartbeat) -> None:
         """Say that one is there."""
         _answered(self._beat, heartbeat, _CALL_SECONDS)
+
+    def roster(self) -> m.RosterReply:
+        """Who is in the federation, by the director's word alone."""
+        return _answered(self._fetch_roster, m.RosterRequest(), _CALL_SECONDS)
 
     def close(self) -> None:
         """End all calls and the connection."""

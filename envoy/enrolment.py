@@ -7,8 +7,8 @@ The keys are on disk before the director is asked, so that a join whose answer w
 request, which alone the director answers again. Each file is one, so that key and certificate change together. The
 call itself is ``client``'s; this module only prepares it and checks its answer.
 
-Renewal replaces ``credentials.json`` as a whole (a new leaf and key, or a new identity); a roster that the site
-accepted will be a file beside it.
+Renewal replaces ``credentials.json`` as a whole (a new leaf and key, or a new identity); the roster that the site
+accepted is a file beside it (``accepted_roster``).
 """
 
 from __future__ import annotations
@@ -90,6 +90,11 @@ class Credentials:
     def expires_at(self) -> float:
         """The last second a connection can be opened, in seconds since 1970."""
         return expires_at(read_chain(self.chain, "the certificate")[0])
+
+    @property
+    def public_identity(self) -> bytes:
+        """The public half of the identity key, 32 bytes, as rosters hold it."""
+        return public_bytes(read_identity_key(self.identity_key, "the identity key").public_key())
 
 
 def prepare_join(folder: Path, join: JoinFile) -> tuple[JoinRequest, JoinKeys]:

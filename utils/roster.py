@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from .errors import IdentityError, MalformedMessageError
 from .identity import check_name
-from .messages import EnvoyName
+from .messages import EnvoyName, RosterReply
 from .tensors import Digest, canonical_json, digest_of
 
 KEY_BYTES = 32
@@ -152,6 +152,16 @@ class Roster:
         if roster.to_json() != raw:
             raise MalformedMessageError("a roster whose bytes are not in the one order that its digest is taken over")
         return roster
+
+
+def roster_of(reply: RosterReply) -> Roster:
+    """The roster that a director says it has; nobody has accepted it.
+
+    Raises:
+        IdentityError: its entries make no roster.
+    """
+    entries = (RosterEntry(one.name, one.organization, one.identity_key) for one in reply.members)
+    return Roster(reply.federation, tuple(entries))
 
 
 def check_identity_key(name: str, key: bytes) -> bytes:
