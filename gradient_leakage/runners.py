@@ -76,10 +76,9 @@ class InProcesses:
                 "start again with fewer workers; what had ended is kept"
             ) from error
         finally:
-            pool.shutdown(wait=all_ended, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - others:
+            for child in set() if all_ended else set(multiprocessing.active_children()) - others:
                 child.terminate()  # what it was at is made again; nobody waits a minute for it
-                child.join()
+            pool.shutdown()  # its own thread joins the children: joined here too, they would be reaped under its hands
 
 
 def begin_worker() -> None:
