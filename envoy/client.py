@@ -49,6 +49,9 @@ class DirectorClient:
         self._fetch_roster: Callable[..., m.RosterReply] = call(
             _path("FetchRoster"), wire_sums.roster_request_to_wire, wire_sums.roster_reply_from_wire
         )
+        self._tell_sum: Callable[..., m.SumReply] = call(
+            _path("TellSum"), wire_sums.statement_to_wire, wire_sums.sum_reply_from_wire
+        )
         stream = self._channel.unary_stream
         self._work = stream(_path("Work"), wire.work_request_to_wire, wire.work_item_from_wire)
         self._download = stream(_path("Download"), wire.download_to_wire, wire.part_from_wire)
@@ -83,6 +86,10 @@ class DirectorClient:
     def report(self, report: m.MetricsReport) -> m.Receipt:
         """Answer an evaluation."""
         return _answered(self._report, report, _CALL_SECONDS)
+
+    def tell_sum(self, statement: m.SumStatement) -> m.SumReply:
+        """Say one thing in a secure sum."""
+        return _answered(self._tell_sum, statement, _CALL_SECONDS)
 
     def decline(self, refusal: m.Refusal) -> None:
         """Say that there will be no answer."""

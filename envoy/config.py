@@ -1,7 +1,7 @@
 """The envoy's settings: ``envoy.toml``, beside its credentials and data in the envoy's folder.
 
 Everything has a default but the table ``[protection]``: without it a site declines every task. ``envoy join`` writes a
-first one, which the site then makes its own.
+first one, which the site then makes its own. Without ``[secure_aggregation]`` nothing leaves but under masks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..utils.addresses import Address
 from ..utils.config import load_toml
 from ..utils.errors import ConfigError, StorageError
 from ..utils.logs import LogLevel
-from .policy import ProtectionPolicy
+from .policy import REQUIRED_SUMS, ProtectionPolicy, SecureAggregationPolicy
 
 CONFIG_FILE = "envoy.toml"
 DEFAULT_CONFIG = """\
@@ -33,6 +33,18 @@ DEFAULT_CONFIG = """\
 [protection]
 chain = ["check", "encode"]
 metrics = ["*"]
+
+# Updates, weights and metrics leave under masks that only cancel in a sum over several sites; a task that asks for
+# them in the clear is declined (rule = "allowed" would do it). The floors are this site's own, whatever the director
+# says: a sum needs so many organizations, and stays safe while fewer than `colluding` + 1 of them work with the
+# director and at least `honest` are honest. Who the sites are is said by the roster: `envoy roster accept`.
+[secure_aggregation]
+rule = "required"
+min_organizations = 3          # 3 is the least
+colluding = 1
+honest = 2
+suites = ["mlkem768-x25519"]   # add "x25519" where the others have no ML-KEM
+max_differing_sums = 10        # a run: sums whose sites differ by fewer than colluding + honest organizations
 """
 _MAX_THREADS = 1024
 
@@ -81,6 +93,7 @@ class EnvoyConfig:
     log_level: LogLevel = LogLevel.INFO
     training: TrainingSettings = TrainingSettings()
     protection: ProtectionPolicy | None = None  # none: nothing leaves
+    secure_aggregation: SecureAggregationPolicy = REQUIRED_SUMS
 
     def __post_init__(self) -> None:
         for text in self.addresses:

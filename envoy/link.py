@@ -39,6 +39,10 @@ class Link(Protocol):
         """Answer an evaluation."""
         ...
 
+    def tell_sum(self, statement: m.SumStatement) -> m.SumReply:
+        """Say one thing in a secure sum; the reply may hold the next item at once."""
+        ...
+
     def decline(self, refusal: m.Refusal) -> None:
         """Say that there will be no answer."""
         ...

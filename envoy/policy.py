@@ -1,6 +1,7 @@
-"""What a site insists on before anything leaves it: the table ``[protection]`` of ``envoy.toml``.
+"""What a site insists on before anything leaves it: the tables ``[protection]`` and ``[secure_aggregation]``.
 
-Pure: settings, and how what a task asks for is added to them. What a policy says is done by ``protection``.
+Pure: settings of ``envoy.toml``, and how what a task asks for is added to them. What a policy says is done by
+``protection`` and ``summing``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from ..utils.errors import ConfigError
 from ..utils.messages import AskedProtection, PayloadKind, Task
 from ..utils.metrics import MetricSum
+from ..utils.secure_sum.terms import Suite
 from ..utils.tensors import Digest
 
 _EVERY = "*"
@@ -151,6 +153,53 @@ class Measures:
         return ", ".join(step.value + added.get(step, "") for step in self.steps)
 
 
+class SumRule(Enum):
+    """Whether anything leaves but inside a secure sum."""
+
+    REQUIRED = "required"  # nothing does
+    ALLOWED = "allowed"  # what a task asks for in the clear leaves in the clear
+
+
+@dataclass(frozen=True, slots=True)
+class SecureAggregationPolicy:
+    """The table ``[secure_aggregation]``: this site's floors, which no director can lower.
+
+    Raises:
+        ConfigError: a floor is out of range; the message names it.
+    """
+
+    rule: SumRule = SumRule.REQUIRED
+    min_organizations: int = 3  # in the cohort, and among those whose answers are summed
+    colluding: int = 1  # organizations that may work together with the director
+    honest: int = 2  # honest organizations that a sum must hold, this one among them
+    suites: tuple[Suite, ...] = (Suite.MLKEM768_X25519,)
+    max_differing_sums: int = 10  # a run: sums over nearly the same sites
+
+    @property
+    def floors(self) -> object:
+        """What ``utils.secure_sum`` holds each step of a sum against."""
+        from ..utils.secure_sum.rules import SumFloors
+
+        return SumFloors(self.min_organizations, self.colluding, self.honest, self.suites, self.max_differing_sums)
+
+    def check(self, task: Task) -> None:
+        """May this task be done here, as far as sums are concerned?
+
+        Raises:
+            ConfigError: it asks for an answer in the clear, or for a suite, which this site does not give.
+        """
+        if task.sum is None:
+            if self.rule is SumRule.REQUIRED:
+                raise ConfigError(
+                    f"{task.ref} asks for an answer in the clear; this site takes part in secure sums alone"
+                    ' (experiment.toml: secure_aggregation = "required")'
+                )
+            return
+        if task.sum.suite not in self.suites:
+            known = ", ".join(suite.value for suite in self.suites)
+            raise ConfigError(f"{task.ref} seals with {task.sum.suite.value}; this site takes {known}")
+
+
 def _stricter(policy: ProtectionPolicy, asked: AskedProtection) -> tuple[float | None, float]:
     if asked.max_norm is not None:
         _check_norm(asked.max_norm, "the task's max_norm")
@@ -186,3 +235,5 @@ def _check_pair(key: str, step: Step, *, is_given: bool, chain: tuple[Step, ...]
 
 OPEN_POLICY = ProtectionPolicy((Step.CHECK, Step.ENCODE), metrics=(_EVERY,))
 """What ``envoy join`` writes and what simulations use: form is checked, and nobody is protected by it."""
+REQUIRED_SUMS = SecureAggregationPolicy()
+"""Of a site whose ``envoy.toml`` says nothing of it."""

@@ -28,6 +28,7 @@ from .edge import Edge
 from .fetching import Fetcher
 from .journal import DATABASE_FILE, FinishedWork, Journal
 from .link import Link
+from .mailbox import Mailbox
 from .orders import WorkOrder, WorkResult
 from .patience import Patience
 from .payload import Payloads
@@ -48,6 +49,12 @@ class _Commission:
 
     task: m.Task
     withdrawn: threading.Event = field(default_factory=threading.Event)
+    mailbox: Mailbox = field(default_factory=Mailbox)  # of its secure sum
+
+    def withdraw(self) -> None:
+        """Nobody waits for it any more."""
+        self.withdrawn.set()
+        self.mailbox.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +125,7 @@ class Session:
         self._ended.set()
         with self._lock:
             for commission in self._commissions.values():
-                commission.withdrawn.set()
+                commission.withdraw()
         self._tasks.put(None)
         self._link.close()
 
@@ -174,6 +181,8 @@ class Session:
                     return item.ref not in self._commissions
                 case m.Withdrawal(ref):
                     return ref in self._commissions and not self._commissions[ref].withdrawn.is_set()
+                case m.SumItem(ref, content):
+                    return ref in self._commissions and self._commissions[ref].mailbox.is_news(content)
                 case m.Idle():
                     return True
 
@@ -196,7 +205,12 @@ class Session:
                     held = self._commissions.get(ref)
                 if held is not None:
                     _LOG.info("withdrawn task=%s reason=%s", ref, reason)
-                    held.withdrawn.set()
+                    held.withdraw()
+            case m.SumItem(ref, content):
+                with self._lock:
+                    held = self._commissions.get(ref)
+                if held is not None:
+                    held.mailbox.put(content)
             case m.Idle():
                 pass
 

@@ -243,6 +243,9 @@ class _InMemoryLink:
     def report(self, report: m.MetricsReport) -> m.Receipt:
         return self._coordinator.report(self._name, report)
 
+    def tell_sum(self, statement: m.SumStatement) -> m.SumReply:
+        return self._coordinator.tell_sum(self._name, statement)
+
     def decline(self, refusal: m.Refusal) -> None:
         self._coordinator.decline(self._name, refusal)
 
