@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..utils.data_spec import DataKind, DataSpec
 from ..utils.errors import DatasetError, StorageError
@@ -193,7 +194,14 @@ def load(record: DatasetRecord | None, index: DatasetIndex | None, spec: DataSpe
             f"added; run `envoy data check {record.name}` at the site, and add it again"
         )
     labels = np.array([class_of[example.label] for example in examples], np.int64)
-    return LoadedDataset(features, labels, np.array([example.split for example in examples], np.uint8))
+    split = np.array([example.split for example in examples], np.uint8)
+    return LoadedDataset(features, labels, split, _patients(examples))
+
+
+def _patients(examples: Sequence[Example]) -> NDArray[np.int64] | None:
+    """The patient of each example; None where one is not known."""
+    known = [example.patient for example in examples if example.patient is not None]
+    return np.array(known, np.int64) if len(known) == len(examples) else None
 
 
 def _features(

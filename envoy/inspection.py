@@ -53,9 +53,10 @@ def inspect(name: str, path: Path, options: DataOptions, now: float) -> Inspecti
         reasons = f": {len(quarantined)} in quarantine, the first for: {quarantined[0].reason}" if quarantined else ""
         raise DatasetError(f"dataset {name} is empty, no image or row under {path} can be used{reasons}")
     splits = assign(name, [(example.patient or example.digest, example.split) for example, _ in placed], options.rule)
+    numbers: dict[str | None, int] = {}
     index = DatasetIndex(
         tuple(
-            Example(example.id, label, split, example.size, example.digest)
+            Example(example.id, label, split, example.size, example.digest, _number(example.patient, numbers))
             for (example, label), split in zip(placed, splits, strict=True)
         ),
         quarantined,
@@ -130,6 +131,11 @@ def _scan(path: Path, format_: DatasetFormat, options: DataOptions, *, decodes: 
     if format_ is DatasetFormat.NPZ:
         return npz.scan(path, options)
     return image_folder.scan(path, options, decodes=decodes)
+
+
+def _number(patient: str | None, numbers: dict[str | None, int]) -> int | None:
+    """The patient's number in the order in which they are met: the index needs no name to tell patients apart."""
+    return None if patient is None else numbers.setdefault(patient, len(numbers))
 
 
 def _fold(example: Found) -> str:

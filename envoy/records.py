@@ -100,6 +100,7 @@ class Example:
     split: Split
     size: int  # bytes
     digest: Digest  # of its content: file bytes, pixels, or the feature values of a row
+    patient: int | None = field(default=None, repr=False)  # number within the dataset; None: the site names no patients
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +147,20 @@ class DatasetIndex:
         """SHA-256 of the canonical bytes."""
         return digest_of(self.to_json())
 
+    def num_patients(self, split: Split) -> int | None:
+        """Patients with an example in this split; None where they are not known. It stays at the site."""
+        patients = {example.patient for example in self.examples if example.split is split}
+        return None if None in patients else len(patients)
+
     def to_json(self) -> bytes:
         """Canonical JSON lines: a header, the examples, what is in quarantine."""
         lines: list[object] = [
             {"schema": _INDEX_SCHEMA, "examples": len(self.examples), "quarantined": len(self.quarantined)}
         ]
-        lines += ([e.id, e.size, e.digest, e.label, e.split.word] for e in self.examples)
+        lines += (
+            [e.id, e.size, e.digest, e.label, e.split.word, *([] if e.patient is None else [e.patient])]
+            for e in self.examples
+        )
         lines += ([q.id, q.reason] for q in self.quarantined)
         return b"".join(canonical_json(line) + b"\n" for line in lines)
 
@@ -167,8 +176,8 @@ class DatasetIndex:
             count = header["examples"]
             _expect(_INDEX_SCHEMA, header["schema"], is_whole=len(lines) == count + header["quarantined"])
             examples = tuple(
-                Example(str(id_), int(label), Split[word.upper()], int(size), Digest(digest))
-                for id_, size, digest, label, word in lines[:count]
+                Example(str(id_), int(label), Split[word.upper()], int(size), Digest(digest), *map(int, patient))
+                for id_, size, digest, label, word, *patient in lines[:count]
             )
             return cls(examples, tuple(Quarantined(str(id_), str(reason)) for id_, reason in lines[count:]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -307,10 +316,13 @@ class LoadedDataset:
     features: NDArray[np.uint8] | NDArray[np.float32]  # (N, channels, height, width), or (N, columns) float32
     labels: NDArray[np.int64]  # (N,), index into the plan's classes
     split: NDArray[np.uint8]  # (N,), the codes of ``Split``
+    patients: NDArray[np.int64] | None = None  # (N,), numbers within the dataset; None where they are not known
 
     def __post_init__(self) -> None:
         if not len(self.features) == len(self.labels) == len(self.split):
             raise ValueError("one label and one split for each example")
+        if self.patients is not None and len(self.patients) != len(self.labels):
+            raise ValueError("one patient for each example, or none at all")
 
     def __len__(self) -> int:
         return len(self.labels)

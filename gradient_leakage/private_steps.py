@@ -10,6 +10,8 @@ the caller's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,10 +50,22 @@ def private_payload(
             the site may be told.
         LayoutMismatchError: the codec is of another layout.
     """
+    return _noised(clipped_sum(per_patient, codec, mechanism.max_norm), mechanism, rng)
+
+
+def clipped_sum(per_patient: NDArray[np.float32], codec: Codec | None, max_norm: float) -> NDArray[np.float64]:
+    """Of the patients' payloads, each within ``max_norm`` by itself; shapes and errors as ``private_payload``.
+
+    It is not private: nothing of it may be released without noise.
+    """
     payloads = per_patient if codec is None else codec.encode_rows(per_patient)
     total = np.zeros(payloads.shape[1])
     for payload in payloads:
-        total += np.multiply(payload, factor_to(mechanism.max_norm, payload), dtype=np.float64)
+        total += np.multiply(payload, factor_to(max_norm, payload), dtype=np.float64)
+    return total
+
+
+def _noised(total: NDArray[np.float64], mechanism: GaussianMechanism, rng: NoiseSource) -> NDArray[np.float64]:
     if mechanism.noise_multiplier:
         total += rng.standard_normal(total.size) * mechanism.noise_std
     return total
@@ -77,7 +91,34 @@ def private_gradient(
         ConfigError: an expected number that is not above 0.
         NonFiniteUpdateError, LayoutMismatchError: as ``private_payload``.
     """
+    return noised_mean([per_patient], per_patient.shape[1], codec, mechanism, rng, expected_patients)
+
+
+def noised_mean(
+    parts: Iterable[NDArray[np.float32]],
+    size: int,
+    codec: Codec | None,
+    mechanism: GaussianMechanism,
+    rng: NoiseSource,
+    expected_patients: float,
+) -> Vector:
+    """``private_gradient`` of patients who come in parts, so that not all gradients are in memory; (size,).
+
+    Args:
+        parts: (some patients, size) each; perhaps none. A patient is in one part alone.
+        size: numbers of a gradient.
+        codec: as ``private_payload``.
+        mechanism: as ``private_payload``.
+        rng: as ``private_payload``; asked once, after the last part.
+        expected_patients: as ``private_gradient``.
+
+    Raises:
+        ConfigError, NonFiniteUpdateError, LayoutMismatchError: as ``private_gradient``.
+    """
     if not 0 < expected_patients < float("inf"):
         raise ConfigError(f"expected_patients is {expected_patients:g}, expected a number above 0")
-    mean = (private_payload(per_patient, codec, mechanism, rng) / expected_patients).astype(np.float32)
+    total = np.zeros(size if codec is None else codec.size)
+    for part in parts:
+        total += clipped_sum(part, codec, mechanism.max_norm)
+    mean = (_noised(total, mechanism, rng) / expected_patients).astype(np.float32)
     return mean if codec is None else codec.decode(mean)
