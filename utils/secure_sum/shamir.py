@@ -1,8 +1,8 @@
 """A secret of 32 bytes, shared so that any ``threshold`` of the shares give it back and fewer say nothing.
 
-Source: Shamir 1979, "How to share a secret", in the field of p = 2^256 + 297, the least prime above 2^256, so that every
-32 bytes are a field element. A share is the value of a random polynomial of degree ``threshold - 1`` at x = 1, 2, ...;
-the secret is its value at 0.
+Source: Shamir 1979, "How to share a secret", in the field of p = 2^256 + 297, the least prime above 2^256, so that
+every 32 bytes are a field element. A share is the value of a random polynomial of degree ``threshold - 1`` at x = 1,
+2, ...; the secret is its value at 0.
 
 Nothing here says whether a share is the one that was dealt: a wrong one gives a wrong secret. The protocol commits to
 each share beforehand and compares. Python's integers take time that depends on their values; what this could tell, it
@@ -60,7 +60,7 @@ def split(secret: bytes, threshold: int, count: int, random: Callable[[int], byt
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """The secret, from the ``threshold`` shares of the lowest x.
 
-    Coefficients of the last few sets of x are kept: the second secret of the same senders costs a fraction of the first.
+    Coefficients of the last few sets of x are kept: the second secret of the same senders costs a fraction.
 
     Args:
         shares: by x, which is 1 for the first of ``split``.
