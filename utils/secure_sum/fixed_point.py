@@ -140,13 +140,22 @@ class FixedPoint:
             MalformedMessageError: a weight that sites which keep to the terms cannot have together.
             ValueError: arrays that do not fit.
         """
-        if total.shape != (self.size,) or total.dtype != np.uint32 or out.shape != total.shape:
-            raise ValueError(f"{total.dtype} {total.shape} into {out.shape}: expected uint32 ({self.size},)")
+        if total.shape != (self.size,):
+            raise ValueError(f"a sum of shape {total.shape}, expected ({self.size},)")
+        self.decode_part(total, 0, total_weight, out)
+
+    def decode_part(self, total: NDArray[np.uint32], start: int, total_weight: int, out: Vector) -> None:
+        """``decode`` for the numbers ``[start, start + total.size)`` alone; raises the same."""
+        if total.shape != out.shape or total.ndim != 1 or total.dtype != np.uint32 or out.dtype != np.float32:
+            raise ValueError(f"{total.dtype} {total.shape} into {out.dtype} {out.shape}: expected rows of one length")
+        if not 0 <= start <= start + total.size <= self.size:
+            raise ValueError(f"[{start}, {start + total.size}) of {self.size}")
         self._require_weight(total_weight)
         signed = total.view(np.int32)
-        for begin, end, bound in self._blocks(0, self.size):
+        for begin, end, bound in self._blocks(start, start + total.size):
             factor = bound / LEVELS * (self.max_total / total_weight)
-            np.multiply(signed[begin:end], factor, out=out[begin:end], dtype=np.float64, casting="same_kind")
+            here = slice(begin - start, end - start)
+            np.multiply(signed[here], factor, out=out[here], dtype=np.float64, casting="same_kind")
 
     def peaks(self, total: NDArray[np.uint32], total_weight: int) -> tuple[float, ...]:
         """The largest magnitude of the weighted mean in each tensor, as a share of its bound; 0 for an empty tensor.
