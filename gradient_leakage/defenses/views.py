@@ -13,6 +13,7 @@ turned into weights and the size of a noise:
 | clip | a factor that nobody knows, where the update may have been longer than the bound |
 | clip and noise | that factor, and noise |
 | quantisation | noise of a step over the root of 6 (stochastic rounding, mean over all places in a step) |
+| one scalar as a mask | the mean is taken away on both sides, and the mask with it |
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from .gaussian import GaussianMechanism
 from .outpost import Outpost
 from .partial import PartialNoise
 from .quantise import Quantise
+from .scalar_mask import ScalarMask
 from .sketch import Sketch
 from .soteria import Soteria
 from .top_k import TopK, kept
@@ -138,8 +140,18 @@ def _(step: Outpost, view: View, later: Sequence[Defense]) -> View:
 
 
 @_after.register
+def _(_step: ScalarMask, view: View, _later: Sequence[Defense]) -> View:
+    # One direction of the update, the mean, is lost with the mask; all others are as they were.
+    return replace(view, observed=_centred(view.observed), project=_through(view.project, _centred))
+
+
+@_after.register
 def _(step: PartialNoise, view: View, later: Sequence[Defense]) -> View:
     return _weighted(view, _signal_share(step, view.observed)) if _is_shown(later) else view
+
+
+def _centred(update: Tensor) -> Tensor:
+    return update - update.mean()
 
 
 def _is_shown(later: Sequence[Defense]) -> bool:
