@@ -50,37 +50,40 @@ class Dispatch:
         self._state_folder, self._complain = state_folder, complain
 
     def send(self, task: m.Task, done: FinishedWork, withdrawn: threading.Event, patience: Patience) -> None:
-        """Until there is a receipt.
+        """Until there is a receipt. What is under a sum's masks never comes this way.
 
         Raises:
-            ProtocolError: nobody waits for it any more.
+            ProtocolError: nobody waits for it any more, or it is part of a secure sum.
             DigestMismatchError: the director holds another update of this envoy.
             FederationError: what the director refuses.
         """
+        if done.is_summed:
+            raise ProtocolError(f"the answer to {done.ref} was made for a secure sum; it does not leave in the clear")
         if done.digest is None:
             patience.insist(partial(self._report, m.MetricsReport(task.ref, done.result.metrics)))
         else:
             try:
-                receipt = patience.insist(lambda: self._upload(task, done, withdrawn))
+                receipt = patience.insist(lambda: self._send(task, done, withdrawn))
             except DigestMismatchError:  # the director had the beginning of an earlier training; it starts anew
-                receipt = patience.insist(lambda: self._upload(task, done, withdrawn))
+                receipt = patience.insist(lambda: self._send(task, done, withdrawn))
             if receipt.digest != done.digest:
                 raise DigestMismatchError(f"the director holds another update of {self._name} for {task.ref}")
-        self._keep_receipt(done)
+        self.keep_receipt(done)
 
     def settle(self, task: m.Task, patience: Patience, may_leave: Callable[[FinishedWork], bool]) -> None:
         """Ask again for receipts of the run that were lost on their way: what counted has its local state in force."""
         for done in self._journal.unreceived(task.ref.run):
-            if done.ref == task.ref or done.digest is None or not may_leave(done):
+            told = done.masked_digest if done.is_summed else done.digest
+            if done.ref == task.ref or told is None or not may_leave(done):
                 continue
             with contextlib.suppress(ProtocolError):  # its round closed without it
                 answer = patience.insist(partial(self._request_upload, header_of(done, task.layout)))
-                if isinstance(answer, m.Receipt) and answer.digest == done.digest:
-                    self._keep_receipt(done)
+                if isinstance(answer, m.Receipt) and answer.digest == told:
+                    self.keep_receipt(done)
 
     def is_known(self, done: FinishedWork, task: m.Task, patience: Patience) -> bool:
         """Has the director still what it gave a receipt for? One that lost it, in a restored backup, asks again."""
-        if not done.is_received:
+        if not done.is_received or done.is_summed:
             return False
         answer = patience.insist(partial(self._request_upload, header_of(done, task.layout)))
         return isinstance(answer, m.Receipt) and answer.digest == done.digest
@@ -92,22 +95,55 @@ class Dispatch:
         except FederationError as refused:
             _LOG.info("the director no longer waits for task=%s: %s", refusal.ref, refused)
 
-    def _keep_receipt(self, done: FinishedWork) -> None:
+    def tell_sum(self, statement: m.SumStatement, patience: Patience) -> bytes:
+        """Say one thing in a secure sum, until it is heard; gives what the director answers with.
+
+        Raises:
+            ProtocolError: nobody waits for it any more, or the director refuses it.
+        """
+
+        def told() -> m.SumReply:
+            with self._asking():
+                return self._link.tell_sum(statement)
+
+        return patience.insist(told).content
+
+    def upload_masked(
+        self,
+        header: m.UpdateHeader,
+        parts: Callable[[m.Turn], Iterator[m.Part]],
+        withdrawn: threading.Event,
+        patience: Patience,
+    ) -> m.Receipt:
+        """Send masked words, until the director has all of them; ``parts`` makes them anew for each try.
+
+        Raises:
+            ProtocolError: nobody waits for them any more.
+            FederationError: what the director refuses.
+        """
+        return patience.insist(lambda: self._upload(header, parts, withdrawn))
+
+    def keep_receipt(self, done: FinishedWork) -> None:
+        """The answer counts: what was trained beside it is in force at this site, and nobody asks again."""
         if not done.is_withheld:  # its update counted for nothing, so the local state before it stays in force
-            adopt_state(self._state_folder, done.ref)  # first: with the receipt in the journal, nobody asks again
+            adopt_state(self._state_folder, done.trained_ref)  # first: with the receipt in the journal, nobody asks
         self._journal.receive(done.ref)
 
-    def _upload(self, task: m.Task, done: FinishedWork, withdrawn: threading.Event) -> m.Receipt:
-        header = header_of(done, task.layout)
+    def _send(self, task: m.Task, done: FinishedWork, withdrawn: threading.Event) -> m.Receipt:
+        return self._upload(header_of(done, task.layout), lambda turn: self._parts(turn, done, withdrawn), withdrawn)
+
+    def _upload(
+        self, header: m.UpdateHeader, parts: Callable[[m.Turn], Iterator[m.Part]], withdrawn: threading.Event
+    ) -> m.Receipt:
         grant = self._request_upload(header)
         while isinstance(grant, m.Wait):
             if withdrawn.is_set():
-                raise ProtocolError(f"{task.ref} was withdrawn")
+                raise ProtocolError(f"{header.ref} was withdrawn")
             grant = self._request_upload(header)
         if isinstance(grant, m.Receipt):
             return grant
         with self._asking():
-            return self._link.upload(self._parts(grant, done, withdrawn))
+            return self._link.upload(parts(grant))
 
     def _parts(self, turn: m.Turn, done: FinishedWork, withdrawn: threading.Event) -> Iterator[m.Part]:
         if done.digest is None or turn.offset > done.length:
@@ -139,7 +175,9 @@ class Dispatch:
 
 
 def header_of(done: FinishedWork, layout: Digest) -> m.UpdateHeader:
-    """What is said of an update before its bytes."""
+    """What is said of an update before its bytes; of one in a secure sum neither examples nor metrics."""
+    if done.is_summed:
+        return masked_header(done, layout, done.masked_length)
     return m.UpdateHeader(
         ref=done.ref,
         layout=layout,
@@ -147,5 +185,18 @@ def header_of(done: FinishedWork, layout: Digest) -> m.UpdateHeader:
         num_examples=done.result.num_examples,
         metrics=done.result.metrics,
         payload=done.kind,
+        codec=done.codec,
+    )
+
+
+def masked_header(done: FinishedWork, layout: Digest, num_bytes: int) -> m.UpdateHeader:
+    """What is said of masked words before they leave: how many, and nothing of what is under the masks."""
+    return m.UpdateHeader(
+        ref=done.ref,
+        layout=layout,
+        length=num_bytes,
+        num_examples=0,
+        metrics=(),
+        payload=m.PayloadKind.MASKED,
         codec=done.codec,
     )

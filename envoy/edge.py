@@ -8,13 +8,14 @@ and is never made twice.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..gradient_leakage.defenses.noise import NoiseSource, SystemNoise
 from ..gradient_leakage.vae.codec import Codec, round_seed
 from ..utils import messages as m
 from ..utils.errors import ConfigError, DigestMismatchError, LengthMismatchError, ProtocolError, StorageError
+from ..utils.metrics import MetricSum
 from ..utils.plan_bundle import Bundle
 from . import residual
 from .journal import FinishedWork, Journal
@@ -73,12 +74,22 @@ class Edge:
         return policy.with_asked(task) if task.kind is m.TaskKind.TRAIN else Measures((), None, 0.0)
 
     def finished(self, task: m.Task, measures: Measures) -> FinishedWork | None:
-        """The answer that was made ready for a task, if it passed what has to be passed now."""
+        """The answer that was made ready for a task, if it passed what has to be passed now.
+
+        A secure sum that is tried again sums the very same update: that of the earlier attempt is taken over.
+        """
+        is_summed = task.sum is not None
         done = self._journal.finished(task.ref)
-        if done is None or not self.may_leave(done):
+        if done is None and is_summed:
+            done = self._journal.finished_before(task.ref, task.model)
+        if done is None or done.is_summed is not is_summed or not self.may_leave(done):
             return None
         is_right = done.digest is None or done.chain == measures.words(task.codec)
-        return done if is_right else None
+        if not is_right or (is_summed and (done.digest is None) is (task.kind is m.TaskKind.TRAIN)):
+            return None
+        if done.ref == task.ref:
+            return done
+        return self._journal.take_over(done, task.ref) if self.is_intact(done) else None
 
     def may_leave(self, done: FinishedWork) -> bool:
         """Does the policy still let an earlier answer's metrics out? The site may have changed it meanwhile."""
@@ -146,27 +157,37 @@ class Edge:
         )
         if out.residual is not None:
             residual.leave_residual(self._state_folder, task.ref, out.residual)
+        metrics = out.metrics
         if out.is_withheld:
             _LOG.warning("withheld task=%s: the leak test says no; zeros of weight zero leave", task.ref)
+            if task.sum is not None:  # the advert names metrics: to name none would say that this one is withheld
+                metrics = tuple(_nothing_of(metric) for metric in self._required().leaving(result.metrics))
         file, digest = self._payloads.keep(out.payload, update)
         done = FinishedWork(
             ref=task.ref,
-            result=WorkResult(out.num_examples, out.metrics),
+            result=WorkResult(out.num_examples, metrics),
             digest=digest,
             length=out.payload.nbytes,
             kind=out.kind,
             codec=task.codec,
             chain=passage.measures.words(task.codec),
             file=file,
+            model=task.model,
+            is_summed=task.sum is not None,
         )
         has_noise = passage.measures.has_noise and not out.is_withheld
         return self._journal.finish(done, score=out.score, has_noise=has_noise)
 
     def pass_metrics(self, task: m.Task, result: WorkResult) -> FinishedWork:
         """After an evaluation: keep those metrics that may leave."""
-        return self._journal.finish(FinishedWork(task.ref, WorkResult(0, self._required().leaving(result.metrics))))
+        kept = WorkResult(0, self._required().leaving(result.metrics))
+        return self._journal.finish(FinishedWork(task.ref, kept, model=task.model, is_summed=task.sum is not None))
 
     def _required(self) -> ProtectionPolicy:
         if self._policy is None:
             raise ConfigError(_NO_POLICY)
         return self._policy
+
+
+def _nothing_of(metric: MetricSum) -> MetricSum:
+    return replace(metric, values=(0.0,) * len(metric.values), weight=0.0)

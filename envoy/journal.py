@@ -1,8 +1,9 @@
-"""The envoy's memory of its work: what was trained and protected, and what the director has a receipt for.
+"""The envoy's memory of its work: what was trained and protected, what it promised, what the director has.
 
 SQLite through the standard library: an envoy starts quickly and keeps little. With it, a finished training is never
 repeated and its noise never drawn again, whether the line broke or the envoy was killed. What it records as an answer
-is in the outbox at once (``outbox``).
+is in the outbox at once (``outbox``). What binds this site in secure sums (``promises``) is on the disk itself before
+the message that says it leaves: a power cut does not undo a promise.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ import json
 import sqlite3
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..utils.errors import StorageError
 from ..utils.messages import PayloadKind, RunId, TaskRef
 from ..utils.tensors import Digest
-from . import outbox
+from . import outbox, promises
 from .orders import WorkResult, result_from_json, result_to_json
 
 DATABASE_FILE = "envoy.sqlite"
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _SCHEMA = f"""
 CREATE TABLE work (
     run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, plan TEXT NOT NULL,
@@ -35,9 +36,17 @@ CREATE TABLE work (
     codec TEXT NOT NULL DEFAULT '',
     chain TEXT NOT NULL DEFAULT '', -- what it passed, in words
     file TEXT NOT NULL DEFAULT '',  -- that holds it, in work/
+    model TEXT NOT NULL DEFAULT '', -- that the round began with
+    trained INTEGER NOT NULL DEFAULT 0, -- the attempt that did the work; 0: its own
+    score REAL,                     -- of the leak test
+    has_noise INTEGER NOT NULL DEFAULT 0,
+    is_summed INTEGER NOT NULL DEFAULT 0, -- it leaves in a secure sum, never as it is
+    masked_digest TEXT NOT NULL DEFAULT '', -- SHA-256 of the masked words that left
+    masked_length INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (run, round, attempt, plan)
 ) STRICT, WITHOUT ROWID;
 {outbox.SCHEMA}
+{promises.SCHEMA}
 """
 _FROM_VERSION_1 = f"""
 DELETE FROM work WHERE received_at IS NULL; -- it passed no chain
@@ -47,7 +56,21 @@ ALTER TABLE work ADD COLUMN chain TEXT NOT NULL DEFAULT '';
 ALTER TABLE work ADD COLUMN file TEXT NOT NULL DEFAULT '';
 {outbox.SCHEMA}
 """  # noqa: S608 - constants
-_COLUMNS = "run, round, attempt, plan, result, digest, length, finished_at, received_at, kind, codec, chain, file"
+_FROM_VERSION_2 = f"""
+ALTER TABLE work ADD COLUMN model TEXT NOT NULL DEFAULT '';
+ALTER TABLE work ADD COLUMN trained INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE work ADD COLUMN score REAL;
+ALTER TABLE work ADD COLUMN has_noise INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE work ADD COLUMN is_summed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE work ADD COLUMN masked_digest TEXT NOT NULL DEFAULT '';
+ALTER TABLE work ADD COLUMN masked_length INTEGER NOT NULL DEFAULT 0;
+{promises.SCHEMA}
+"""
+_CHANGES = {0: _SCHEMA, 1: _FROM_VERSION_1 + _FROM_VERSION_2, 2: _FROM_VERSION_2}
+_COLUMNS = (
+    "run, round, attempt, plan, result, digest, length, finished_at, received_at, kind, codec, chain, file, model,"
+    " trained, score, has_noise, is_summed, masked_digest, masked_length"
+)
 _KEY = "run = ? AND round = ? AND attempt = ? AND plan = ?"
 
 
@@ -64,11 +87,21 @@ class FinishedWork:
     chain: str = ""  # what it passed, in words
     file: str = ""  # that holds the payload
     is_received: bool = False
+    model: Digest | None = None  # that the round began with
+    trained: int = 0  # the attempt that did the work; 0: its own
+    is_summed: bool = False  # it leaves in a secure sum: nothing of it is ever said in the clear
+    masked_digest: Digest | None = None  # of the masked words, once they left
+    masked_length: int = 0
 
     @property
     def is_withheld(self) -> bool:
         """Zeros leave, instead of an update."""
         return self.digest is not None and not self.result.num_examples
+
+    @property
+    def trained_ref(self) -> TaskRef:
+        """The task whose training this is: another attempt's, where a secure sum was tried again."""
+        return replace(self.ref, attempt=self.trained or self.ref.attempt)
 
 
 class Journal:
@@ -88,7 +121,7 @@ class Journal:
             if version > _SCHEMA_VERSION:
                 raise StorageError(f"{path} was written by a newer fedveil; use that one")
             if version < _SCHEMA_VERSION:
-                change = _FROM_VERSION_1 if version else _SCHEMA
+                change = _CHANGES[version]
                 self._database.executescript(f"BEGIN; {change} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
         except sqlite3.Error as error:
             raise StorageError(f"the journal {path} cannot be used: {error}") from error
@@ -104,14 +137,66 @@ class Journal:
             has_noise: noise was drawn for it.
         """
         now = time.time()
-        result = json.dumps(result_to_json(done.result))
-        what = (done.kind.value, done.codec or "", done.chain, done.file)
-        row = (*_key(done.ref), result, done.digest or "", done.length, now, None, *what)
         with self._transaction() as database:
             database.execute("DELETE FROM work WHERE received_at IS NULL")
-            database.execute("INSERT OR REPLACE INTO work VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-            outbox.insert(database, _departure(done, now, score, has_noise=has_noise))
+            _insert(database, done, now, score, has_noise=has_noise)
+            if not done.is_summed:
+                outbox.insert(database, _departure(done, now, score, has_noise=has_noise))
         return done
+
+    def take_over(self, earlier: FinishedWork, ref: TaskRef) -> FinishedWork:
+        """What was made ready for an earlier attempt of a secure sum serves another; it is not trained again."""
+        done = replace(
+            earlier,
+            ref=ref,
+            trained=earlier.trained_ref.attempt,
+            is_received=False,
+            masked_digest=None,
+            masked_length=0,
+        )
+        with self._transaction() as database:
+            found = database.execute(f"SELECT score, has_noise FROM work WHERE {_KEY}", _key(earlier.ref)).fetchone()  # noqa: S608
+            score, has_noise = found or (None, 0)
+            database.execute("DELETE FROM work WHERE received_at IS NULL")
+            _insert(database, done, time.time(), score, has_noise=bool(has_noise))
+        return done
+
+    def depart(self, done: FinishedWork, num_bytes: int, words: str, promise: promises.Row) -> None:
+        """The masked words of an answer are about to leave: the outbox's row, and the promise that goes with it.
+
+        Args:
+            done: what is under the masks.
+            num_bytes: of the masked words.
+            words: on the sum, behind what the chain says.
+            promise: that a masked answer left in this attempt.
+        """
+        now = time.time()
+        with self._transaction(is_durable=True) as database:
+            found = database.execute(f"SELECT score, has_noise FROM work WHERE {_KEY}", _key(done.ref)).fetchone()  # noqa: S608
+            score, has_noise = found or (None, 0)
+            row = _departure(done, now, score, has_noise=bool(has_noise))
+            kind = outbox.MASKED if done.digest is not None else outbox.MASKED_METRICS
+            chain = f"{done.chain}, {words}" if done.chain else words
+            outbox.insert(database, replace(row, kind=kind, num_bytes=num_bytes, chain=chain))
+            promises.put(database, promise, now)
+
+    def left_masked(self, ref: TaskRef, digest: Digest, length: int) -> None:
+        """The director has the masked words; by their digest it is asked later whether they counted."""
+        with self._transaction() as database:
+            database.execute(
+                f"UPDATE work SET masked_digest = ?, masked_length = ? WHERE {_KEY}",  # noqa: S608
+                (digest, length, *_key(ref)),
+            )
+
+    def promise(self, row: promises.Row) -> None:
+        """A promise, on the disk before this returns."""
+        with self._transaction(is_durable=True) as database:
+            promises.put(database, row, time.time())
+
+    def promised(self, run: RunId) -> list[promises.Row]:
+        """All that was promised in a run, the oldest round first."""
+        with self._lock:
+            return promises.select(self._database, run)
 
     def receive(self, ref: TaskRef) -> None:
         """The director has it."""
@@ -134,6 +219,11 @@ class Journal:
         """What was done for a task, if it was."""
         return next(iter(self._select(_KEY, _key(ref))), None)
 
+    def finished_before(self, ref: TaskRef, model: Digest) -> FinishedWork | None:
+        """What was done in the latest earlier attempt of a round that began with the same model."""
+        where = "run = ? AND round = ? AND plan = ? AND attempt < ? AND model = ? ORDER BY attempt DESC LIMIT 1"
+        return next(iter(self._select(where, (ref.run, ref.round, ref.plan, ref.attempt, model))), None)
+
     def unreceived(self, run: RunId) -> list[FinishedWork]:
         """What was done for a run and, as far as is known here, has no receipt."""
         return self._select("run = ? AND received_at IS NULL", (run,))
@@ -155,8 +245,8 @@ class Journal:
             rows = self._database.execute(query, values).fetchall()
         return [_finished(row) for row in rows]
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._database, self._lock, self._path)
+    def _transaction(self, *, is_durable: bool = False) -> _Transaction:
+        return _Transaction(self._database, self._lock, self._path, is_durable=is_durable)
 
 
 def read_outbox(folder: Path) -> list[outbox.Departure]:
@@ -176,14 +266,18 @@ def read_outbox(folder: Path) -> list[outbox.Departure]:
 
 
 class _Transaction:
-    """BEGIN ... COMMIT under the lock; a full disk becomes a ``StorageError``."""
+    """BEGIN ... COMMIT under the lock; a full disk becomes a ``StorageError``.
 
-    def __init__(self, database: sqlite3.Connection, lock: threading.Lock, path: Path) -> None:
-        self._database, self._lock, self._path = database, lock, path
+    What is durable has been through an fsync when it is over (``synchronous = FULL``); the rest survives a kill -9.
+    """
+
+    def __init__(self, database: sqlite3.Connection, lock: threading.Lock, path: Path, *, is_durable: bool) -> None:
+        self._database, self._lock, self._path, self._is_durable = database, lock, path, is_durable
 
     def __enter__(self) -> sqlite3.Connection:
         self._lock.acquire()
         try:
+            self._database.execute(f"PRAGMA synchronous = {'FULL' if self._is_durable else 'NORMAL'}")
             self._database.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             self._lock.release()
@@ -203,8 +297,35 @@ class _Transaction:
             raise StorageError(f"the journal {self._path} cannot be written: {error}") from error
 
 
+def _insert(
+    database: sqlite3.Connection, done: FinishedWork, now: float, score: float | None, *, has_noise: bool
+) -> None:
+    row = (
+        *_key(done.ref),
+        json.dumps(result_to_json(done.result)),
+        done.digest or "",
+        done.length,
+        now,
+        None,
+        done.kind.value,
+        done.codec or "",
+        done.chain,
+        done.file,
+        done.model or "",
+        done.trained,
+        score,
+        int(has_noise),
+        int(done.is_summed),
+        done.masked_digest or "",
+        done.masked_length,
+    )
+    marks = ", ".join("?" * len(row))
+    database.execute(f"INSERT OR REPLACE INTO work ({_COLUMNS}) VALUES ({marks})", row)  # noqa: S608 - constants
+
+
 def _finished(row: tuple[Any, ...]) -> FinishedWork:
-    run, number, attempt, plan, result, digest, length, _, received_at, kind, codec, chain, file = row
+    run, number, attempt, plan, result, digest, length, _, received_at, kind, codec, chain, file, *more = row
+    model, trained, _, _, is_summed, masked_digest, masked_length = more
     return FinishedWork(
         TaskRef(RunId(run), number, attempt, Digest(plan)),
         result_from_json(json.loads(result)),
@@ -215,6 +336,11 @@ def _finished(row: tuple[Any, ...]) -> FinishedWork:
         chain,
         file,
         received_at is not None,
+        Digest(model) if model else None,
+        trained,
+        bool(is_summed),
+        Digest(masked_digest) if masked_digest else None,
+        masked_length,
     )
 
 

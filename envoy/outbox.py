@@ -17,13 +17,16 @@ from ..utils.tensors import Digest
 
 METRICS = "metrics"
 """The kind of an answer to an evaluation; of an update it is its ``PayloadKind``."""
+MASKED = "masked"
+"""An update in a secure sum; its digest is of what is under the masks, and of nothing that left."""
+MASKED_METRICS = "masked metrics"
 
 SCHEMA = """
 CREATE TABLE outbox (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     ready_at REAL NOT NULL,    -- no byte left before
     run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, plan TEXT NOT NULL,
-    kind TEXT NOT NULL,        -- plain, coded or metrics
+    kind TEXT NOT NULL,        -- plain, coded, metrics, masked or masked metrics
     bytes INTEGER NOT NULL,    -- of the update
     digest TEXT NOT NULL,      -- SHA-256 of the update; empty for metrics
     codec TEXT NOT NULL,       -- its digest, or empty
@@ -63,7 +66,7 @@ class Departure:
     @property
     def is_withheld(self) -> bool:
         """Zeros left, instead of an update."""
-        return self.kind != METRICS and self.num_examples == 0
+        return self.kind not in (METRICS, MASKED_METRICS) and self.num_examples == 0
 
     def row(self) -> tuple[str, ...]:
         """As ``envoy outbox`` shows it."""
