@@ -1,0 +1,121 @@
+"""What a secure sum is about, as both sides work it out for themselves: it is never sent, only its digest is signed.
+
+Whoever was given another model, plan, codec, round or other terms has another digest, and its signatures fit nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from ..errors import ConfigError
+from ..messages import EnvoyName, Task, TaskKind, TaskRef
+from ..tensors import Digest, canonical_json
+from .terms import SumTerms
+
+SCHEME = "fedveil-sum/1"
+"""Ring Z_2^32 with 2^30 levels, tallies in Z_2^64, AES-256-CTR masks, Shamir over 2^256 + 297, Ed25519, HPKE."""
+MAX_COHORT = 128
+"""Envoys of one sum: every pair masks, which is right for so many and no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class SumSpec:
+    """S: everything public that a sum is bound to before its cohort is known.
+
+    Raises:
+        ConfigError: as many clip bounds as fit no tensors, or nobody asked.
+    """
+
+    federation: str
+    ref: TaskRef
+    kind: TaskKind
+    model: Digest
+    layout: Digest  # of the plan's updates, coded or not
+    codec: Digest | None
+    sizes: tuple[int, ...]  # elements of each tensor of what is summed; () for an evaluation
+    contributors: int  # envoys asked: no more than these can be in the sum
+    terms: SumTerms
+    digest: bytes = field(init=False, compare=False)  # 32 bytes
+
+    def __post_init__(self) -> None:
+        if self.contributors < 1:
+            raise ConfigError(f"a secure sum of {self.contributors} envoys; it needs some")
+        if len(self.terms.bounds) not in {1, len(self.sizes)} and self.sizes:
+            raise ConfigError(
+                f"{len(self.terms.bounds)} clip bounds for {len(self.sizes)} tensors; give one each, or one for all"
+            )
+        object.__setattr__(self, "digest", hashlib.sha256(canonical_json(self._document())).digest())
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """The clip bound of each tensor."""
+        given = self.terms.bounds
+        return given * len(self.sizes) if len(given) == 1 else given[: len(self.sizes)]
+
+    @property
+    def max_total(self) -> int:
+        """Upper bound of the sum of weights, public."""
+        return self.contributors * self.terms.max_weight
+
+    def weight_of(self, num_examples: int) -> int:
+        """What a site with so many examples counts for."""
+        return 1 if self.terms.equal_weights else min(num_examples, self.terms.max_weight)
+
+    def _document(self) -> dict[str, object]:
+        terms = self.terms
+        return {
+            "scheme": SCHEME,
+            "federation": self.federation,
+            "run": self.ref.run,
+            "round": self.ref.round,
+            "attempt": self.ref.attempt,
+            "plan": self.ref.plan,
+            "kind": self.kind.value,
+            "model": self.model,
+            "layout": self.layout,
+            "codec": self.codec,
+            "sizes": list(self.sizes),
+            "contributors": self.contributors,
+            "suite": terms.suite.value,
+            "bounds": list(terms.bounds),
+            "max_weight": terms.max_weight,
+            "equal_weights": terms.equal_weights,
+            "aggregator": terms.aggregator,
+            "histogram": terms.histogram,
+        }
+
+
+def spec_of(federation: str, task: Task, sizes: tuple[int, ...]) -> SumSpec:
+    """The spec of one task; ``sizes`` are those of the payload's layout, () for an evaluation.
+
+    Raises:
+        ConfigError: the task asks for no secure sum.
+    """
+    if task.sum is None:
+        raise ConfigError(f"{task.ref} asks for no secure sum")
+    return SumSpec(
+        federation=federation,
+        ref=task.ref,
+        kind=task.kind,
+        model=task.model,
+        layout=task.layout,
+        codec=task.codec,
+        sizes=sizes if task.kind is TaskKind.TRAIN else (),
+        contributors=len(task.cohort),
+        terms=task.sum,
+    )
+
+
+def rounding_key(seed: bytes, ref: TaskRef, envoy: EnvoyName) -> bytes:
+    """The public key of one site's stochastic rounding: the same in each attempt of a round, and in a simulation.
+
+    What hides a site's numbers is its masks; that everybody could know how they were rounded takes nothing from that.
+    """
+    said = b"".join(struct.pack("<I", len(part)) + part for part in (ref.run.encode(), envoy.encode()))
+    info = b"fedveil-sum/1 rounding" + said + struct.pack("<Q", ref.round)
+    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(seed)
