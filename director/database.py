@@ -43,7 +43,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 
 from ..utils.errors import MalformedMessageError, StorageError
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest script in ``migrations/versions``."""
 
 METADATA = MetaData(
@@ -97,6 +97,7 @@ ROUNDS = Table(
     Column("num_examples", BigInteger, nullable=False),  # a sum over sites
     Column("opened_at", Double),
     Column("closed_at", Double),
+    Column("secure_sum", JSON(none_as_null=True)),  # who is in it, under which transcript, the next clip bounds
 )
 
 SUBMISSIONS = Table(
@@ -111,6 +112,7 @@ SUBMISSIONS = Table(
     Column("num_examples", BigInteger),  # of one site: null once the round is over
     Column("metrics", JSON(none_as_null=True)),  # as num_examples
     Column("spool", Text, nullable=False),
+    Column("privacy", JSON(none_as_null=True)),  # what the site published of its privacy ledger
     ForeignKeyConstraint(["run", "round", "attempt"], ["rounds.run", "rounds.number", "rounds.attempt"]),
 )
 

@@ -20,7 +20,7 @@ from .coordinator import Coordinator
 from .experiments import ExperimentSettings
 from .history import History
 from .identity_store import IdentityStore
-from .records import RoundRecord, RunRecord, RunState
+from .records import RoundRecord, RunRecord, RunState, SumRecord
 from .rounds import RoundState
 
 
@@ -175,4 +175,11 @@ class ExperimentDesk:
             metrics={metric.name: metric.value for metric in record.metrics if metric.value is not None},
             model=record.model_out,
             reason=this.reason if this.state is not RoundState.PLANNED else "waits for envoys",
+            sum=_sum_view(record.sum),
         )
+
+
+def _sum_view(record: SumRecord | None) -> m.SumView | None:
+    if record is None:
+        return None
+    return m.SumView(record.survivors, record.cohort, record.threshold, record.total_weight, record.transcript)

@@ -18,6 +18,7 @@ from ..utils.tensors import Digest
 from .rounds import RoundPolicy, Stragglers
 from .server_optimizer import ServerOptimizer
 from .stop_rule import Mode, StopRule
+from .sum_settings import MIN_PARTICIPANTS, SecureAggregation, SecureSumSettings
 
 _MAX_ROUNDS = 1_000_000
 _MAX_NAME = 56  # a run is the experiment's name, a hyphen and a number, together a name again
@@ -118,6 +119,8 @@ class ExperimentSettings:
     stop: StopSettings = field(default_factory=StopSettings)
     codec: CodecSettings | None = None  # left out: updates come as they are
     protection: AskedProtection = field(default_factory=AskedProtection)
+    secure_aggregation: SecureAggregation = SecureAggregation.OFF
+    secure_sum: SecureSumSettings = field(default_factory=SecureSumSettings)
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name) or len(self.name) > _MAX_NAME:
@@ -138,11 +141,43 @@ class ExperimentSettings:
                 f"aggregation.method {self.aggregation.method.value} promises something of updates, and with [codec]"
                 " the director has codes alone; use weighted_mean, or leave [codec] out"
             )
+        if self.is_secure:
+            self._check_sums()
         if self.stop.patience is not None and self.stop.patience >= self.rounds.max_rounds:
             raise ConfigError(
                 f"stop.patience is {self.stop.patience}, which can never end a run of {self.rounds.max_rounds} rounds; "
                 "lower it or leave it out"
             )
+
+    def _check_sums(self) -> None:
+        """What a sum alone cannot give is refused here, and not in round 7."""
+        off = 'or say secure_aggregation = "off", if the director may see single updates'
+        if not self.aggregation.works_under_secure_aggregation:
+            raise ConfigError(
+                f"aggregation.method {self.aggregation.method.value} compares single updates, and under secure"
+                f" aggregation the director has their sum alone; use weighted_mean, {off}"
+            )
+        if self.rounds.min_participants < MIN_PARTICIPANTS:
+            raise ConfigError(
+                f"rounds.min_participants is {self.rounds.min_participants}, and under secure aggregation a sum of"
+                f" fewer than {MIN_PARTICIPANTS} would show single updates to those who are in it; raise it to"
+                f" {MIN_PARTICIPANTS} or more, {off}"
+            )
+        if self.secure_sum.equal_weights and self.stop.metric is not None:
+            raise ConfigError(
+                "stop.metric needs metrics, and with secure_sum.equal_weights the sites send none; leave one of the"
+                " two out"
+            )
+
+    @property
+    def is_secure(self) -> bool:
+        """Do sums alone leave the sites?"""
+        return self.secure_aggregation is SecureAggregation.REQUIRED
+
+    @property
+    def wants_final_evaluation(self) -> bool:
+        """A last round in which the sites evaluate the final model; with equal weights there would be no metrics."""
+        return self.rounds.final_evaluation and not (self.is_secure and self.secure_sum.equal_weights)
 
     @property
     def round_policy(self) -> RoundPolicy:

@@ -26,6 +26,7 @@ from .records import (
     RunRecord,
     RunState,
     SubmissionRecord,
+    SumRecord,
     metrics_values,
     round_record,
     round_values,
@@ -33,6 +34,7 @@ from .records import (
     run_values,
     submission_record,
     submission_values,
+    sum_values,
 )
 from .rounds import Round, RoundState
 
@@ -161,6 +163,7 @@ class History:
         now: float,
         next_round: Round | None,
         ending: Ending | None = None,
+        secure_sum: SumRecord | None = None,
     ) -> None:
         """The round is closed, its model is the run's, single sites' values are deleted, and it goes on or ends.
 
@@ -173,6 +176,7 @@ class History:
             now: seconds since 1970.
             next_round: planned; None if the run ends here.
             ending: of the run, if it ends here.
+            secure_sum: what a secure sum leaves; None without one.
         """
         if this.state is not RoundState.CLOSED:
             raise ValueError(f"{this.ref} is {this.state.value}, not closed")
@@ -182,6 +186,7 @@ class History:
             "optimizer_state": optimizer_state,
             "num_examples": num_examples,
             "closed_at": now,
+            "secure_sum": sum_values(secure_sum),
         }
         with self._transition("close_round") as connection:
             _move(connection, _CLOSE_ROUND, _state_values(this, now) | result)
@@ -266,7 +271,7 @@ _CLOSE_ROUND = (
         _STATE
         | {
             column: bindparam(column)
-            for column in ("model_out", "metrics", "optimizer_state", "num_examples", "closed_at")
+            for column in ("model_out", "metrics", "optimizer_state", "num_examples", "closed_at", "secure_sum")
         }
     )
 )

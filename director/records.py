@@ -5,7 +5,7 @@ Does no I/O: ``history`` does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -65,6 +65,19 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SumRecord:
+    """What a secure sum leaves: who is in it and under which transcript, and the next clip bounds. Sums alone."""
+
+    survivors: tuple[EnvoyName, ...]  # by name
+    cohort: int  # envoys that had exchanged keys
+    threshold: int
+    total_weight: int
+    transcript: Digest
+    clipped: tuple[int, ...]  # elements of each tensor that were clipped, over all sites
+    bounds: tuple[float, ...]  # clip bounds of the next round; () after an evaluation
+
+
+@dataclass(frozen=True, slots=True)
 class RoundRecord:
     """One attempt at a round, and what came out of it."""
 
@@ -76,6 +89,7 @@ class RoundRecord:
     opened_at: float | None
     closed_at: float | None  # closed or failed
     num_examples: int  # summed over sites
+    sum: SumRecord | None = None  # None: no secure sum, or not closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +179,24 @@ def round_record(row: Row[Any]) -> RoundRecord:
         opened_at=row.opened_at,
         closed_at=row.closed_at,
         num_examples=row.num_examples,
+        sum=None if row.secure_sum is None else _sum_record(row.secure_sum),
+    )
+
+
+def sum_values(record: SumRecord | None) -> dict[str, Any] | None:
+    """A secure sum's record as JSON."""
+    return None if record is None else asdict(record)
+
+
+def _sum_record(values: dict[str, Any]) -> SumRecord:
+    return SumRecord(
+        survivors=tuple(map(EnvoyName, values["survivors"])),
+        cohort=values["cohort"],
+        threshold=values["threshold"],
+        total_weight=values["total_weight"],
+        transcript=Digest(values["transcript"]),
+        clipped=tuple(values["clipped"]),
+        bounds=tuple(values["bounds"]),
     )
 
 

@@ -157,6 +157,22 @@ def regain(this: Round, envoy: EnvoyName) -> Round:
     return replace(this, lost=this.lost - {envoy})
 
 
+def begin_sum(this: Round) -> Round:
+    """The first envoy announced itself for a secure sum: what it said is kept, and a restart goes on from there."""
+    return replace(this, state=RoundState.COLLECTING) if this.state is RoundState.OPEN else this
+
+
+def seal(this: Round) -> Round:
+    """A secure sum can be opened: the set of answers is fixed.
+
+    Raises:
+        ProtocolError: the round takes no answers.
+    """
+    if not this.state.takes_answers:
+        raise ProtocolError(f"{this.ref} is {this.state.value}; only a round that takes answers can be summed")
+    return replace(this, state=RoundState.AGGREGATING)
+
+
 def due(this: Round, policy: RoundPolicy, now: float, withheld: int = 0) -> Round:
     """Close, fail or wait: the one place that decides.
 

@@ -36,7 +36,7 @@ def after_close(
     ref = replace(closed.ref, round=closed.ref.round + 1, attempt=1)
     if reason is None:
         return Round(ref, TaskKind.TRAIN, now), None
-    if settings.rounds.final_evaluation:
+    if settings.wants_final_evaluation:
         return Round(ref, TaskKind.EVALUATE, now, reason=reason), None
     return None, Ending(RunState.FINISHED, reason)
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..utils.aggregation import is_finite
 from ..utils.errors import (
@@ -42,14 +43,15 @@ class Spool:
         ref: the task. What the file holds of another task is forgotten.
         length: bytes of the whole update.
         durable: fsync before ``finish`` returns.
+        is_masked: its words are those of a secure sum, and no numbers.
 
     Raises:
         StorageError: the file cannot be made.
     """
 
-    def __init__(self, path: Path, ref: TaskRef, length: int, *, durable: bool) -> None:
+    def __init__(self, path: Path, ref: TaskRef, length: int, *, durable: bool, is_masked: bool = False) -> None:
         self._task = bytes.fromhex(digest_of(canonical_json([ref.run, ref.round, ref.attempt, ref.plan])))
-        self._length, self._durable, self._path = length, durable, path
+        self._length, self._durable, self._path, self._is_masked = length, durable, path, is_masked
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -75,8 +77,8 @@ class Spool:
         if end > self._length:
             raise LengthMismatchError(f"an update of {self._length} bytes was announced, at least {end} came")
         if len(content) % FLOAT_BYTES:
-            raise MalformedMessageError(f"a part of {len(content)} bytes; an update is whole float32 numbers")
-        if not is_finite(np.frombuffer(content, np.float32)):
+            raise MalformedMessageError(f"a part of {len(content)} bytes; an update is whole float32 numbers, a masked one whole words")
+        if not self._is_masked and not is_finite(np.frombuffer(content, np.float32)):
             raise NonFiniteUpdateError("the update holds NaN or infinity; it was not taken")
         try:
             written = 0
@@ -137,14 +139,14 @@ class SpooledUpdate:
         except OSError as error:
             raise self._lost() from error
 
-    def read(self, start: int, out: Vector) -> None:
-        """Fill ``out`` with the update's elements from ``start`` on.
+    def read(self, start: int, out: Vector | NDArray[np.uint32]) -> None:
+        """Fill ``out`` with the update's elements from ``start`` on; with words, where it is masked.
 
         Raises:
             UnsendableUpdateError: the file is gone, shorter than it was, or cannot be read.
         """
         try:
-            read = os.preadv(self._fd, [bytes_of(out)], HEADER_BYTES + start * FLOAT_BYTES)
+            read = os.preadv(self._fd, [out.data.cast("B")], HEADER_BYTES + start * FLOAT_BYTES)
         except OSError as error:
             raise self._lost() from error
         if read != out.nbytes:

@@ -15,7 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..utils.errors import MalformedMessageError, ProtocolError, UnsendableUpdateError, WrongRoundError
-from ..utils.messages import PART_BYTES, Closing, Data, EnvoyName, Opening, Part, TaskRef, Turn, UpdateHeader, Wait
+from ..utils.messages import (
+    PART_BYTES,
+    Closing,
+    Data,
+    EnvoyName,
+    Opening,
+    Part,
+    PayloadKind,
+    TaskRef,
+    Turn,
+    UpdateHeader,
+    Wait,
+)
 from ..utils.tensors import Digest
 from .records import SubmissionRecord
 from .spool import Spool, SpooledUpdate
@@ -164,7 +176,8 @@ class Uploads:
             spool.close()
 
     def _open(self, envoy: EnvoyName, header: UpdateHeader) -> Spool:
-        return Spool(self.path(envoy), header.ref, header.length, durable=self._durable)
+        is_masked = header.payload is PayloadKind.MASKED
+        return Spool(self.path(envoy), header.ref, header.length, durable=self._durable, is_masked=is_masked)
 
     def _claim(self, envoy: EnvoyName, grant: str) -> _Upload:
         with self._changed:

@@ -421,4 +421,6 @@ def test_kill_9_leaves_the_state_before_a_transition_or_the_state_after_it(
 
 def test_nothing_of_a_run_is_kept_without_the_run(engine: Engine) -> None:
     with pytest.raises(IntegrityError, match=r"(?i)foreign key"), transaction(engine) as connection:
-        connection.execute(text("INSERT INTO submissions VALUES ('run-1', 1, 1, 'site-a', 'd', 1, NULL, NULL, '')"))
+        connection.execute(
+            text("INSERT INTO submissions VALUES ('run-1', 1, 1, 'site-a', 'd', 1, NULL, NULL, '', NULL)")
+        )

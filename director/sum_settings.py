@@ -1,0 +1,70 @@
+"""``[secure_sum]`` of ``experiment.toml``: how a run's secure sums are asked for.
+
+What a site accepts (how many organizations at least, which threshold, which suites) is the site's own policy; what
+stands here can only be refused there, never weaken it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from ..utils.errors import ConfigError
+from ..utils.messages import NAME_PATTERN
+from ..utils.secure_sum.terms import MAX_WEIGHT, Suite
+
+MIN_PARTICIPANTS = 3
+"""A sum of two tells each of them the other's update."""
+_ENVOY_PREFIX = "envoy:"
+_MOST_CLIP = 1e6
+
+
+class SecureAggregation(Enum):
+    """Whether the director may see single updates."""
+
+    REQUIRED = "required"  # sums alone leave the sites
+    OFF = "off"  # each site's update comes in clear
+
+
+@dataclass(frozen=True, slots=True)
+class SecureSumSettings:
+    """The table ``[secure_sum]``.
+
+    Raises:
+        ConfigError: out of range, or an aggregator that is neither the director nor an envoy.
+    """
+
+    suite: Suite = Suite.MLKEM768_X25519
+    max_examples: int = 65_536  # of one site; one with more counts as so many
+    clip: float = 8.0  # of the first round: the largest magnitude of an element; then it follows the sums
+    colluding: int = 1  # organizations that may collude with the director
+    honest: int = 2  # organizations that a share's secret needs beside them
+    aggregator: str = "director"  # or "envoy:NAME": who sums and sees the sum first
+    equal_weights: bool = False  # every site weighs 1, publicly, and sends no metrics
+    stage_timeout_seconds: float = 60.0  # how long a stage after the training waits for stragglers
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_examples <= MAX_WEIGHT:
+            raise ConfigError(f"max_examples is {self.max_examples}, expected 1 to {MAX_WEIGHT}")
+        if not 0 < self.clip <= _MOST_CLIP:
+            raise ConfigError(f"clip is {self.clip:g}, expected more than 0 and at most {_MOST_CLIP:g}")
+        if self.colluding < 1:
+            raise ConfigError(f"colluding is {self.colluding}, expected at least 1: whoever sums, and one more")
+        if self.honest < 2:
+            raise ConfigError(f"honest is {self.honest}, expected at least 2: with one, its update would be the sum")
+        if not (0 < self.stage_timeout_seconds < math.inf):
+            raise ConfigError(f"stage_timeout_seconds is {self.stage_timeout_seconds:g}, expected more than 0")
+        is_envoy = self.aggregator.startswith(_ENVOY_PREFIX) and NAME_PATTERN.fullmatch(self.summing_envoy)
+        if self.aggregator != "director" and not is_envoy:
+            raise ConfigError(f'aggregator is {self.aggregator[:80]!r}, expected "director" or "envoy:NAME"')
+
+    @property
+    def summing_envoy(self) -> str:
+        """The envoy that sums; "" where the director does."""
+        return self.aggregator.removeprefix(_ENVOY_PREFIX) if self.aggregator != "director" else ""
+
+    @property
+    def max_weight(self) -> int:
+        """The largest weight of one site."""
+        return 1 if self.equal_weights else self.max_examples
