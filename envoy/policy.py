@@ -237,3 +237,5 @@ OPEN_POLICY = ProtectionPolicy((Step.CHECK, Step.ENCODE), metrics=(_EVERY,))
 """What ``envoy join`` writes and what simulations use: form is checked, and nobody is protected by it."""
 REQUIRED_SUMS = SecureAggregationPolicy()
 """Of a site whose ``envoy.toml`` says nothing of it."""
+PLAIN_ALLOWED = SecureAggregationPolicy(SumRule.ALLOWED)
+"""Of simulations and tests whose rounds are in the clear."""

@@ -276,6 +276,7 @@ class Session:
             raise ProtocolError(f"{task.ref} has {len(task.cohort)} envoys, fewer than its own minimum")
         if len(set(task.cohort)) < len(task.cohort):
             raise ProtocolError(f"{task.ref} names an envoy twice in its cohort of {len(task.cohort)}")
+        self._config.secure_aggregation.check(task)
 
     def _work(self, commission: _Commission, measures: Measures, patience: Patience) -> FinishedWork:
         task = commission.task

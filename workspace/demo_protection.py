@@ -30,6 +30,9 @@ log_level = "info"
 device = "cpu"
 threads = 1
 
+[secure_aggregation]
+rule = "allowed"
+
 [protection]
 metrics = ["*"]
 """

@@ -29,7 +29,7 @@ from ..envoy.datasets import DatasetRegistry
 from ..envoy.inspection import inspect as inspect_dataset
 from ..envoy.orders import WorkOrder, WorkResult
 from ..envoy.plans import Plan
-from ..envoy.policy import OPEN_POLICY, ProtectionPolicy
+from ..envoy.policy import OPEN_POLICY, PLAIN_ALLOWED, ProtectionPolicy
 from ..envoy.records import DataOptions
 from ..envoy.session import Session
 from ..envoy.trainer import InProcessTrainer
@@ -105,7 +105,9 @@ def simulate(
         bundle = plan if isinstance(plan, Bundle) else _built(plan, home / "plan", settings)
         head = f'name = "simulation"\nplan = "plan"\nseed = "{seed % (1 << 256):064x}"\n'
         limits = f"[rounds]\nmax_rounds = {rounds}\nmin_participants = {len(sites)}\n"
-        config = EnvoyConfig(training=_training_settings(device, threads), protection=protection)
+        config = EnvoyConfig(
+            training=_training_settings(device, threads), protection=protection, secure_aggregation=PLAIN_ALLOWED
+        )
         simulator = _Simulator(home, bundle, sites, config, stack)
         return simulator.run(head + limits + experiment + simulator.put_codec(codec))
 

@@ -26,7 +26,15 @@ from fedveil.workspace.plan_builder import build_plan
 
 HERE = Path(__file__).parent
 SITES = ("site-a", "site-b", "site-c")
-ENVOY = '[training]\npreload_torch = false\n[protection]\nchain = ["check", "encode"]\nmetrics = ["*"]\n'
+ENVOY = """
+[training]
+preload_torch = false
+[protection]
+chain = ["check", "encode"]
+metrics = ["*"]
+[secure_aggregation]
+rule = "allowed"
+"""
 _EXPERIMENT = """
 name = "{name}"
 seed = "toy"

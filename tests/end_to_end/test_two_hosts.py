@@ -201,8 +201,9 @@ def set_up(director: Host, hospitals: list[Host], wait_until: Callable[..., None
         shutil.move(director.home / f"{name}.join", hospital.home)  # handed over like a password
         assert fingerprint in hospital.types(f"envoy join {name}.join").replace("\n", "")
         xrays(hospital.home / "xrays", nth)
-        with (hospital.home / "folder" / "envoy.toml").open("a") as settings:
-            settings.write("\n[training]\npreload_torch = false\n")
+        file = hospital.home / "folder" / "envoy.toml"
+        allowed = file.read_text("utf-8").replace('rule = "required"', 'rule = "allowed"')
+        file.write_text(allowed + "\n[training]\npreload_torch = false\n", "utf-8")
         hospital.types("envoy data add chest-xray xrays")
         hospital.starts("envoy start")
     (director.home / "plan.py").write_text(PLAN, "utf-8")

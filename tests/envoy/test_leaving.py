@@ -23,7 +23,7 @@ from fedveil.envoy.__main__ import app
 from fedveil.envoy.config import EnvoyConfig, TrainingSettings
 from fedveil.envoy.journal import read_outbox
 from fedveil.envoy.orders import WorkOrder, WorkResult
-from fedveil.envoy.policy import OPEN_POLICY, CodecRule, ProtectionPolicy, Step
+from fedveil.envoy.policy import OPEN_POLICY, PLAIN_ALLOWED, CodecRule, ProtectionPolicy, Step
 from fedveil.envoy.protection import Closed, Off, Open, Verdict
 from fedveil.envoy.session import Session
 from fedveil.envoy.site_state import RESIDUAL, pending_path, state_before
@@ -183,7 +183,9 @@ class Site:
     def start(self) -> None:
         self.end()
         self.wire = Wire(self.artifacts)
-        config = EnvoyConfig(training=TrainingSettings(preload_torch=False), protection=self.policy)
+        config = EnvoyConfig(
+            training=TrainingSettings(preload_torch=False), protection=self.policy, secure_aggregation=PLAIN_ALLOWED
+        )
         session = Session(m.EnvoyName("site-a"), self.folder, self.wire, self.training, config, self.gates)
         thread = threading.Thread(target=session.run, daemon=True)
         self._running = session, thread

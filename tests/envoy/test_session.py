@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fedveil.envoy.config import EnvoyConfig, TrainingSettings, Work
 from fedveil.envoy.orders import WorkResult
-from fedveil.envoy.policy import OPEN_POLICY
+from fedveil.envoy.policy import OPEN_POLICY, PLAIN_ALLOWED
 from fedveil.envoy.session import Session
 from fedveil.envoy.trainer import ChildTrainer, InProcessTrainer
 from fedveil.utils import messages as m
@@ -184,7 +184,10 @@ class Site:
     def __init__(self, folder, bundle):
         self.folder, self.bundle, self.director = folder, bundle, Director(bundle)
         training = TrainingSettings(preload_torch=False)
-        self.config, self.trainer = EnvoyConfig(training=training, protection=OPEN_POLICY), Trainer()
+        self.config, self.trainer = (
+            EnvoyConfig(training=training, protection=OPEN_POLICY, secure_aggregation=PLAIN_ALLOWED),
+            Trainer(),
+        )
         folder.mkdir(exist_ok=True)
         self.session = self._thread = None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fedveil.director.doors import MAX_CALLS
 from fedveil.envoy.config import EnvoyConfig, TrainingSettings, Work
-from fedveil.envoy.policy import OPEN_POLICY
+from fedveil.envoy.policy import OPEN_POLICY, PLAIN_ALLOWED
 from fedveil.envoy.session import Session
 from fedveil.envoy.trainer import InProcessTrainer
 from fedveil.utils import messages as m
@@ -91,7 +91,12 @@ def test_an_envoy_that_polls_does_a_run_in_few_calls(federation, tmp_path: Path)
         return polls[-1]
 
     link.next_work = counted
-    config = EnvoyConfig(work=Work.POLL, training=TrainingSettings(preload_torch=False), protection=OPEN_POLICY)
+    config = EnvoyConfig(
+        work=Work.POLL,
+        training=TrainingSettings(preload_torch=False),
+        protection=OPEN_POLICY,
+        secure_aggregation=PLAIN_ALLOWED,
+    )
     session = Session(m.EnvoyName("site-a"), tmp_path, link, InProcessTrainer(), config)
     envoy = threading.Thread(target=session.run, daemon=True)
     envoy.start()

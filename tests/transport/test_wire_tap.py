@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fedveil.envoy.client import DirectorClient
 from fedveil.envoy.config import EnvoyConfig, TrainingSettings
-from fedveil.envoy.policy import OPEN_POLICY, ProtectionPolicy, Step
+from fedveil.envoy.policy import OPEN_POLICY, PLAIN_ALLOWED, ProtectionPolicy, Step
 from fedveil.envoy.session import Session
 from fedveil.envoy.trainer import InProcessTrainer
 from fedveil.utils import messages as m
@@ -64,7 +64,9 @@ def run_with(federation, tap: Tap, folder: Path, policy: ProtectionPolicy | None
     folder.mkdir()
     tls = federation.certificate(name="site-a")
     link = DirectorClient(tap.address, tls.chain, tls.key, tls.root)
-    config = EnvoyConfig(training=TrainingSettings(preload_torch=False), protection=policy)
+    config = EnvoyConfig(
+        training=TrainingSettings(preload_torch=False), protection=policy, secure_aggregation=PLAIN_ALLOWED
+    )
     session = Session(m.EnvoyName("site-a"), folder, link, InProcessTrainer(), config)
     envoy = threading.Thread(target=session.run, daemon=True)
     envoy.start()

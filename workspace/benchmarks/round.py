@@ -31,6 +31,8 @@ log_level = "warning"
 preload_torch = false
 [protection]
 chain = ["check", "encode"]
+[secure_aggregation]
+rule = "allowed"
 """
 _SETTINGS = """
 name = "bench"

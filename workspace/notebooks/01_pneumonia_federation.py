@@ -203,6 +203,8 @@ device = "cpu"
 threads = 1
 [protection]
 chain = ["check", "encode"]  # the form of an update is checked; no patient is protected by that
+[secure_aggregation]
+rule = "allowed"
 """
 home = FOLDER / "federation"
 home.mkdir()
