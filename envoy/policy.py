@@ -15,6 +15,7 @@ from pathlib import Path
 from ..utils.errors import ConfigError
 from ..utils.messages import AskedProtection, PayloadKind, Task
 from ..utils.metrics import MetricSum
+from ..utils.secure_sum.rules import SumFloors
 from ..utils.secure_sum.terms import Suite
 from ..utils.tensors import Digest
 
@@ -175,11 +176,12 @@ class SecureAggregationPolicy:
     suites: tuple[Suite, ...] = (Suite.MLKEM768_X25519,)
     max_differing_sums: int = 10  # a run: sums over nearly the same sites
 
-    @property
-    def floors(self) -> object:
-        """What ``utils.secure_sum`` holds each step of a sum against."""
-        from ..utils.secure_sum.rules import SumFloors
+    def __post_init__(self) -> None:
+        _ = self.floors  # its own checks are these settings'
 
+    @property
+    def floors(self) -> SumFloors:
+        """What ``utils.secure_sum`` holds each step of a sum against."""
         return SumFloors(self.min_organizations, self.colluding, self.honest, self.suites, self.max_differing_sums)
 
     def check(self, task: Task) -> None:

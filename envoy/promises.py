@@ -14,6 +14,8 @@ SCHEMA = """
 CREATE TABLE promises (
     run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
     said_at REAL NOT NULL,  -- seconds since 1970, of the last change
+    model TEXT NOT NULL,    -- that the round began with
+    payload TEXT NOT NULL,  -- SHA-256 of what is, or will be, under the masks
     promise TEXT NOT NULL,  -- JSON: cohort, threshold, what was sent, consented to, unmasked or given up
     PRIMARY KEY (run, round, attempt)
 ) STRICT, WITHOUT ROWID;
@@ -27,17 +29,20 @@ class Row:
     run: RunId
     round: int
     attempt: int
+    model: str
+    payload: str
     promise: str
 
 
 def put(database: sqlite3.Connection, row: Row, now: float) -> None:
     """Write a promise, in place of what the attempt had promised before."""
     database.execute(
-        "INSERT OR REPLACE INTO promises VALUES (?, ?, ?, ?, ?)", (row.run, row.round, row.attempt, now, row.promise)
+        "INSERT OR REPLACE INTO promises VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (row.run, row.round, row.attempt, now, row.model, row.payload, row.promise),
     )
 
 
 def select(database: sqlite3.Connection, run: RunId) -> list[Row]:
     """All promises of a run, the oldest round first."""
-    query = "SELECT run, round, attempt, promise FROM promises WHERE run = ? ORDER BY round, attempt"
+    query = "SELECT run, round, attempt, model, payload, promise FROM promises WHERE run = ? ORDER BY round, attempt"
     return [Row(RunId(name), *rest) for name, *rest in database.execute(query, (run,)).fetchall()]

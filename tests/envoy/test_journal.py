@@ -1,11 +1,15 @@
 """What was trained is remembered, over any end of the process."""
 
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import pytest
 from fedveil.envoy.journal import FinishedWork, Journal, read_outbox
 from fedveil.envoy.orders import WorkResult
+from fedveil.envoy.promises import Row
 from fedveil.utils.errors import StorageError
 from fedveil.utils.messages import PayloadKind, TaskRef
 from fedveil.utils.metrics import auc_of, mean_of
@@ -248,3 +252,125 @@ CREATE TABLE work (
 ) STRICT, WITHOUT ROWID;
 PRAGMA user_version = 1;
 """
+_VERSION_2 = """
+CREATE TABLE work (
+    run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, plan TEXT NOT NULL, result TEXT NOT NULL,
+    digest TEXT NOT NULL, length INTEGER NOT NULL, finished_at REAL NOT NULL, received_at REAL,
+    kind TEXT NOT NULL DEFAULT 'plain', codec TEXT NOT NULL DEFAULT '', chain TEXT NOT NULL DEFAULT '',
+    file TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (run, round, attempt, plan)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE outbox (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, ready_at REAL NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
+    attempt INTEGER NOT NULL, plan TEXT NOT NULL, kind TEXT NOT NULL, bytes INTEGER NOT NULL, digest TEXT NOT NULL,
+    codec TEXT NOT NULL, chain TEXT NOT NULL, has_noise INTEGER NOT NULL, score REAL, metrics TEXT NOT NULL,
+    num_examples INTEGER NOT NULL, received_at REAL
+) STRICT;
+PRAGMA user_version = 2;
+"""
+
+
+def test_a_journal_of_the_second_version_is_taken_over_with_all_its_work(path):
+    database = sqlite3.connect(path)
+    database.executescript(_VERSION_2)
+    row = (*REF_KEY, '{"num_examples": 17, "metrics": []}', DIGEST, 400, 1.0, None, "coded", "cd" * 32, "check", "f")
+    database.execute(f"INSERT INTO work VALUES ({', '.join('?' * len(row))})", row)
+    database.commit()
+    database.close()
+    journal = Journal(path)
+    expected = FinishedWork(REF, WorkResult(17, ()), DIGEST, 400, PayloadKind.CODED, "cd" * 32, "check", "f")
+    assert journal.finished(REF) == expected
+    assert not journal.finished(REF).is_summed
+    assert journal.promised(REF.run) == []
+    journal.promise(PROMISE)
+    journal.close()
+
+
+# secure sums
+
+MODEL = "12" * 32
+SUMMED = FinishedWork(REF, RESULT, DIGEST, 400, file="update.f32", chain="check", model=MODEL, is_summed=True)
+PROMISE = Row(REF.run, 1, 1, MODEL, DIGEST, '{"masked": true}')
+
+
+def test_what_is_under_masks_is_in_the_outbox_once_masked_words_are_about_to_leave(journal):
+    journal.finish(SUMMED, score=0.02, has_noise=True)
+    assert journal.departures() == []
+    journal.depart(SUMMED, 4096, "secure sum of 4, threshold 3", PROMISE)
+    (row,) = journal.departures()
+    assert (row.kind, row.num_bytes, row.digest, row.score, row.has_noise) == ("masked", 4096, DIGEST, 0.02, True)
+    assert row.chain == "check, secure sum of 4, threshold 3"
+    assert not row.is_withheld
+    assert journal.promised(REF.run) == [PROMISE]
+    journal.receive(REF)
+    assert journal.departures()[0].received_at is not None
+
+
+def test_masked_metrics_are_no_withheld_update(journal):
+    done = FinishedWork(REF, WorkResult(0, RESULT.metrics), is_summed=True)
+    journal.finish(done)
+    journal.depart(done, 64, "secure sum of 4, threshold 3", PROMISE)
+    (row,) = journal.departures()
+    assert (row.kind, row.is_withheld, row.chain) == ("masked metrics", False, "secure sum of 4, threshold 3")
+
+
+def test_work_of_an_earlier_attempt_with_the_same_model_serves_a_later_one_and_no_other(journal):
+    journal.finish(SUMMED, score=0.02, has_noise=True)
+    second = TaskRef(REF.run, 1, 2, PLAN)
+    assert journal.finished_before(second, "34" * 32) is None
+    assert journal.finished_before(TaskRef(REF.run, 2, 1, PLAN), MODEL) is None
+    assert journal.finished_before(REF, MODEL) is None
+    taken = journal.take_over(journal.finished_before(second, MODEL), second)
+    assert (taken.ref, taken.trained_ref, taken.digest) == (second, REF, DIGEST)
+    assert journal.finished(second) == taken
+    third = TaskRef(REF.run, 1, 3, PLAN)
+    again = journal.take_over(journal.finished_before(third, MODEL), third)
+    assert again.trained_ref == REF
+    journal.depart(again, 4096, "secure sum", PROMISE)
+    assert (journal.departures()[-1].score, journal.departures()[-1].has_noise) == (0.02, True)
+
+
+def test_masked_words_that_the_director_has_are_known_by_their_digest(journal):
+    journal.finish(SUMMED)
+    journal.left_masked(REF, "56" * 32, 4096)
+    done = journal.finished(REF)
+    assert (done.masked_digest, done.masked_length) == ("56" * 32, 4096)
+    assert journal.unreceived(REF.run) == [done]
+
+
+def test_a_promise_takes_the_place_of_what_the_attempt_promised_before_and_is_read_by_run(journal):
+    later = Row(REF.run, 1, 1, MODEL, DIGEST, '{"consented": []}')
+    other = Row("lungs-2", 1, 1, MODEL, DIGEST, "{}")
+    second = Row(REF.run, 2, 1, MODEL, DIGEST, "{}")
+    for row in (second, PROMISE, other, later):
+        journal.promise(row)
+    assert journal.promised(REF.run) == [later, second]
+
+
+def test_a_promise_is_on_the_disk_before_it_is_given_and_other_work_need_not_be(journal):
+    """SQLite's FULL: the log of a transaction has been through an fsync when it is over."""
+    said = []
+    journal._database.set_trace_callback(lambda text: said.append(text) if "synchronous" in text else None)
+    journal.promise(PROMISE)
+    journal.depart(SUMMED, 1, "", PROMISE)
+    journal.finish(SUMMED)
+    assert [text.rpartition(" ")[2] for text in said] == ["FULL", "FULL", "NORMAL"]
+
+
+PROMISING = """
+import os, signal, sys
+from pathlib import Path
+from fedveil.envoy.journal import Journal
+from fedveil.envoy.promises import Row
+journal = Journal(Path(sys.argv[1]))
+journal.promise(Row("lungs-1", 1, 1, "m", "p", "said"))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_promise_outlives_a_kill(path):
+    done = subprocess.run([sys.executable, "-c", PROMISING, str(path)], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    journal = Journal(path)
+    assert journal.promised("lungs-1") == [Row("lungs-1", 1, 1, "m", "p", "said")]
+    journal.close()
