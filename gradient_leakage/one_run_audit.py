@@ -21,9 +21,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import binom, norm
+from scipy.stats import binom
 
 from ..utils.errors import ConfigError
+from ..utils.privacy.gaussian import exact_epsilon as gaussian_epsilon
+
+__all__ = ["Audited", "OneRunAudit", "Release", "chance_under", "epsilon_lower_bound", "gaussian_epsilon"]
 
 Release: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 """From the contributions that take part, (count, size) with count from 0, to what is seen of them, (size,)."""
@@ -133,27 +136,3 @@ def epsilon_lower_bound(canaries: int, guessed: int, correct: int, delta: float,
     if excess(_LARGEST_EPSILON) < 0:
         return _LARGEST_EPSILON
     return float(brentq(excess, 0.0, _LARGEST_EPSILON, xtol=1e-4))
-
-
-def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
-    """Epsilon of one Gaussian release whose noise is so many times its sensitivity; exact.
-
-    Source: Balle and Wang 2018 (arXiv:1805.06530), Theorem 8.
-
-    Raises:
-        ConfigError: no noise, or a delta outside (0, 1).
-    """
-    if not (noise_multiplier > 0 and 0 < delta < 1):
-        raise ConfigError(f"noise_multiplier {noise_multiplier}, delta {delta}: expected above 0, and in (0, 1)")
-    half = 1 / (2 * noise_multiplier)
-
-    def excess(epsilon: float) -> float:
-        far = epsilon * noise_multiplier
-        return float(norm.cdf(half - far) - math.exp(epsilon + norm.logcdf(-half - far)) - delta)
-
-    if excess(0.0) <= 0:
-        return 0.0
-    largest = 1.0
-    while excess(largest) > 0:
-        largest *= 2
-    return float(brentq(excess, 0.0, largest, xtol=1e-9))

@@ -27,6 +27,8 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     │   └── NonFiniteUpdateError    NaN or infinity
     ├── AttackError                 this attack cannot be run on this model or update
     ├── EmptyRoundError             nothing to average
+    ├── PrivacyError                a data set's privacy rules do not allow it
+    │   └── BudgetExhaustedError    its budget is spent
     ├── NoQuorumError               too few envoys, or too few of their updates
     ├── PlanError                   the plan cannot be built, read or run
     │   └── TrainingError           the plan raised, hung or died while it trained
@@ -41,6 +43,7 @@ from __future__ import annotations
 __all__ = [
     "AttackError",
     "BadShareError",
+    "BudgetExhaustedError",
     "ConfigError",
     "DatasetError",
     "DigestMismatchError",
@@ -58,6 +61,7 @@ __all__ = [
     "NotInvitedError",
     "PassphraseError",
     "PlanError",
+    "PrivacyError",
     "ProtocolError",
     "StorageError",
     "SumAbortedError",
@@ -165,6 +169,21 @@ class EmptyRoundError(FederationError):
 
 class NoQuorumError(FederationError):
     """Too few envoys are there, or too few of their updates came in time."""
+
+
+class PrivacyError(FederationError):
+    """A data set's privacy rules do not allow what was asked; names public numbers alone."""
+
+
+class BudgetExhaustedError(PrivacyError):
+    """A data set's privacy budget does not cover the task; nothing of the data was read.
+
+    Its text may be shown to the director. ``site_text`` is the site's own: what is left, and why it is not enough.
+    """
+
+    def __init__(self, text: str, site_text: str = "") -> None:
+        super().__init__(text)
+        self.site_text = site_text
 
 
 class PlanError(FederationError):
