@@ -16,7 +16,7 @@ give the same integers.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,7 @@ LEVELS = 1 << 30
 _BLOCK = 1 << 14
 """Numbers at work at once: 128 KiB of float64, which stay in the second-level cache."""
 _DOT = 1 << 13  # no BLAS splits a dot product of so few numbers over threads
+_TINY = 1e-30
 _TO_INTEGER = 1.5 * 2.0**84
 """Added to a number below 2^83 in float64, it leaves rint(number / 2^32) in the low bits of the mantissa."""
 
@@ -204,13 +205,10 @@ def _is_within(piece: Vector, bound: float) -> bool:
     """Whether no number can be beyond the bound; says False for some pieces that are within, never the other way.
 
     A piece whose squares together are less than the bound's has no such number; that pass is the cheapest. float32
-    dot products of so few numbers are off by less than a thousandth.
+    dot products of so few numbers are off by less than a thousandth, but for bounds whose square is near nothing.
     """
     squared = 0.998 * bound * bound
-    if all(np.dot(part, part) < squared for part in _parts(piece)):
-        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        if squared > _TINY and all(np.dot(part, part) < squared for part in (piece[:_DOT], piece[_DOT:])):
+            return True
     return bool(piece.max(initial=0) <= bound and piece.min(initial=0) >= -bound)
-
-
-def _parts(piece: Vector) -> Sequence[Vector]:
-    return (piece[:_DOT], piece[_DOT:])
