@@ -22,6 +22,8 @@ from ..utils.errors import ConfigError
 from ..utils.identity import Role
 from ..utils.logs import log_to_stderr
 from ..utils.messages import ExperimentView, RunId
+from .audit_commands import audit
+from .roster_commands import roster
 
 DEFAULT_FOLDER = Path("fedveil-director")
 _CONSOLE = Console(soft_wrap=True)
@@ -34,6 +36,8 @@ app = typer.Typer(
 )
 experiments = typer.Typer(help="Submit, list, show and stop experiments.", no_args_is_help=True)
 app.add_typer(experiments, name="experiment")
+app.add_typer(roster, name="roster")
+app.add_typer(audit, name="audit")
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The director's folder.", envvar="FEDVEIL_DIRECTOR")]
 Address = Annotated[str | None, typer.Option(help="host:port of the director; by default the one it announced.")]

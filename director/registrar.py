@@ -37,6 +37,7 @@ from ..utils.errors import ConfigError, IdentityError, JoinFileError, MalformedM
 from ..utils.identity import PeerId, Role, expires_at, when
 from ..utils.join_file import INVITED_ROLES, JoinFile, sign_join_file
 from ..utils.messages import EnvoyName, JoinReply, JoinRequest
+from ..utils.roster import check_identity_key
 from ..utils.tensors import digest_of
 from .founding import OPERATOR_NAME
 from .identity_store import Identity, Invitation
@@ -226,4 +227,5 @@ def _identity_key(request: JoinRequest) -> Ed25519PublicKey:
         key.verify(request.identity_proof, request.signing_request)
     except InvalidSignature as error:
         raise IdentityError("the identity key did not sign the signing request") from error
+    check_identity_key("a join", request.identity_key)  # one of small order "signs" anything
     return key

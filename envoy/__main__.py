@@ -21,6 +21,7 @@ from ..utils.command_line import errors_in_words
 from ..utils.errors import ConfigError, JoinFileError, UnreachableError
 from ..utils.logs import log_to_stderr
 from ..utils.messages import EnvoyName
+from .audit_commands import audit
 from .plan_commands import plan
 from .records import describe
 from .roster_commands import roster
@@ -39,6 +40,7 @@ data = typer.Typer(help="Add, list and check this site's datasets.", no_args_is_
 app.add_typer(data, name="data")
 app.add_typer(plan, name="plan")
 app.add_typer(roster, name="roster")
+app.add_typer(audit, name="audit")
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder.", envvar="FEDVEIL_ENVOY")]
 

@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +43,7 @@ _FORMAT = "fedveil-audit/1"
 _FIELDS = {"n", "time", "prev", "event", "hash", "signature"}
 _NOTHING = bytes(32)  # what stands before entry 0
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 Event = Mapping[str, Json]
 
 
