@@ -142,8 +142,14 @@ class Dispatch:
             grant = self._request_upload(header)
         if isinstance(grant, m.Receipt):
             return grant
-        with self._asking():
-            return self._link.upload(parts(grant))
+        own: list[FederationError] = []  # this site's, raised while parts were made: the line only says that it broke
+        try:
+            with self._asking():
+                return self._link.upload(_watched(parts(grant), own))
+        except FederationError:
+            if own:
+                raise own[0] from None
+            raise
 
     def _parts(self, turn: m.Turn, done: FinishedWork, withdrawn: threading.Event) -> Iterator[m.Part]:
         if done.digest is None or turn.offset > done.length:
@@ -172,6 +178,14 @@ class Dispatch:
         except UnreachableError as error:
             self._complain(str(error))
             raise
+
+
+def _watched(parts: Iterator[m.Part], own: list[FederationError]) -> Iterator[m.Part]:
+    try:
+        yield from parts
+    except FederationError as error:
+        own.append(error)
+        raise
 
 
 def header_of(done: FinishedWork, layout: Digest) -> m.UpdateHeader:
