@@ -55,7 +55,10 @@ def run(
     option: Annotated[list[str] | None, typer.Option(help="name=value, of the attack; may come again.")] = None,
     public: Annotated[Path | None, typer.Option(help="The attacker's own images, as --images.")] = None,
     update: Annotated[
-        Path | None, typer.Option(help="A recorded update: an envoy's update.f32 or a director's NAME.spool.")
+        Path | None,
+        typer.Option(
+            help="A recorded update: an envoy's update.f32, a director's NAME.spool, or NAME.masked of a secure sum."
+        ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="The bundle of the plan whose update it is.")] = None,
     weights: Annotated[

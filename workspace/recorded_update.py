@@ -2,7 +2,8 @@
 
 Two files hold one: ``work/update.f32`` in an envoy's folder (raw float32) and ``uploads/NAME.spool`` in a director's
 (a header, then the same bytes). Neither says what the numbers mean: the plan's bundle does, with its layout, its model
-and its settings. Opening a bundle runs the plan's own code on this machine.
+and its settings. Opening a bundle runs the plan's own code on this machine. What a director holds of a secure sum is no
+update but a masked vector (``masked_update``), and is remarked on as such.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..utils.errors import AttackError, LengthMismatchError, NonFiniteUpdateErro
 from ..utils.plan_bundle import Bundle, open_bundle
 from ..utils.tensors import Layout, Role, Vector, exact_arrays, named_views, read_model
 from .attacked_models import num_classes_of
+from .masked_update import masked_update
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,13 +88,15 @@ def recorded(update: Path, plan: Path, weights: Path | None, num_examples: int, 
     training = plan_of(bundle)
     if not isinstance(training, TrainingPlan) or training.data.kind is not DataKind.IMAGES:
         raise AttackError(f"plan {bundle.manifest.name} trains no torch model on images; the attacks need one")
-    sent = read_update(update, bundle.layout)
+    masked = masked_update(update, bundle.layout)
+    sent = read_update(update, bundle.layout) if masked is None else masked.as_update(num_examples).tobytes()
     model = _model_of(training, bundle, weights).to(device)
     kept = _without_controls(bundle.layout)
     channels, height, width = training.data.shape
     classes = num_classes_of(model, bundle.manifest.name, torch.zeros(2, channels, height, width))
     settings = training.settings
     rate, remarks = _plain_rate(training, model)
+    remarks += [] if masked is None else [masked.remark]
     if settings.proximal_mu:
         remarks.append(f"the plan adds a proximal term (mu {settings.proximal_mu:g})")
     if settings.scaffold:

@@ -394,3 +394,72 @@ def test_a_plan_without_a_torch_model_is_refused(record, toy_plan):
     build_plan(toy_plan, record / "arrays")
     words = ("--update", "update.f32", "--plan", "arrays", "--examples", 1, "--attack", "idlg-label")
     assert "trains no torch model on images" in refused(*words)
+
+
+@pytest.fixture
+def masked(record):
+    """The same update as a director holds it of a secure sum: in fixed point, under a mask, with tallies behind it."""
+    from fedveil.utils.plan_bundle import open_bundle
+    from fedveil.utils.secure_sum.fixed_point import FixedPoint
+    from fedveil.utils.secure_sum.masks import Masker
+    from fedveil.utils.secure_sum.tallies import TallyLayout, padded
+
+    layout = open_bundle(record / "plan").layout
+    update = np.fromfile(record / "update.f32", "<f4")
+    tallies = TallyLayout((), len(layout.entries))
+    words, clipped = np.zeros(padded(update.size) + tallies.words, np.uint32), np.zeros(len(layout.entries), np.int64)
+    scheme = FixedPoint(tuple(entry.size for entry in layout.entries), (8.0,), 4)
+    scheme.encode(update, 0, 1, bytes(32), words[: update.size], clipped)
+    (record / "bare").mkdir()
+    (record / "bare" / "site-a.masked").write_bytes(words.tobytes())
+    Masker([bytes([7]) * 32]).apply(words)
+    (record / "site-a.masked").write_bytes(words.tobytes())
+    header = bytes(32) + words.nbytes.to_bytes(8, "little") + bytes(24)
+    (record / "masked.spool").write_bytes(header + words.tobytes() + b"left behind by another upload")
+    told = {"run": "r", "round": 1, "attempt": 1, "codec": None, "contributors": 4}
+    told["terms"] = {"bounds": [8.0], "max_weight": 1}
+    for folder in (record, record / "bare"):
+        (folder / "sum.json").write_text(json.dumps(told))
+    return record
+
+
+@pytest.mark.parametrize("file", ["site-a.masked", "masked.spool"])
+@pytest.mark.parametrize("attack", ["first-layer", "inverting-gradients"])
+def test_a_masked_vector_gives_nothing_away_and_is_called_what_it_is(masked, file, attack):
+    words = ("--plan", "plan", "--images", "truth.npz", "--attack", attack, "--json", "o.json")
+    said = run("--update", file, *words)
+    report = json.loads((masked / "o.json").read_text())
+    assert f"{file} is no update: it is a masked vector of a secure sum (run r, round 1, attempt 1)" in said
+    assert any("no update" in remark for remark in report["remarks"])
+    assert report["psnr"] < 12
+    assert abs(report["ssim"]) < 0.2
+
+
+def test_without_the_mask_the_same_words_give_the_image_away(masked):
+    """It is the mask that hides it, not fixed point, nor that the words are read wrongly."""
+    run(
+        "--update",
+        "bare/site-a.masked",
+        "--plan",
+        "plan",
+        "--images",
+        "truth.npz",
+        "--attack",
+        "first-layer",
+        "--json",
+        "o.json",
+    )
+    assert json.loads((masked / "o.json").read_text())["psnr"] > 30
+
+
+def test_what_is_called_masked_and_cannot_be_is_refused(masked):
+    words = ("--plan", "plan", "--examples", 1, "--attack", "first-layer")
+    (masked / "short.masked").write_bytes((masked / "site-a.masked").read_bytes()[:-400])
+    assert "a masked vector of this plan has at least" in refused("--update", "short.masked", *words)
+    (masked / "sum.json").write_text("{}")
+    assert "does not say how the sum was made" in refused("--update", "site-a.masked", *words)
+    told = {"run": "r", "round": 1, "attempt": 1, "codec": "00", "contributors": 4}
+    (masked / "sum.json").write_text(json.dumps(told | {"terms": {"bounds": [8.0], "max_weight": 1}}))
+    assert "not codes" in refused("--update", "site-a.masked", *words)
+    (masked / "sum.json").unlink()
+    assert "is no update" in run("--update", "site-a.masked", *words)
