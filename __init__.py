@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .utils import vision as vision
     from .utils.data_spec import DataKind as DataKind
     from .utils.data_spec import DataSpec as DataSpec
+    from .utils.differential_privacy import DifferentialPrivacy as DifferentialPrivacy
     from .utils.metrics import MetricSum as MetricSum
     from .utils.metrics import auc_of as auc_of
     from .utils.metrics import mean_of as mean_of
@@ -36,6 +37,7 @@ _HOMES = {
     "BATCH_NORM_LAYERS": ".envoy.plans",
     "DataKind": ".utils.data_spec",
     "DataSpec": ".utils.data_spec",
+    "DifferentialPrivacy": ".utils.differential_privacy",
     "MetricSum": ".utils.metrics",
     "PlanSettings": ".envoy.plans",
     "TrainingPlan": ".envoy.plans",

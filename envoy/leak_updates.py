@@ -46,6 +46,10 @@ def make_updates(order: dict[str, Any], folder: Path, emit: Emit) -> None:
     np.save(folder / SEEN_FILE, np.concatenate([seen for _, seen in made]))
     np.save(folder / "gradient.npy", np.stack([gradient for gradient, _ in made]))
     emit({"made": Sent.GRADIENT.value})
+    if bundle.manifest.privacy is not None:
+        reason = "training adds noise to every patient's gradient; the gradient alone was measured, without that noise"
+        emit({"made": "", "reason": reason})
+        return
     try:
         trained = [_training(plan, bundle, images[at : at + 1], labels[at : at + 1]) for at in range(NUM_TARGETS)]
     except FederationError as error:  # one image may be too few for this plan: batch normalisation

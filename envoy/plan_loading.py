@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from ..utils.data_spec import DataSpec
+from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import PlanError, TrainingError
 from ..utils.plan_bundle import Bundle, Setting
 from .plans import ArrayPlan, Plan, TrainingPlan
@@ -33,7 +34,28 @@ def plan_of(bundle: Bundle) -> Plan:
     plan, data = construct(plan_class, bundle.manifest.settings)
     if data != bundle.manifest.data:
         raise PlanError(f"{bundle.manifest.entry} declares other data than its manifest")
+    if privacy_of(plan) != bundle.manifest.privacy:
+        raise PlanError(f"{bundle.manifest.entry} declares other privacy than its manifest")
     return plan
+
+
+def privacy_of(plan: Plan) -> DifferentialPrivacy | None:
+    """What a plan says of the privacy of its training.
+
+    Raises:
+        PlanError: something else than ``DifferentialPrivacy``, or the plan raised.
+    """
+    if not isinstance(plan, TrainingPlan):
+        return None
+    try:
+        privacy = plan.privacy
+    except PlanError:
+        raise
+    except Exception as error:
+        raise PlanError(f"{type(plan).__name__}.privacy raised {type(error).__name__}") from error
+    if privacy is not None and not isinstance(privacy, DifferentialPrivacy):
+        raise PlanError(f"{type(plan).__name__}.privacy is of type {type(privacy).__name__}, not DifferentialPrivacy")
+    return privacy
 
 
 def construct(plan_class: type[Plan], values: Mapping[str, Setting]) -> tuple[Plan, DataSpec]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.data_spec import DataSpec
+from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import PlanError
 from ..utils.metrics import MetricSum
 from ..utils.plan_bundle import PlanKind, Setting
@@ -113,6 +114,16 @@ class TrainingPlan(Plan):
         Write it as ``site_local = (...)`` in the class.
         """
         return ()
+
+    @property
+    def privacy(self) -> DifferentialPrivacy | None:
+        """How training is made differentially private; None: it is not.
+
+        Write it as ``privacy = DifferentialPrivacy(...)`` in the class, or as a property that reads the settings. It
+        stands in the manifest. ``train_step`` is then called with the examples of one unit at a time, as often as
+        ``steps`` says; ``local_epochs`` counts nothing. No metric leaves, nor the number of examples.
+        """
+        return None
 
     @abstractmethod
     def model(self) -> torch.nn.Module:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from ..gradient_leakage.defenses.noise import NoiseSource, SystemNoise
+from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import (
     ConfigError,
     DatasetError,
@@ -35,10 +37,13 @@ from .layouts import CONTROL_PREFIX, ModelTensors, require_layout, tensors_of
 from .orders import WorkResult
 from .plan_calls import calling, collect_metrics, of_test_split
 from .plans import TrainingPlan
+from .private_training import PrivateGradient, require_loss
 from .records import LoadedDataset
 from .splits import Split
 
 LOCAL_PREFIX = "local/"
+PUBLIC_WEIGHT = 1
+"""What a private plan's update weighs at every site: its number of examples would tell of one patient more."""
 SiteState = Mapping[str, torch.Tensor]
 """Site-local tensors as ``local/NAME``, the site's control variate as ``control/NAME``; empty at first."""
 
@@ -56,6 +61,8 @@ class LocalRound:
     data: LoadedDataset
     state: SiteState = field(default_factory=dict)
     device: str = "auto"
+    privacy: DifferentialPrivacy | None = None  # what the manifest says, and so the plan
+    noise: NoiseSource | None = None  # of private training; None: the operating system's
 
 
 def run_round(plan: TrainingPlan, given: LocalRound, out: Vector | None) -> tuple[WorkResult, SiteState]:
@@ -73,8 +80,10 @@ def run_round(plan: TrainingPlan, given: LocalRound, out: Vector | None) -> tupl
         TrainingError: the plan raised, or its loss is not a scalar that requires grad.
         NonFiniteUpdateError: the loss or the update is NaN or infinite.
         LayoutMismatchError: the plan's model is not that of the plan's bundle.
-        UnsendableUpdateError: training changed a tensor that is carried exactly.
+        UnsendableUpdateError: training changed a tensor that is carried exactly, or one that has no noise.
     """
+    if plan.privacy != given.privacy:
+        raise TrainingError(f"the plan says privacy {plan.privacy}, and was approved with {given.privacy}")
     device = _device_of(given.device)
     with deterministic(given.model_seed):
         with calling("model()"):
@@ -84,6 +93,11 @@ def run_round(plan: TrainingPlan, given: LocalRound, out: Vector | None) -> tupl
         _load(tensors, given)
         if given.kind is TaskKind.EVALUATE or out is None:
             return _evaluation(plan, model, given, device), given.state
+        if given.privacy is not None:
+            torch.manual_seed(given.round_seed)
+            private = _Training(plan, model, tensors, given, device)
+            private.run_privately(given.privacy)
+            return WorkResult(PUBLIC_WEIGHT, ()), private.finish(out)
         metrics = _metrics(plan, model, given, Split.VALIDATION, device)
         torch.manual_seed(given.round_seed)
         trained = _Training(plan, model, tensors, given, device)
@@ -129,22 +143,45 @@ class _Training:
                 total += self._step((features, labels), where) * len(labels)
         return total, batches.num_examples
 
+    def run_privately(self, privacy: DifferentialPrivacy) -> None:
+        """Train by noised steps, as many as the manifest says, whatever the site has (Abadi et al. 2016)."""
+        given = self._given
+        self._model.train()
+        gradient = PrivateGradient(
+            self._plan,
+            self._model,
+            given.data,
+            privacy,
+            given.round_seed,
+            self._device,
+            given.noise or SystemNoise(),
+        )
+        for step in range(1, privacy.steps + 1):
+            self._steps += 1
+            gradient.put(step)
+            self._apply(f"step {step}")
+        gradient.require_untouched()
+
     def _step(self, batch: tuple[torch.Tensor, torch.Tensor], where: str) -> float:
         with calling(where):
             self._optimizer.zero_grad(set_to_none=True)
             loss = self._plan.train_step(self._model, batch)
-        _require_loss(loss, where)
+        require_loss(loss, where)
         value = float(loss.detach())
         if not np.isfinite(value):
             raise NonFiniteUpdateError(f"the loss is NaN or infinite in {where}; lower learning_rate or clip the loss")
         with calling(f"backward of {where}"):
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+        self._apply(where)
+        return value
+
+    def _apply(self, where: str) -> None:
+        """Add what the algorithms add to a gradient, and step."""
         with torch.no_grad():
             self._add_proximal_term()
             self._add_control_term()
         with calling(f"optimizer step of {where}"):
             self._optimizer.step()
-        return value
 
     def _add_proximal_term(self) -> None:
         """FedProx: the gradient of mu/2 * ||w - w_global||^2 (Li et al. 2020, equation 2)."""
@@ -268,16 +305,6 @@ def _plain_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
     return {id(tensor): float(group["lr"]) for group in optimizer.param_groups for tensor in group["params"]}
 
 
-def _require_loss(loss: object, where: str) -> None:
-    if not isinstance(loss, torch.Tensor):
-        raise TrainingError(f"{where} returned {type(loss).__name__}, expected the loss as a scalar tensor")
-    if loss.ndim or not loss.is_floating_point() or not loss.requires_grad:
-        raise TrainingError(
-            f"{where} returned a {str(loss.dtype).removeprefix('torch.')} tensor of shape {tuple(loss.shape)}"
-            f"{'' if loss.requires_grad else ' without grad'}, expected a float scalar that requires grad"
-        )
-
-
 def _batches(data: LoadedDataset, split: Split, batch_size: int, device: torch.device) -> Batches:
     chosen: NDArray[np.int64] = np.flatnonzero(data.split == split)
     return Batches(data.features, data.labels, chosen, batch_size, device)
@@ -297,7 +324,12 @@ def _metrics(
 
 
 def _evaluation(plan: TrainingPlan, model: torch.nn.Module, given: LocalRound, device: torch.device) -> WorkResult:
-    """Validation metrics under their own names, those of the test split as ``test_NAME``."""
+    """Validation metrics under their own names, those of the test split as ``test_NAME``; none of a private plan.
+
+    An exact metric tells of the patients that it is of, and no noise of training is on it.
+    """
+    if given.privacy is not None:
+        return WorkResult(0, ())
     validation = _metrics(plan, model, given, Split.VALIDATION, device)
     test = _metrics(plan, model, given, Split.TEST, device)
     held = int(np.count_nonzero(np.isin(given.data.split, (Split.VALIDATION, Split.TEST))))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..utils.data_spec import DataKind
+from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import DatasetError, PlanError, StorageError
 from ..utils.messages import TaskKind
 from ..utils.plan_bundle import Bundle, mapped, open_bundle
@@ -70,7 +71,9 @@ class Workbench:
             given = array_training.ArrayRound(order.kind, seed, bundle.layout, vector, exact, data)
             return array_training.run_round(plan, given, out)
         if isinstance(plan, TrainingPlan):
-            return self._train_with_torch(order, plan, bundle.layout, (vector, exact), data, out)
+            return self._train_with_torch(
+                order, plan, bundle.layout, (vector, exact), data, out, bundle.manifest.privacy
+            )
         raise PlanError(f"{type(plan).__name__} is neither a TrainingPlan nor an ArrayPlan")
 
     def close(self) -> None:
@@ -101,6 +104,7 @@ class Workbench:
         model: tuple[Vector, bytes],
         data: LoadedDataset,
         out: Vector | None,
+        privacy: DifferentialPrivacy | None,
     ) -> WorkResult:
         from . import training
 
@@ -115,6 +119,7 @@ class Workbench:
             data=data,
             state=training.read_state(before) if before else {},
             device=order.device,
+            privacy=privacy,
         )
         with _torch_threads(order.threads):
             result, state = training.run_round(plan, given, out)

@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import TypeAlias, TypeVar
 
 from .data_spec import DataKind, DataSpec
+from .differential_privacy import DifferentialPrivacy
 from .errors import FederationError, MalformedMessageError, PlanError
 from .tensors import Digest, Layout, Vector, canonical_json, digest_of, model_pieces, read_model
 
@@ -85,6 +86,7 @@ class Manifest:
     layout: Digest
     data: DataSpec
     software: str  # the version of fedveil that built it
+    privacy: DifferentialPrivacy | None = None  # of its training; None: not private
     digest: Digest = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -139,6 +141,7 @@ class Manifest:
                 },
                 "fedveil": self.software,
             }
+            | ({} if self.privacy is None else {"privacy": self.privacy.to_document()})
         )
 
 
@@ -232,6 +235,7 @@ def write_bundle(
     initial: tuple[Vector, bytes],
     data: DataSpec,
     software: str,
+    privacy: DifferentialPrivacy | None = None,
 ) -> Manifest:
     """Write a plan's bundle: blobs first, the manifest last, so that a torn bundle has no manifest.
 
@@ -245,7 +249,7 @@ def write_bundle(
         PlanFile(path, sum(memoryview(part).nbytes for part in parts), digest_of(*parts))
         for path, parts in sorted(pieces.items())
     )
-    manifest = Manifest(name, kind, entry, files, settings, layout.digest, data, software)
+    manifest = Manifest(name, kind, entry, files, settings, layout.digest, data, software, privacy)
     for file in files:
         _write_atomically(blob_file(folder, file.sha256), pieces[file.path])
     _write_atomically(folder / MANIFEST_FILE, (manifest.to_json(),))
@@ -303,7 +307,10 @@ def mapped(path: Path) -> memoryview:
 
 
 def _manifest_of(document: object) -> Manifest:
-    top = _fields(document, "schema name kind entry files settings layout data fedveil", "the manifest")
+    whole = _of(dict, document, "the manifest")
+    privacy = whole.get("privacy")  # a plan without it has the bytes that it always had
+    rest = {key: value for key, value in whole.items() if key != "privacy" or value is None}
+    top = _fields(rest, "schema name kind entry files settings layout data fedveil", "the manifest")
     if top["schema"] != SCHEMA:
         raise ValueError(f"schema {top['schema']!r}, expected {SCHEMA!r}")
     data = _fields(top["data"], "name kind shape classes columns", "data")
@@ -326,6 +333,7 @@ def _manifest_of(document: object) -> Manifest:
             columns=tuple(_of(str, name, "a column") for name in _of(list, data["columns"], "data.columns")),
         ),
         software=_of(str, top["fedveil"], "fedveil"),
+        privacy=None if privacy is None else DifferentialPrivacy.from_document(_of(dict, privacy, "privacy")),
     )
 
 

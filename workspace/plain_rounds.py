@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..envoy import array_training
 from ..envoy.plans import ArrayPlan, Plan, TrainingPlan
 from ..envoy.records import LoadedDataset
+from ..gradient_leakage.defenses.noise import NoiseSource
 from ..utils.errors import PlanError
 from ..utils.messages import TaskKind
 from ..utils.tensors import Layout, Vector
@@ -28,7 +29,9 @@ class SiteModel:
     exact: bytes
 
 
-def local_update(plan: Plan, model: SiteModel, data: LoadedDataset, seed: int, out: Vector) -> int:
+def local_update(
+    plan: Plan, model: SiteModel, data: LoadedDataset, seed: int, out: Vector, noise: NoiseSource | None = None
+) -> int:
     """Train one site's round on the CPU, as its envoy would; gives the number of examples.
 
     Args:
@@ -37,6 +40,7 @@ def local_update(plan: Plan, model: SiteModel, data: LoadedDataset, seed: int, o
         data: the site's.
         seed: of its order of examples and its augmentation.
         out: takes local minus global, (layout.size,).
+        noise: of a private plan; the operating system's by default.
 
     Raises:
         TrainingError: the plan raised.
@@ -49,7 +53,18 @@ def local_update(plan: Plan, model: SiteModel, data: LoadedDataset, seed: int, o
         raise PlanError(f"{type(plan).__name__} is neither a TrainingPlan nor an ArrayPlan")
     from ..envoy import training
 
-    order = training.LocalRound(TaskKind.TRAIN, 0, seed, model.layout, model.vector, model.exact, data, device="cpu")
+    order = training.LocalRound(
+        TaskKind.TRAIN,
+        0,
+        seed,
+        model.layout,
+        model.vector,
+        model.exact,
+        data,
+        device="cpu",
+        privacy=plan.privacy,
+        noise=noise,
+    )
     result, state = training.run_round(plan, order, out)
     if state:
         raise PlanError(f"{type(plan).__name__} keeps {len(state)} tensors at the sites; a plain loop forgets them")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from .. import __version__
 from ..envoy.initial_weights import initial_of
-from ..envoy.plan_loading import construct, plan_class_of
-from ..envoy.plans import Plan, values_of
+from ..envoy.plan_loading import construct, plan_class_of, privacy_of
+from ..envoy.plans import Plan, TrainingPlan, values_of
 from ..utils.errors import PlanError
 from ..utils.plan_bundle import Manifest, PlanKind, Setting, write_bundle
 
@@ -29,7 +29,8 @@ def build_plan(source: Path, out: Path, overrides: Mapping[str, Setting] | None 
         The manifest; its digest names the plan from now on. The same file and settings give the same digest.
 
     Raises:
-        PlanError: the file cannot be read or run, a setting does not fit, or a tensor of the model cannot travel.
+        PlanError: the file cannot be read or run, a setting does not fit, a tensor of the model cannot travel, or the
+            plan declares differential privacy that its training cannot have.
     """
     try:
         text = source.read_bytes()
@@ -50,6 +51,11 @@ def write_plan(
     if plan.kind is PlanKind.ARRAY and (plan.settings.proximal_mu or plan.settings.scaffold):
         raise PlanError("an ArrayPlan steps by itself: proximal_mu and scaffold are for a TrainingPlan")
     layout, vector, exact = initial_of(plan)
+    privacy = privacy_of(plan)
+    if privacy is not None and isinstance(plan, TrainingPlan):
+        from ..envoy.private_models import require_private
+
+        require_private(plan, data, privacy)
     return write_bundle(
         out,
         name=plan_class.__name__,
@@ -61,4 +67,5 @@ def write_plan(
         initial=(vector, exact),
         data=data,
         software=__version__,
+        privacy=privacy,
     )
