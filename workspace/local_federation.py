@@ -1,7 +1,8 @@
 """A whole federation on this machine: a real director and real envoys, each a process, over mutual TLS on loopback.
 
 The demo, the benchmark and several tests run on it. Nothing is simulated: the processes are those of ``director start``
-and ``envoy start``; only the typing is spared.
+and ``envoy start``; only the typing is spared. So are the phone calls: whoever runs this owns all sites, so each
+accepts the roster of all that joined. Between hospitals that is for each own data manager, by `envoy roster`.
 """
 
 from __future__ import annotations
@@ -13,25 +14,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Self, TypeVar
 
 from ..director.config import load_config
 from ..director.database import open_database
 from ..director.founding import init_federation, load_issuer
-from ..director.identity_store import IdentityStore
+from ..director.identity_store import Identity, IdentityStore
 from ..director.operator_client import OperatorClient
 from ..director.registrar import Registrar
 from ..director.server import ADDRESS_FILE
+from ..envoy.accepted_roster import accept_roster
 from ..envoy.client import bootstrap_client
 from ..envoy.config import write_default_config
-from ..envoy.enrolment import prepare_join, save_credentials
+from ..envoy.enrolment import Credentials, prepare_join, save_credentials
 from ..utils import messages as m
 from ..utils.errors import UnreachableError
 from ..utils.identity import Role
 from ..utils.join_file import JoinFile
 from ..utils.plan_bundle import Bundle
+from ..utils.roster import Roster, RosterEntry
 
 _START_SECONDS = 60.0
 _END_SECONDS = 10.0
@@ -51,6 +54,7 @@ class LocalFederation:
         self.director_folder = folder / "director"
         self.director: subprocess.Popen[bytes] | None = None
         self.envoys: dict[str, subprocess.Popen[bytes]] = {}
+        self._joined: dict[Path, Credentials] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +100,10 @@ class LocalFederation:
         return file.read_text("utf-8")
 
     def join(self, name: str, organization: str) -> Path:
-        """Invite an envoy and let it join as `envoy join` does; the director must listen. Gives the envoy's folder."""
+        """Invite an envoy and let it join as `envoy join` does; the director must listen. Gives the envoy's folder.
+
+        It, and all that joined here before it, accept the roster of all that are in now.
+        """
         folder = self.folder / name
         invitation = self._invite(name, organization)
         request, keys = prepare_join(folder, invitation)
@@ -105,8 +112,9 @@ class LocalFederation:
             reply = _until_reachable(lambda: client.join(request))
         finally:
             client.close()
-        save_credentials(folder, invitation, keys, reply, time.time())
+        self._joined[folder] = save_credentials(folder, invitation, keys, reply, time.time())
         write_default_config(folder)
+        self._accept_roster()
         return folder
 
     def start_envoy(self, name: str) -> None:
@@ -158,6 +166,16 @@ class LocalFederation:
                 process.kill()
                 process.wait()
 
+    def _accept_roster(self) -> None:
+        config = load_config(self.director_folder)
+        engine = open_database(config.database_url(self.director_folder), config.is_durable)
+        try:
+            roster = _roster(config.federation, IdentityStore(engine).identities())
+        finally:
+            engine.dispose()
+        for folder, credentials in self._joined.items():
+            accept_roster(folder, roster, credentials.peer, credentials.public_identity)
+
     def _invite(self, name: str, organization: str) -> JoinFile:
         config = load_config(self.director_folder)
         issuer, root = load_issuer(self.director_folder, time.time())
@@ -176,6 +194,11 @@ class LocalFederation:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | {"PYTHONUNBUFFERED": "1"}
             )
+
+
+def _roster(federation: str, identities: Iterable[Identity]) -> Roster:
+    envoys = (one for one in identities if one.role == Role.ENVOY.value)
+    return Roster(federation, tuple(RosterEntry(m.EnvoyName(e.name), e.organization, e.identity_key) for e in envoys))
 
 
 def _wait_until(is_so: Callable[[], bool], complaint: str) -> None:

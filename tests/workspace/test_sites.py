@@ -63,7 +63,7 @@ def test_each_site_gets_its_share_of_each_class(tmp_path, label):
     each = part_of([(f"p{i}", label) for i in range(1000)], 0)
     paths = divide(Images3("", True, each, each, each), DEMO_SITES, tmp_path)
     counts = [len(np.load(path)["train_labels"]) for path in paths.values()]
-    assert counts == ([600, 300, 100] if label else [350, 250, 400])
+    assert counts == ([450, 250, 100, 200] if label else [300, 200, 350, 150])
 
 
 def test_a_patient_who_is_ill_once_counts_as_ill(tmp_path):

@@ -34,7 +34,7 @@ from ..demo import PLAN, SITE_OPTIONS
 from ..plain_rounds import SiteModel, local_update
 from ..plan_builder import build_plan
 from ..scoring import class_scores
-from ..sites import DEMO_SITES, divide, set_aside
+from ..sites import THREE_SITES, divide, set_aside
 from .uplinks import Coded, PowerSGD, Refreshed, TopK, Uncompressed, Uplink
 
 PUBLIC_SHARE = 0.1
@@ -79,7 +79,7 @@ class Setting:
 
     def sites(self, seed: int) -> list[LoadedDataset]:
         """The training images of each of the demo's sites; another seed divides them otherwise."""
-        paths = divide(self.images, DEMO_SITES, self.home / f"seed-{seed}", seed)
+        paths = divide(self.images, THREE_SITES, self.home / f"seed-{seed}", seed)
         found = [inspect("chest-xray", path, SITE_OPTIONS, 0.0) for path in paths.values()]
         return [_training_part(load(one.record, one.index, self.bundle.manifest.data)) for one in found]
 

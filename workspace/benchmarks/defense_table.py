@@ -92,7 +92,7 @@ def _how_to_read(found: Sequence[Headline], utility: Mapping[str, Utility]) -> I
         one = next(iter(utility.values()))
         yield ""
         yield (
-            f"Utility: the demo's three sites and plan, PneumoniaMNIST less a public tenth, {one.rounds} rounds, "
+            f"Utility: three sites, the demo's plan, PneumoniaMNIST less a public tenth, {one.rounds} rounds, "
             f"{one.seeds} of each, the 624 test images; intervals by bootstrap over images and seeds; lost: AUC to no "
             "defense, paired. Sent: numbers in an update. The plan trains another network than the attacked one, an "
             "epoch of Adam a round: the two halves of a line are of one defense, not of one update."

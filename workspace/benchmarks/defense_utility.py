@@ -38,7 +38,7 @@ from ..demo import PLAN, SITE_OPTIONS
 from ..plain_rounds import SiteModel, local_update, weighted_mean
 from ..plan_builder import build_plan
 from ..pneumonia.plan import PneumoniaPlan
-from ..sites import DEMO_SITES, divide, set_aside
+from ..sites import THREE_SITES, divide, set_aside
 
 PUBLIC_SHARE = 0.1
 _REHEARSAL = Rehearsal(sites=3, rounds=10, repeats=8, examples=1400)  # on the public part: 240 updates to learn from
@@ -97,7 +97,7 @@ def open_federation(folder: Path, data: Path | None = None) -> Federation:
     images = find_images(data, spec.shape[-1], folder)
     kept, public = set_aside(images, PUBLIC_SHARE)
     sites = {}
-    for name, path in divide(kept, DEMO_SITES, folder).items():
+    for name, path in divide(kept, THREE_SITES, folder).items():
         found = inspect(spec.name, path, SITE_OPTIONS, now=0.0)
         sites[name] = load(found.record, found.index, spec)
     shared = LoadedDataset(public.images[:, None], public.labels, np.zeros(len(public.labels), np.uint8))

@@ -1,6 +1,6 @@
 """What differential privacy for every image costs in AUC: DP-SGD against the same noise in a codec's few numbers.
 
-The demo's three sites, as ``private_training`` trains them, from one model that public images made. A few training
+Three sites, as ``private_training`` trains them, from one model that public images made. A few training
 images are public in every arm and no site's; the learned codec is fitted on their gradients. PneumoniaMNIST names no
 patients, so **the unit is one image** here; a patient with several would spend more.
 
