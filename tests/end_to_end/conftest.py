@@ -38,6 +38,7 @@ rule = "allowed"
 _EXPERIMENT = """
 name = "{name}"
 seed = "toy"
+secure_aggregation = "{secure}"
 [rounds]
 max_rounds = {rounds}
 min_participants = {quorum}
@@ -56,11 +57,18 @@ def experiment(
     cohort: int | None = None,
     timeout: float = 120.0,
     optimizer: str = "fedavg",
+    secure: str = "off",
 ) -> str:
     """The text of experiment.toml; always of the same seed."""
     sample = f"cohort_size = {cohort}" if cohort else ""
     return _EXPERIMENT.format(
-        name=name, rounds=rounds, quorum=quorum, cohort=sample, timeout=timeout, optimizer=optimizer
+        name=name,
+        rounds=rounds,
+        quorum=quorum,
+        cohort=sample,
+        timeout=timeout,
+        optimizer=optimizer,
+        secure=secure,
     )
 
 

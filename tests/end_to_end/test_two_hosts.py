@@ -56,6 +56,7 @@ class Brightness(ArrayPlan):
 EXPERIMENT = """
 name = "brightness"
 plan = "brightness.bundle"
+secure_aggregation = "off"
 [rounds]
 max_rounds = 3
 min_participants = 2

@@ -43,6 +43,7 @@ class Toy(ArrayPlan):
 """
 EXPERIMENT = """
 name = "toy"
+secure_aggregation = "off"
 seed = "1"
 [rounds]
 max_rounds = {rounds}

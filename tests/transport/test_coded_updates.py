@@ -31,6 +31,7 @@ ELEMENTS = 10_000
 OTHER = "ef" * 32
 DROPPING = """
 name = "drop"
+secure_aggregation = "off"
 [rounds]
 max_rounds = 1
 min_participants = 1
@@ -39,6 +40,7 @@ final_evaluation = false
 """
 EXPERIMENT = """
 name = "coded"
+secure_aggregation = "off"
 plan = "plan"
 [rounds]
 max_rounds = 1

@@ -32,7 +32,7 @@ from fedveil.utils.plan_bundle import open_bundle
 from fedveil.utils.tensors import canonical_json, digest_of
 from typer.testing import CliRunner
 
-GOOD = 'name = "toy"\n[rounds]\nmax_rounds = 1\nmin_participants = 1\nfinal_evaluation = false\n'
+GOOD = 'name = "toy"\nsecure_aggregation = "off"\n[rounds]\nmax_rounds = 1\nmin_participants = 1\nfinal_evaluation = false\n'
 
 
 def submit(federation, settings: str = GOOD, bundle=None) -> m.RunId:

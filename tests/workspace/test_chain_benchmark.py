@@ -11,7 +11,7 @@ from fedveil.workspace.__main__ import app
 from fedveil.workspace.benchmarks.chain import CHAINS, check_seconds
 from typer.testing import CliRunner
 
-HEAD = 'name = "bench"\n[rounds]\nmax_rounds = 1\nmin_participants = 1\n'
+HEAD = 'name = "bench"\nsecure_aggregation = "off"\n[rounds]\nmax_rounds = 1\nmin_participants = 1\n'
 
 
 @pytest.mark.parametrize("chain", CHAINS)

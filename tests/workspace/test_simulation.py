@@ -115,7 +115,7 @@ def test_a_simulation_gives_the_bits_of_real_processes(toy_plan, sites, tmp_path
             found = inspect("toy", path, DataOptions(CLASSES), time.time())
             DatasetRegistry(folder / "datasets").add(found.record, found.index)
             federation.start_envoy(name)
-        settings = f'name = "toy"\nseed = "{SEED:064x}"\n{limits}{table}'
+        settings = f'name = "toy"\nseed = "{SEED:064x}"\nsecure_aggregation = "off"\n{limits}{table}'
         view = federation.wait_for(federation.submit(settings, bundle, codec))
         assert view.state == "finished", view
         with federation.operator() as operator:

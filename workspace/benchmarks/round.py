@@ -38,6 +38,7 @@ _SETTINGS = """
 name = "bench"
 plan = "plan"
 seed = "{seed}"
+secure_aggregation = "off"
 [rounds]
 max_rounds = {rounds}
 min_participants = {envoys}

@@ -192,6 +192,7 @@ EXPERIMENT = f"""
 name = "pneumonia"
 plan = "plan"
 seed = "{SEED:064x}"
+secure_aggregation = "off"
 
 [rounds]
 max_rounds = {ROUNDS}
