@@ -32,7 +32,14 @@ from fedveil.utils.plan_bundle import open_bundle
 from fedveil.utils.tensors import canonical_json, digest_of
 from typer.testing import CliRunner
 
-GOOD = 'name = "toy"\nsecure_aggregation = "off"\n[rounds]\nmax_rounds = 1\nmin_participants = 1\nfinal_evaluation = false\n'
+GOOD = """
+name = "toy"
+secure_aggregation = "off"
+[rounds]
+max_rounds = 1
+min_participants = 1
+final_evaluation = false
+"""
 
 
 def submit(federation, settings: str = GOOD, bundle=None) -> m.RunId:
