@@ -24,12 +24,11 @@ from ..utils.audit_chain import (
     Event,
     Json,
     SignedHead,
-    SuspectLogError,
     Verified,
     read_entries,
     verify,
 )
-from ..utils.errors import MalformedMessageError, SumRefusedError
+from ..utils.errors import MalformedMessageError, SumRefusedError, SuspectLogError
 from ..utils.identity import PeerId
 from ..utils.messages import EnvoyName, TaskRef
 from ..utils.roster import key_fingerprint

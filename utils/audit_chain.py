@@ -33,7 +33,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from .certificates import public_bytes
-from .errors import MalformedMessageError, StorageError
+from .errors import MalformedMessageError, StorageError, SuspectLogError
 from .private_files import FILE_MODE
 from .tensors import canonical_json
 
@@ -91,10 +91,6 @@ class SignedHead:
         if not _is_signed(head.key, head.signature, _head_body(head.number, head.hash)):
             raise MalformedMessageError("a head of an audit log that its own key did not sign")
         return head
-
-
-class SuspectLogError(StorageError):
-    """A log is not what it should be: changed, cut, forked, or of another key. Says at which entry."""
 
 
 class AuditChain:

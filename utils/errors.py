@@ -34,6 +34,7 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     │   └── TrainingError           the plan raised, hung or died while it trained
     ├── DatasetError                no such dataset, empty, or not what the plan declares
     ├── StorageError                the disk is full, or a state directory is not what it should be
+    │   └── SuspectLogError         an audit log was changed, cut, forked, or is of another key
     └── UnreachableError            the other side does not answer
         └── TooManyCallsError       it will, once fewer calls of the same name are open
 """
@@ -66,6 +67,7 @@ __all__ = [
     "StorageError",
     "SumAbortedError",
     "SumRefusedError",
+    "SuspectLogError",
     "TooManyCallsError",
     "TrainingError",
     "UnknownArtifactError",
@@ -200,6 +202,10 @@ class DatasetError(FederationError):
 
 class StorageError(FederationError):
     """The disk is full, or a state directory is not what it should be."""
+
+
+class SuspectLogError(StorageError):
+    """An audit log is not what it should be: changed, cut, forked, or of another key. Says at which entry."""
 
 
 class UnreachableError(FederationError):
