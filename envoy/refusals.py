@@ -19,6 +19,7 @@ from ..utils.errors import (
     MalformedMessageError,
     NonFiniteUpdateError,
     PlanError,
+    PrivacyError,
     ProtocolError,
     StorageError,
     TrainingError,
@@ -26,7 +27,14 @@ from ..utils.errors import (
 )
 
 _MAX_REASON = 500
-_SPEAKABLE: Final = (ConfigError, MalformedMessageError, ProtocolError, TrainingError, UnsendableUpdateError)
+_SPEAKABLE: Final = (
+    ConfigError,
+    MalformedMessageError,
+    PrivacyError,
+    ProtocolError,
+    TrainingError,
+    UnsendableUpdateError,
+)
 """Their texts name tasks, digests, lengths, the plan's own tensors and steps: nothing of the site."""
 _SENTENCES: Final[dict[type[FederationError], str]] = {
     DatasetError: "the site has no dataset that fits the plan; its envoy's log has the details",

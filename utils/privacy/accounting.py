@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, PrivacyError
-from .events import Mechanism, SampledGaussian, grouped, words
+from .events import Mechanism, SampledGaussian, Skellam, grouped, words
 from .renyi import curve, epsilons
 from .values import Accountant, Epsilon, Unit
 
@@ -22,6 +22,7 @@ PRV_GAP = 0.03
 """Of what PRV and PLD may differ; more is an error, of one of them or of ours."""
 _COARSEST, _FINEST = 1e-2, 1e-6
 _ROUNDING = 2e-3
+_LEAST_COMPARED = 1e-3
 _MISSING = "the accountant is not installed; `pip install 'fedveil[dp]'` brings dp-accounting and opacus"
 
 
@@ -48,9 +49,13 @@ def stopping(history: Sequence[Mechanism], delta: float, unit: Unit) -> Epsilon:
 def reported(history: Sequence[Mechanism], delta: float, unit: Unit) -> Epsilon:
     """By privacy loss distributions: at most a hundredth above the exact epsilon of these releases, and never below.
 
+    A history with Skellam noise has no such distribution here, and is reported by Renyi divergence; it says so.
+
     Raises:
         ConfigError: the extra ``dp`` is not installed.
     """
+    if any(isinstance(one, Skellam) for one in history):
+        return stopping(history, delta, unit)
     value = _by_pld(grouped(history), delta) if history else 0.0
     return Epsilon(value, delta, unit, words(history), Accountant.PLD)
 
@@ -68,12 +73,12 @@ def checked(history: Sequence[Mechanism], delta: float, unit: Unit) -> Account:
 
 
 def cross_check(history: Sequence[Mechanism], delta: float, unit: Unit, against: Epsilon) -> Epsilon | None:
-    """Opacus' epsilon of the same history; None without Opacus, or where there is next to nothing to compare.
+    """Opacus' epsilon of the same history; None without Opacus, with Skellam noise, or where there is next to nothing.
 
     Raises:
         PrivacyError: the two are further apart than ``PRV_GAP``.
     """
-    if not history or against.value < 1e-3:
+    if not history or against.value < _LEAST_COMPARED or against.accountant is not Accountant.PLD:
         return None
     value = _by_prv(grouped(history), delta, against.value / 100)
     if value is None:

@@ -81,8 +81,54 @@ class Gaussian:
         return replace(self, steps=self.steps * count)
 
 
-Mechanism: TypeAlias = SampledGaussian | Gaussian
-_KINDS: dict[str, type[SampledGaussian | Gaussian]] = {"sampled-gaussian": SampledGaussian, "gaussian": Gaussian}
+@dataclass(frozen=True, slots=True)
+class Skellam:
+    """Integer noise that sites add inside a secure sum, each a part: the difference of two Poisson variables.
+
+    All numbers are in steps of the sum's fixed point. The variance is that of the guaranteed honest sites together, so
+    that it protects from everybody but them; what the others add is surplus.
+
+    Raises:
+        ConfigError: a number that cannot be.
+    """
+
+    sensitivity_l1: float
+    sensitivity_l2: float
+    variance: float
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.sensitivity_l2 <= self.sensitivity_l1 < math.inf and 0 < self.variance < math.inf):
+            raise ConfigError(
+                f"sensitivities {self.sensitivity_l1:g} (L1) and {self.sensitivity_l2:g} (L2), variance"
+                f" {self.variance:g}: expected above 0, and L1 at least L2"
+            )
+        _check(self.noise_multiplier, self.steps)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation over the L2 sensitivity, as of a Gaussian."""
+        return math.sqrt(self.variance) / self.sensitivity_l2
+
+    @property
+    def label(self) -> str:
+        """The kind of mechanism."""
+        return "Skellam in the secure sum"
+
+    def __str__(self) -> str:
+        return f"{self.label}, noise {self.noise_multiplier:g}, {self.steps} release{'s' * (self.steps > 1)}"
+
+    def scaled(self, count: int) -> Skellam:
+        """The same so many times."""
+        return replace(self, steps=self.steps * count)
+
+
+Mechanism: TypeAlias = SampledGaussian | Gaussian | Skellam
+_KINDS: dict[str, type[Mechanism]] = {
+    "sampled-gaussian": SampledGaussian,
+    "gaussian": Gaussian,
+    "skellam": Skellam,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +160,7 @@ class Release:
         if unit is self.unit:
             return self.mechanism
         if self.unit is Unit.SITE:
-            return replace(self.mechanism, noise_multiplier=self.mechanism.noise_multiplier / 2)
+            return _of_twice_the_bound(self.mechanism)
         raise PrivacyError(
             f"what protects each {self.unit.value} says nothing of each {unit.value}: the plan must protect the unit"
             " that the data set's budget counts"
@@ -145,15 +191,15 @@ def grouped(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
     >>> [str(one) for one in grouped([Gaussian(2.0, 4), SampledGaussian(0.1, 1.0, 3), SampledGaussian(0.1, 1.0, 4)])]
     ['Gaussian, noise 1, 1 release', 'Poisson-sampled Gaussian, sampling rate 0.1, noise 1, 7 steps']
     """
-    precision, sampled = 0.0, dict[tuple[float, float], int]()
+    precision, others = 0.0, dict[Mechanism, int]()
     for one in mechanisms:
-        if isinstance(one, Gaussian) or one.sampling_rate == 1:
+        if isinstance(one, Gaussian) or (isinstance(one, SampledGaussian) and one.sampling_rate == 1):
             precision += one.steps / one.noise_multiplier**2
         else:
-            key = one.sampling_rate, one.noise_multiplier
-            sampled[key] = sampled.get(key, 0) + one.steps
+            key = replace(one, steps=1)
+            others[key] = others.get(key, 0) + one.steps
     whole = (Gaussian(1 / math.sqrt(precision)),) if precision else ()
-    return (*whole, *(SampledGaussian(rate, noise, steps) for (rate, noise), steps in sorted(sampled.items())))
+    return (*whole, *(one.scaled(count) for one, count in others.items()))
 
 
 def words(mechanisms: Iterable[Mechanism]) -> str:
@@ -163,6 +209,13 @@ def words(mechanisms: Iterable[Mechanism]) -> str:
     'Gaussian + Poisson-sampled Gaussian'
     """
     return " + ".join(dict.fromkeys(one.label for one in mechanisms)) or "nothing released"
+
+
+def _of_twice_the_bound(mechanism: Mechanism) -> Mechanism:
+    if isinstance(mechanism, Skellam):
+        l1, l2 = 2 * mechanism.sensitivity_l1, 2 * mechanism.sensitivity_l2
+        return replace(mechanism, sensitivity_l1=l1, sensitivity_l2=l2)
+    return replace(mechanism, noise_multiplier=mechanism.noise_multiplier / 2)
 
 
 def _check(noise_multiplier: float, steps: int) -> None:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .events import Gaussian, Mechanism, grouped
+from .events import Gaussian, Mechanism, Skellam, grouped
 
 ORDERS: tuple[int, ...] = (*range(2, 33), *range(34, 65, 2), 80, 96, 128, 192, 256, 512, 1024)
 
@@ -68,6 +68,12 @@ def _price(delta: float) -> Curve:
 
 def _of_one(mechanism: Mechanism) -> Curve:
     """One step at each order."""
+    if isinstance(mechanism, Skellam):
+        from ..secure_sum import skellam
+
+        l1, l2 = mechanism.sensitivity_l1, mechanism.sensitivity_l2
+        found = skellam.rdp(ORDERS, sensitivity_l1=l1, sensitivity_l2=l2, variance=mechanism.variance)
+        return np.asarray(found, np.float64)
     if isinstance(mechanism, Gaussian) or mechanism.sampling_rate == 1:
         return np.asarray(ORDERS, np.float64) / (2 * mechanism.noise_multiplier**2)
     rate, noise = mechanism.sampling_rate, mechanism.noise_multiplier
