@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-GENERATED := protos/federation_pb2.py protos/federation_pb2.pyi protos/federation_pb2_grpc.py
+GENERATED := protos/federation_pb2.py protos/federation_pb2.pyi protos/federation_pb2_grpc.py \
+  protos/secure_sum_pb2.py protos/secure_sum_pb2.pyi
 
 .PHONY: help setup demo test check bench protos
 .DEFAULT_GOAL := help

@@ -9,21 +9,20 @@ from pathlib import Path
 from grpc_tools import protoc
 
 HERE = Path(__file__).parent
-NAMES = ("federation_pb2.py", "federation_pb2.pyi", "federation_pb2_grpc.py")
+SERVICES = ("federation",)  # these have calls
+MESSAGES = ("secure_sum",)  # these have none
+NAMES = (
+    *(f"{name}{end}" for name in SERVICES for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")),
+    *(f"{name}{end}" for name in MESSAGES for end in ("_pb2.py", "_pb2.pyi")),
+)
 
 
 def generate(out: Path) -> None:
-    """Write the stubs of federation.proto under ``out/fedveil/protos``."""
-    arguments = [
-        "protoc",
-        f"-Ifedveil/protos={HERE}",
-        f"--python_out={out}",
-        f"--grpc_python_out={out}",
-        f"--pyi_out={out}",
-        "fedveil/protos/federation.proto",
-    ]
-    if protoc.main(arguments):
-        raise SystemExit("protoc failed")
+    """Write the stubs of every file under ``out/fedveil/protos``."""
+    for names, grpc in ((SERVICES, [f"--grpc_python_out={out}"]), (MESSAGES, [])):
+        arguments = ["protoc", f"-Ifedveil/protos={HERE}", f"--python_out={out}", f"--pyi_out={out}", *grpc]
+        if protoc.main([*arguments, *(f"fedveil/protos/{name}.proto" for name in names)]):
+            raise SystemExit("protoc failed")
 
 
 def main() -> int:

@@ -142,6 +142,11 @@ def test_the_generated_stubs_are_seen_by_wire_alone():
     assert seeing == {"utils.wire", "utils.wire_control", "utils.wire_fields", "utils.wire_sums"}
 
 
+def test_the_stubs_of_the_secure_sum_are_seen_by_its_encoding_alone():
+    seeing = {n for n in modules() if any("secure_sum_pb2" in i for i in imports_of(n))}
+    assert seeing == {"utils.secure_sum.encoding"}
+
+
 def test_grpc_is_seen_by_the_doors_alone():
     seeing = {n for n in modules() if any(room_of(imported) == "grpc" for imported in imports_of(n))}
     assert seeing == GRPC_DOORS

@@ -268,7 +268,7 @@ def settle_retry(
         if before.dead or not before.masked:
             continue
         aborts = len(voices.get(before.transcript, set()) & set(before.cohort))
-        if aborts >= before.aborts_needed and not before.unmasked:
+        if aborts >= before.aborts_needed:
             promises = promises.put(replace(before, dead=True))
         elif (before.cohort, before.threshold) != (cohort, threshold):
             raise SumRefusedError(
