@@ -30,12 +30,15 @@ from ..utils.errors import (
 from ..utils.messages import EnvoyName, PayloadKind, Task, TaskKind, TaskRef, UpdateHeader
 from ..utils.metrics import MetricSum, total
 from ..utils.plan_bundle import INITIAL_FILE, LAYOUT_FILE, Manifest, mapped, read_manifest
-from ..utils.tensors import Digest, Layout, Vector, model_num_bytes, model_pieces, read_model
+from ..utils.secure_sum.summation import Opened
+from ..utils.tensors import Digest, Layout, Role, Vector, model_num_bytes, model_pieces, read_model
 from .coding import read_run_codec
 from .experiments import ExperimentSettings
-from .records import RunRecord, SubmissionRecord
+from .records import RunRecord, SubmissionRecord, SumRecord
 from .rounds import Round
 from .server_optimizer import State, initial_state, state_from_bytes, state_pieces, step
+from .sum_opening import open_into
+from .sum_terms import check_summable, first_bounds, next_bounds, terms_of
 from .uploads import Uploads
 
 _LOG = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ class Outcome:
     metrics: tuple[MetricSum, ...]
     optimizer_state: Digest | None = None
     num_examples: int = 0
+    sum: SumRecord | None = None  # under secure aggregation
     vector: Vector | None = field(default=None, compare=False)
     state: State | None = field(default=None, compare=False)
 
@@ -62,6 +66,9 @@ class ActiveRun:
         self.manifest: Manifest = read_manifest(artifacts.read(record.plan))
         self.layout = Layout.from_json(artifacts.read(self.manifest.file(LAYOUT_FILE).sha256))
         self.codec: Codec | None = read_run_codec(self.settings, self.layout, artifacts)
+        check_summable(self.settings, self.layout)
+        self.bounds = first_bounds(self.settings, len(self.payload_sizes))  # of the next round's secure sum
+        self.expelled = dict(record.expelled)
         self.model = record.model
         self.progress: list[dict[str, float]] = []  # the federated metrics of each closed round, for the stop rule
         self.states: list[Digest] = []  # of the server optimizer, oldest first, as far as they are kept
@@ -81,9 +88,20 @@ class ActiveRun:
         """The first round's."""
         return TaskRef(self.record.run, 1, 1, self.record.plan)
 
+    @property
+    def payload_layout(self) -> Layout:
+        """Of what leaves a site: the codec's, or the plan's."""
+        return self.codec.payload_layout if self.codec else self.layout
+
+    @property
+    def payload_sizes(self) -> tuple[int, ...]:
+        """Elements of each of its tensors."""
+        return tuple(entry.size for entry in self.payload_layout.entries)
+
     def task(self, this: Round, now: float) -> Task:
         """The order that each envoy of the cohort gets."""
         left = this.since + self.settings.rounds.round_timeout_seconds - now
+        is_secure, is_training = self.settings.is_secure, this.kind is TaskKind.TRAIN
         return Task(
             ref=this.ref,
             kind=this.kind,
@@ -97,6 +115,7 @@ class ActiveRun:
             payload=self._payload,
             codec=self._codec_digest,
             asked=self.settings.protection,
+            sum=terms_of(self.settings, self.bounds if is_training else self.bounds[:1]) if is_secure else None,
         )
 
     def conclude(
@@ -117,13 +136,53 @@ class ActiveRun:
         if this.kind is TaskKind.EVALUATE:
             return Outcome(self.model, metrics)
         num_examples = self._sum(this, [one for one in submissions if one.num_examples], uploads, num_envoys)
+        return self._stepped(this, metrics, num_examples)
+
+    def conclude_sum(self, this: Round, opened: Opened, uploads: Uploads, num_envoys: int) -> Outcome:
+        """Open a secure sum; the same masked vectors give the same model bit for bit.
+
+        Raises:
+            FederationError: as ``conclude`` and ``open_into``.
+        """
+        codec, terms = self.codec, opened.cohort.spec.terms
+        body = np.empty(self.payload_layout.size, np.float32) if codec else self._spare
+        found = open_into(opened, uploads, body)
+        bounds: tuple[float, ...] = ()
+        if this.kind is TaskKind.TRAIN:
+            first = self.settings.secure_sum.clip
+            contributions = found.tallies.contributions
+            bounds = next_bounds(
+                terms.bounds, self.payload_sizes, found.tallies.clipped, found.peaks, contributions, first
+            )
+        record = SumRecord(
+            survivors=opened.survivors,
+            cohort=len(opened.cohort.names),
+            threshold=opened.cohort.threshold,
+            total_weight=found.tallies.num_examples,
+            transcript=Digest(opened.cohort.transcript.hex()),
+            clipped=found.tallies.clipped,
+            bounds=bounds,
+        )
+        metrics = found.tallies.metrics
+        if this.kind is TaskKind.EVALUATE:
+            return Outcome(self.model, metrics, num_examples=record.total_weight, sum=record)
+        if codec:
+            self._decode(this, codec, body)
+        control = self.layout.slice_of(Role.CONTROL)
+        self._spare[control] *= np.float32(min(1.0, len(opened.survivors) / max(num_envoys, 1)))
+        return self._stepped(this, metrics, record.total_weight, record)
+
+    def _stepped(
+        self, this: Round, metrics: tuple[MetricSum, ...], num_examples: int, record: SumRecord | None = None
+    ) -> Outcome:
+        """The server optimizer's step from the mean in the spare vector."""
         new, state = step(self.settings.server_optimizer, self.layout, self._model, self._spare, self._state)
         if not is_finite(new):
             raise NonFiniteUpdateError(f"{this.ref}: the new model holds NaN or infinity; the model before it is kept")
         model = self._artifacts.put(model_pieces(self.layout, new, self._exact))
         pieces = state_pieces(state)
         kept = self._artifacts.put(pieces) if pieces else None
-        return Outcome(model, metrics, kept, num_examples, new, state)
+        return Outcome(model, metrics, kept, num_examples, record, new, state)
 
     def adopt(self, outcome: Outcome) -> None:
         """The outcome is in the database: it is the run's model now. The old model's memory takes the next sum."""
@@ -132,6 +191,7 @@ class ActiveRun:
             self.models.append(outcome.model)
             self.states += [outcome.optimizer_state] if outcome.optimizer_state else []
             self.progress.append(values_of(outcome.metrics))
+            self.bounds = outcome.sum.bounds if outcome.sum else self.bounds
         self.model = outcome.model
 
     def _sum(self, this: Round, answers: Sequence[SubmissionRecord], uploads: Uploads, num_envoys: int) -> int:
@@ -140,7 +200,7 @@ class ActiveRun:
         if len(answers) < quorum:
             raise NoQuorumError(f"{this.ref}: {len(answers)} of {quorum} answers needed were not withheld")
         codec, rule = self.codec, self.settings.aggregation
-        layout = codec.payload_layout if codec else self.layout
+        layout = self.payload_layout
         summed = np.empty(layout.size, np.float32) if codec else self._spare
         participation = min(1.0, len(answers) / max(num_envoys, 1))
         with ExitStack() as stack:
@@ -149,9 +209,12 @@ class ActiveRun:
                 stack.callback(update.close)
             num_examples = aggregate(rule, layout, updates, summed, participation=participation)
         if codec:
-            with np.errstate(over="ignore", invalid="ignore"):  # the new model is looked at, once it is there
-                codec.for_round(round_seed(this.ref, self.model, codec.digest)).decode(summed, out=self._spare)
+            self._decode(this, codec, summed)
         return num_examples
+
+    def _decode(self, this: Round, codec: Codec, summed: Vector) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # the new model is looked at, once it is there
+            codec.for_round(round_seed(this.ref, self.model, codec.digest)).decode(summed, out=self._spare)
 
     def check_header(self, header: UpdateHeader, envoy: EnvoyName) -> None:
         """Does an announced update fit, before a byte of it is taken?
@@ -181,7 +244,7 @@ class ActiveRun:
 
     @property
     def _update_bytes(self) -> int:
-        return self.codec.payload_layout.num_bytes if self.codec else self.layout.num_bytes
+        return self.payload_layout.num_bytes
 
 
 def _coding(payload: PayloadKind, codec: Digest | None) -> str:

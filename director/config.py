@@ -64,6 +64,7 @@ class DirectorConfig:
     listen: str = DEFAULT_LISTEN  # port 0: any that is free
     durability: Durability = Durability.PAGE_CACHE
     keep_models: int = 2  # of a run: the last so many rounds' models stay on disk; 0 keeps all
+    keep_sums: bool = False  # what was said in secure sums stays on disk, with the masked vectors, for auditors
     leaf_days: float = LEAF_DAYS  # how long certificates of envoys and operators last
     log_level: LogLevel = LogLevel.INFO
     database: DatabaseSettings = DatabaseSettings()

@@ -7,19 +7,23 @@ from collections.abc import Callable, Iterator
 import grpc
 
 from ..utils import messages as m
-from ..utils import transport, wire
+from ..utils import transport, wire, wire_sums
 from ..utils import wire_control as control
 from ..utils.artifacts import ArtifactStore
 from ..utils.identity import PeerId, Role
+from ..utils.roster import Roster
 from .doors import Door, download
 from .experiment_desk import ExperimentDesk
+from .membership import roster_reply
 
 
 class ControlService:
     """All that an operator may call."""
 
-    def __init__(self, federation: str, desk: ExperimentDesk, artifacts: ArtifactStore) -> None:
-        self._federation, self._desk, self._artifacts = federation, desk, artifacts
+    def __init__(
+        self, federation: str, desk: ExperimentDesk, artifacts: ArtifactStore, roster: Callable[[], Roster]
+    ) -> None:
+        self._federation, self._desk, self._artifacts, self._roster = federation, desk, artifacts, roster
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The calls by name, as in ``federation.proto``."""
@@ -37,6 +41,11 @@ class ControlService:
                 "Show": door.unary(lambda _, run: desk.show(run), control.show_from_wire, control.experiment_to_wire),
                 "Stop": door.unary(
                     lambda _, stop: desk.stop(*stop), control.stop_from_wire, control.experiment_to_wire
+                ),
+                "FetchRoster": door.unary(
+                    lambda _, __: roster_reply(self._roster()),
+                    wire_sums.roster_request_from_wire,
+                    wire_sums.roster_reply_to_wire,
                 ),
                 "Fetch": door.stream(self._fetch, wire.download_from_wire, wire.part_to_wire),
             },

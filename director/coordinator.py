@@ -15,18 +15,21 @@ from dataclasses import replace
 
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
-from ..utils.errors import FederationError, ProtocolError, StorageError, WrongRoundError
+from ..utils.errors import BadShareError, FederationError, ProtocolError, StorageError, WrongRoundError
 from ..utils.tensors import canonical_json, digest_of
 from . import rounds
 from .active_run import ActiveRun, Outcome, values_of
 from .attendance import Attendance
 from .history import History
 from .lines import Line, Lines
-from .records import Ending, RoundRecord, RunRecord, RunState, SubmissionRecord
+from .records import Ending, RunRecord, RunState, SubmissionRecord
+from .resumption import left_open
 from .retention import Retention
 from .rounds import Round, RoundState
 from .selection import select
 from .sequel import after_close, after_failure, with_refusals
+from .sum_progress import SecureSum
+from .sums import Sums
 from .uploads import Uploads
 
 _LOG = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ class Coordinator:
         artifacts: models, manifests and blobs.
         uploads: turns and spools.
         members: the names of all envoys that joined.
+        sums: makes the secure sums; without it, runs under secure aggregation fail.
         keep_models: how many models of a run stay on disk; 0 keeps all.
         now: seconds since 1970.
         broken: called when the rounds cannot go on in this process, after the reason was logged.
@@ -56,19 +60,21 @@ class Coordinator:
         uploads: Uploads,
         members: Callable[[], frozenset[m.EnvoyName]],
         *,
+        sums: Sums | None = None,
         keep_models: int = 2,
         now: Callable[[], float] = time.time,
         broken: Callable[[], None] = lambda: None,
     ) -> None:
         self._retention, self._broken = Retention(history, artifacts, keep_models), broken
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
-        self._members, self._now = members, now
+        self._members, self._sums, self._now = members, sums, now
         self._lock = threading.Condition(threading.RLock())
         self._attendance = Attendance(now())
         self._lines = Lines()
         self._run: ActiveRun | None = None
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
+        self._sum: SecureSum | None = None  # of the present round
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
         self._up = self._down = 0
         self._looked_at = now()
@@ -89,6 +95,8 @@ class Coordinator:
             self._lock.notify_all()
         self._lines.close()
         self._thread.join()
+        if self._sum is not None:
+            self._sum.close()
 
     # ------------------------------------------------------------ envoys
 
@@ -127,9 +135,12 @@ class Coordinator:
                 return kept
             run, this = self._open_round(header.ref, envoy)
             rounds.check_answer(this, header.ref, envoy)
-            if this.kind is not m.TaskKind.TRAIN:
+            if self._sum is not None:
+                self._sum.check_header(envoy, header)
+            elif this.kind is not m.TaskKind.TRAIN:
                 raise ProtocolError(f"{header.ref} asks for an evaluation, {envoy} announces an update")
-            run.check_header(header, envoy)
+            else:
+                run.check_header(header, envoy)
         turn = self._uploads.turn(envoy, header, _TURN_SECONDS)
         with self._lock:  # received while it waited, over another stream: what has a receipt is not written to again
             return self._receipt_of(envoy, header.ref) or turn
@@ -167,6 +178,8 @@ class Coordinator:
             if kept is not None:
                 return kept
             _, this = self._open_round(report.ref, envoy)
+            if self._sum is not None:
+                raise ProtocolError(f"{report.ref} takes masked answers alone, {envoy} reports metrics in clear")
             if this.kind is not m.TaskKind.EVALUATE:
                 raise ProtocolError(f"{report.ref} asks for an update, {envoy} reports metrics alone")
             content = canonical_json([[x.name, x.kind.value, list(x.values), x.weight] for x in report.metrics])
@@ -182,6 +195,28 @@ class Coordinator:
                 )
             )
 
+    def tell_sum(self, envoy: m.EnvoyName, statement: m.SumStatement) -> m.SumReply:
+        """Take what an envoy says in a secure sum; the very same may come again.
+
+        Raises:
+            ProtocolError: the round has no secure sum, or its sum does not take this now.
+            FederationError: as ``SecureSum.take``.
+        """
+        with self._lock:
+            self.hear(envoy)
+            run, this = self._open_round(statement.ref, envoy)
+            rounds.check_voice(this, statement.ref, envoy)
+            if self._sum is None:
+                raise ProtocolError(f"{statement.ref} has no secure sum, and {envoy} speaks in one")
+            arrived = {name: one.digest for name, one in self._answers.items()}
+            try:
+                self._sum.take(envoy, statement.content, arrived, self._now())
+            except BadShareError as error:
+                self._expel(run, error)
+                raise
+            self._lock.notify_all()
+        return m.SumReply()
+
     def decline(self, envoy: m.EnvoyName, refusal: m.Refusal) -> None:
         """An envoy will not or cannot; the round goes on without it.
 
@@ -191,7 +226,12 @@ class Coordinator:
         with self._lock:
             self.hear(envoy)
             _, this = self._open_round(refusal.ref, envoy)
-            self._save(rounds.decline(this, refusal.ref, envoy))
+            if self._sum is not None:
+                rounds.check_voice(this, refusal.ref, envoy)
+                self._sum.refuse(envoy, self._now())
+                self._save(rounds.leave(this, envoy))
+            else:
+                self._save(rounds.decline(this, refusal.ref, envoy))
             self._refusals[envoy] = f"{envoy}: {refusal.error}: {refusal.reason}"
             _LOG.warning(
                 "declined task=%s envoy=%s error=%s reason=%s", refusal.ref, envoy, refusal.error, refusal.reason
@@ -226,7 +266,7 @@ class Coordinator:
                 stopped = rounds.fail(self._round, ending.reason)
                 self._history.fail_round(stopped, self._now(), None, ending)
                 self._withdraw(stopped, stopped.cohort)
-                self._begin(None, ending)
+                self._begin(None, ending, f"failed: {ending.reason}")
             else:
                 self._history.finish_run(run, ending, self._now())
             self._lock.notify_all()
@@ -284,29 +324,64 @@ class Coordinator:
             if self._attendance.is_gone(envoy, now):
                 _LOG.warning("lost task=%s envoy=%s", this.ref, envoy)
                 this = rounds.lose(this, envoy)
-        is_training = this.kind is m.TaskKind.TRAIN
-        withheld = sum(is_training and not one.num_examples for one in self._answers.values())
-        then = rounds.due(this, run.settings.round_policy, now, withheld)
+        if self._sum is not None and this.state.takes_answers:
+            then = self._advance_sum(self._sum, this, now)
+        else:
+            is_training = this.kind is m.TaskKind.TRAIN
+            withheld = sum(is_training and not one.num_examples for one in self._answers.values())
+            then = rounds.due(this, run.settings.round_policy, now, withheld)
         if then.state is RoundState.FAILED:
             self._fail(run, this, then)
         else:
             self._save(then)
         return self._round
 
+    def _advance_sum(self, secure_sum: SecureSum, this: Round, now: float) -> Round:
+        """One look at the secure sum: on to its next stage, or to its opening, or to its end."""
+        gone = {envoy for envoy in this.cohort if self._attendance.is_gone(envoy, now)}
+        try:
+            items = secure_sum.advance(this.cohort, gone, now)
+        except StorageError:
+            raise
+        except FederationError as error:
+            return rounds.fail(this, str(error))
+        for envoy, item in items.items():
+            self._lines.push([envoy], item)
+        if items:
+            _LOG.info("secure sum task=%s stage=%s envoys=%d", this.ref, secure_sum.stage, len(items))
+        return rounds.seal(this) if secure_sum.is_ready else this
+
+    def _expel(self, run: ActiveRun, error: BadShareError) -> None:
+        """A site that did not keep to what it had signed is not asked again in this run."""
+        site = m.EnvoyName(error.site)
+        if site and site not in run.expelled:
+            run.expelled[site] = str(error)
+            self._history.expel(run.record.run, run.expelled)
+            _LOG.warning("expelled run=%s envoy=%s reason=%s", run.record.run, site, error)
+
     def _gather(self, run: ActiveRun, this: Round, now: float) -> Round:
         """Open a planned round, once all are there who may be: so that a restart does not change who is asked."""
-        there = self._attendance.there(now)
+        there = self._attendance.there(now) - run.expelled.keys()
         if len(there) < run.settings.round_policy.min_participants:
             return this
-        if any(not self._attendance.is_gone(envoy, now) for envoy in self._members() - there):
+        absent = self._members() - there - run.expelled.keys()
+        if any(not self._attendance.is_gone(envoy, now) for envoy in absent):
             return this
         size = run.settings.rounds.cohort_size
         cohort = select(there, size, run.record.seed, this.ref.round, this.ref.attempt)
         opened = rounds.open_round(this, cohort, run.settings.round_policy, now)
+        self._sum = self._begin_sum(run, opened, now)
         self._save(opened)
         _LOG.info("round opened task=%s cohort=%d", opened.ref, len(cohort))
         self._lines.push(sorted(cohort), run.task(opened, now))
         return opened
+
+    def _begin_sum(self, run: ActiveRun, this: Round, now: float) -> SecureSum | None:
+        if self._sums is not None:
+            return self._sums.begin(run, this, now)
+        if run.settings.is_secure:
+            raise ValueError(f"{this.ref} asks for a secure sum, and this coordinator was made without any")
+        return None
 
     def _conclude(self, this: Round) -> None:
         """Sum outside the lock; what the arithmetic refuses fails the round, never the director."""
@@ -314,12 +389,19 @@ class Coordinator:
         if run is None:
             return
         try:
-            answers = sorted(self._answers.values(), key=lambda one: one.envoy)
-            outcome = run.conclude(this, answers, self._uploads, len(self._members()))
+            if self._sum is not None:
+                opened = self._sum.open()
+                self._sum.keep_vectors(self._uploads)
+                outcome = run.conclude_sum(this, opened, self._uploads, len(self._members()))
+            else:
+                answers = sorted(self._answers.values(), key=lambda one: one.envoy)
+                outcome = run.conclude(this, answers, self._uploads, len(self._members()))
         except StorageError:
             raise
         except FederationError as error:
             with self._lock:
+                if isinstance(error, BadShareError):
+                    self._expel(run, error)
                 if self._round is this:
                     self._fail(run, this, rounds.fail(this, f"{type(error).__name__}: {error}"))
             return
@@ -341,12 +423,13 @@ class Coordinator:
             now=now,
             next_round=following,
             ending=ending,
+            secure_sum=outcome.sum,
         )
         self._uploads.withdraw(closed.ref)
         run.adopt(outcome)  # from here on nothing may fail: it is in the database
         _LOG.info("round closed task=%s received=%d", closed.ref, len(closed.received))
         self._withdraw(closed, closed.cohort - closed.received)
-        self._begin(following, ending)
+        self._begin(following, ending, "opened")
 
     def _fail(self, run: ActiveRun, before: Round, failed: Round) -> None:
         now = self._now()
@@ -355,7 +438,7 @@ class Coordinator:
         self._history.fail_round(recorded, now, following, ending)
         _LOG.warning("round failed task=%s reason=%s", recorded.ref, recorded.reason)
         self._withdraw(failed, failed.cohort)
-        self._begin(following, ending)
+        self._begin(following, ending, f"failed: {recorded.reason}")
 
     def _start_next(self, now: float) -> None:
         queued = next((r for r in self._history.runs() if r.state is RunState.QUEUED), None)
@@ -374,28 +457,19 @@ class Coordinator:
         _LOG.info("run started run=%s", queued.run)
 
     def _resume(self) -> None:
-        record = next((r for r in self._history.runs() if r.state is RunState.RUNNING), None)
-        current = self._history.current_round(record.run) if record is not None else None
-        if record is None or current is None:  # a running run has a round that is not over
+        now = self._now()
+        left = left_open(self._history, self._artifacts, self._uploads, now)
+        if left is None:
             return
-        past = [r for r in self._history.rounds(record.run) if _counts(r)]
-        states = [r.optimizer_state for r in past if r.optimizer_state is not None]
+        self._run, self._round, self._answers = left.run, left.round, left.answers
+        damaged = left.damaged
         try:
-            self._run = ActiveRun(record, self._artifacts, states[-1] if states else None)
-        except FederationError as error:  # its plan or model is gone: this run cannot go on, the others can
-            ending = Ending(RunState.FAILED, f"{type(error).__name__}: {error}")
-            self._history.fail_round(rounds.fail(current.round, ending.reason), self._now(), None, ending)
-            return
-        self._run.progress, self._run.states = [values_of(r.metrics) for r in past], states
-        self._run.models = [r.model_out for r in past if r.model_out is not None]
-        self._round = rounds.resume(current.round, self._now())
-        self._answers = {one.envoy: one for one in self._history.submissions(self._round.ref)}
-        self._history.save_round(self._round, self._now())
-        damaged = [name for name, one in self._answers.items() if one.spool and not self._uploads.is_intact(one)]
+            self._sum = self._sums.resume(left.run, left.round, now) if self._sums is not None else None
+        except FederationError as error:
+            damaged = damaged or str(error)
         if damaged:
-            reason = f"what {', '.join(sorted(damaged))} had sent is damaged on the director's disk"
-            self._fail(self._run, self._round, rounds.fail(self._round, reason))
-        _LOG.info("run resumed run=%s task=%s state=%s", record.run, current.round.ref, current.round.state.value)
+            self._fail(left.run, left.round, rounds.fail(left.round, damaged))
+        _LOG.info("run resumed task=%s state=%s", left.round.ref, left.round.state.value)
 
     # ------------------------------------------------------------ pieces
 
@@ -432,10 +506,12 @@ class Coordinator:
         is_new = present is not None and present not in held
         if run is not None and this is not None and is_new and envoy in this.waiting | this.lost:
             items.append(run.task(this, self._now()))
-        return items
+        said = self._sum.item_for(envoy) if self._sum is not None and present in held else None
+        return [*items, said] if said else items
 
-    def _begin(self, following: Round | None, ending: Ending | None = None) -> None:
+    def _begin(self, following: Round | None, ending: Ending | None = None, outcome: str = "") -> None:
         """What the history says already: another round, or the run's end."""
+        self._end_sum(outcome)
         run, self._round = self._run, following
         self._answers.clear()
         self._refusals.clear()
@@ -445,6 +521,15 @@ class Coordinator:
             _LOG.info("run ended run=%s state=%s reason=%s", run.record.run, ending.state.value, ending.reason)
             self._run = None
         self._lock.notify_all()
+
+    def _end_sum(self, outcome: str) -> None:
+        """What was kept of the round's secure sum goes, or stays for auditors: housekeeping, which may fail."""
+        ended, self._sum = self._sum, None
+        try:
+            if ended is not None:
+                ended.end(outcome)
+        except FederationError as error:
+            _LOG.warning("housekeeping is put off: %s", error)
 
     def _save(self, this: Round) -> None:
         if this is not self._round and this != self._round:
@@ -463,7 +548,3 @@ class Coordinator:
             self._retention.tidy(run)
         except FederationError as error:
             _LOG.warning("housekeeping is put off: %s", error)
-
-
-def _counts(record: RoundRecord) -> bool:
-    return record.round.state is RoundState.CLOSED and record.round.kind is m.TaskKind.TRAIN

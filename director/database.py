@@ -73,6 +73,7 @@ RUNS = Table(
     Column("model", String(64), nullable=False),
     Column("bytes_up", BigInteger, nullable=False),
     Column("bytes_down", BigInteger, nullable=False),
+    Column("expelled", JSON(none_as_null=True)),  # envoys that are not asked again in this run, and why
 )
 
 ROUNDS = Table(

@@ -22,6 +22,7 @@ from .history import History
 from .identity_store import IdentityStore
 from .records import RoundRecord, RunRecord, RunState, SumRecord
 from .rounds import RoundState
+from .sum_terms import check_summable
 
 
 class ExperimentDesk:
@@ -127,6 +128,7 @@ class ExperimentDesk:
                 f" this director takes {self._max_model_bytes} at most"
             )
         read_run_codec(settings, layout, self._artifacts)
+        check_summable(settings, layout)
         taken = {record.run for record in self._history.runs()}
         number = next(n for n in range(1, len(taken) + 2) if f"{settings.name}-{n}" not in taken)
         return RunRecord(

@@ -8,7 +8,7 @@ transaction that ends it: only sums stay. Decides nothing: ``rounds`` does.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Update, bindparam, func, insert, sele
 from sqlalchemy.exc import IntegrityError
 
 from ..utils.errors import DuplicateUpdateError, ProtocolError
-from ..utils.messages import RunId, TaskRef
+from ..utils.messages import EnvoyName, RunId, TaskRef
 from ..utils.metrics import MetricSum
 from ..utils.tensors import Digest
 from .database import ROUNDS, RUNS, SUBMISSIONS, reading, transaction
@@ -108,6 +108,11 @@ class History:
         """
         with self._transition("finish_run") as connection:
             _end_run(connection, run, ending, now)
+
+    def expel(self, run: RunId, expelled: Mapping[EnvoyName, str]) -> None:
+        """Keep who is not asked again in this run, and why: all of them."""
+        with self._transition("expel") as connection:
+            connection.execute(_EXPEL, {"key_run": run, "expelled": dict(expelled)})
 
     def add_traffic(self, run: RunId, up: int, down: int) -> None:
         """Count bytes that went from envoys to the director (up) and back (down)."""
@@ -259,6 +264,7 @@ _ADD_TRAFFIC = (
     .where(_THIS_RUN)
     .values(bytes_up=RUNS.c.bytes_up + bindparam("up"), bytes_down=RUNS.c.bytes_down + bindparam("down"))
 )
+_EXPEL = update(RUNS).where(_THIS_RUN).values(expelled=bindparam("expelled"))
 _SELECT_MODEL = select(RUNS.c.model).where(_THIS_RUN)
 _UPDATE_MODEL = update(RUNS).where(_THIS_RUN).values(model=bindparam("model"))
 _INSERT_ROUND = insert(ROUNDS)

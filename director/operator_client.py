@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc
 
 from ..utils import messages as m
-from ..utils import transport, wire
+from ..utils import transport, wire, wire_sums
 from ..utils import wire_control as control
 from ..utils.errors import ConfigError, DigestMismatchError, PlanError, UnreachableError
 from ..utils.identity import Role
@@ -81,6 +81,11 @@ class OperatorClient:
     def stop(self, run: m.RunId, reason: str) -> m.ExperimentView:
         """End one experiment."""
         return control.experiment_from_wire(self._ask("Stop", control.stop_to_wire((run, reason))))
+
+    def roster(self) -> m.RosterReply:
+        """Who is in the federation, by the director's word."""
+        request = wire_sums.roster_request_to_wire(m.RosterRequest())
+        return wire_sums.roster_reply_from_wire(self._ask("FetchRoster", request))
 
     def fetch(self, digest: Digest) -> bytes:
         """A model or a blob.

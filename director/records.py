@@ -5,7 +5,8 @@ Does no I/O: ``history`` does.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -62,6 +63,7 @@ class RunRecord:
     model: Digest  # the latest
     bytes_up: int = 0
     bytes_down: int = 0
+    expelled: Mapping[EnvoyName, str] = field(default_factory=dict)  # not asked again in this run, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def run_values(record: RunRecord) -> dict[str, Any]:
         "model": record.model,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
+        "expelled": dict(record.expelled) or None,
     }
 
 
@@ -155,6 +158,7 @@ def run_record(row: Row[Any]) -> RunRecord:
         model=Digest(row.model),
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
+        expelled={EnvoyName(name): reason for name, reason in (row.expelled or {}).items()},
     )
 
 

@@ -96,23 +96,31 @@ def open_round(this: Round, cohort: frozenset[EnvoyName], policy: RoundPolicy, n
     return replace(this, state=RoundState.OPEN, cohort=cohort, since=now)
 
 
-def check_answer(this: Round, ref: TaskRef, envoy: EnvoyName) -> None:
-    """May this envoy answer this task now?
+def check_voice(this: Round, ref: TaskRef, envoy: EnvoyName) -> None:
+    """May this envoy say something about this task now?
 
     Raises:
         WrongRoundError: another run, round, attempt or plan is open, or the round is past answers.
         NotInvitedError: the envoy is not in the cohort.
-        DuplicateUpdateError: it answered already.
     """
-    if ref != this.ref:
-        plan = ", under another plan" if ref.plan != this.ref.plan else ""
-        raise WrongRoundError(f"{this.ref} is {this.state.value}; {envoy} answers {ref}{plan}")
+    _check_ref(this, ref, envoy)
     if envoy not in this.cohort:
         raise NotInvitedError(f"{envoy} was not asked to take part in {this.ref}")
-    if envoy in this.received:
-        raise DuplicateUpdateError(f"{envoy} already answered {this.ref}; one answer counts")
     if not this.state.takes_answers:
         raise WrongRoundError(f"{this.ref} is {this.state.value} and takes no more answers; {envoy} came too late")
+
+
+def check_answer(this: Round, ref: TaskRef, envoy: EnvoyName) -> None:
+    """May this envoy answer this task now?
+
+    Raises:
+        WrongRoundError, NotInvitedError: as ``check_voice``.
+        DuplicateUpdateError: it answered already.
+    """
+    _check_ref(this, ref, envoy)
+    if envoy in this.received:
+        raise DuplicateUpdateError(f"{envoy} already answered {this.ref}; one answer counts")
+    check_voice(this, ref, envoy)
 
 
 def receive(this: Round, ref: TaskRef, envoy: EnvoyName) -> Round:
@@ -157,9 +165,11 @@ def regain(this: Round, envoy: EnvoyName) -> Round:
     return replace(this, lost=this.lost - {envoy})
 
 
-def begin_sum(this: Round) -> Round:
-    """The first envoy announced itself for a secure sum: what it said is kept, and a restart goes on from there."""
-    return replace(this, state=RoundState.COLLECTING) if this.state is RoundState.OPEN else this
+def leave(this: Round, envoy: EnvoyName) -> Round:
+    """The envoy goes no further in a secure sum, whatever it sent before."""
+    if envoy in this.declined:
+        return this
+    return replace(this, declined=this.declined | {envoy}, lost=this.lost - {envoy})
 
 
 def seal(this: Round) -> Round:
@@ -240,3 +250,9 @@ def again(this: Round, now: float) -> Round:
 
 def _fail(this: Round, reason: str) -> Round:
     return replace(this, state=RoundState.FAILED, reason=reason)
+
+
+def _check_ref(this: Round, ref: TaskRef, envoy: EnvoyName) -> None:
+    if ref != this.ref:
+        plan = ", under another plan" if ref.plan != this.ref.plan else ""
+        raise WrongRoundError(f"{this.ref} is {this.state.value}; {envoy} answers {ref}{plan}")

@@ -19,6 +19,8 @@ from ..utils.artifacts import ArtifactStore
 from ..utils.errors import ConfigError
 from ..utils.identity import Role
 from ..utils.messages import EnvoyName
+from ..utils.roster import Roster
+from .audit import DirectorAudit
 from .config import DirectorConfig
 from .control import ControlService
 from .coordinator import Coordinator
@@ -27,8 +29,10 @@ from .experiment_desk import ExperimentDesk
 from .founding import load_issuer, load_tls
 from .history import History
 from .identity_store import IdentityStore
+from .membership import roster_of
 from .registrar import Registrar
 from .service import FederationService
+from .sums import Sums
 from .uploads import Uploads
 
 ADDRESS_FILE = "director.address"
@@ -70,8 +74,21 @@ class Director:
             kept, members = history(engine), IdentityStore(engine)
             artifacts = ArtifactStore(folder / "artifacts", config.is_durable)
             uploads = Uploads(folder / "uploads", config.uploads.slots, durable=config.is_durable)
+            audit = DirectorAudit.open(folder, config.federation, durable=config.is_durable)
+            stack.callback(audit.close)
+
+            def roster() -> Roster:
+                return roster_of(config.federation, members.identities())
+
+            sums = Sums(folder / "sums", roster, durable=config.is_durable, keep=config.keep_sums, audit=audit)
             self._coordinator = Coordinator(
-                kept, artifacts, uploads, lambda: _envoys(members), keep_models=config.keep_models, broken=broken
+                kept,
+                artifacts,
+                uploads,
+                lambda: _envoys(members),
+                sums=sums,
+                keep_models=config.keep_models,
+                broken=broken,
             )
             desk = ExperimentDesk(
                 config.federation,
@@ -82,8 +99,8 @@ class Director:
                 max_model_bytes=config.uploads.max_model_bytes,
             )
             registrar = Registrar(config.federation, issuer, root, members, config.leaf_days)
-            service = FederationService(config.federation, self._coordinator, artifacts, registrar)
-            control = ControlService(config.federation, desk, artifacts)
+            service = FederationService(config.federation, self._coordinator, artifacts, registrar, roster)
+            control = ControlService(config.federation, desk, artifacts, roster)
             self._server = grpc.server(
                 ThreadPoolExecutor(_MAX_THREADS, "call"),
                 options=transport.SERVER_OPTIONS,

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 import grpc
 
 from ..utils import messages as m
-from ..utils import transport, wire
+from ..utils import transport, wire, wire_sums
 from ..utils.artifacts import ArtifactStore
 from ..utils.identity import PeerId, Role
+from ..utils.roster import Roster
 from .coordinator import Coordinator
 from .doors import Door, download
+from .membership import roster_reply
 from .registrar import Registrar
 
 
@@ -20,9 +22,14 @@ class FederationService:
     """All that an envoy may call."""
 
     def __init__(
-        self, federation: str, coordinator: Coordinator, artifacts: ArtifactStore, registrar: Registrar
+        self,
+        federation: str,
+        coordinator: Coordinator,
+        artifacts: ArtifactStore,
+        registrar: Registrar,
+        roster: Callable[[], Roster],
     ) -> None:
-        self._federation = federation
+        self._federation, self._roster = federation, roster
         self._coordinator, self._artifacts, self._registrar = coordinator, artifacts, registrar
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -40,6 +47,12 @@ class FederationService:
                 "Upload": door.upload(self._upload, wire.receipt_to_wire),
                 "ReportMetrics": door.unary(self._report, wire.report_from_wire, wire.receipt_to_wire),
                 "Decline": door.unary(self._decline, wire.refusal_from_wire, acknowledge),
+                "TellSum": door.unary(self._tell_sum, wire_sums.statement_from_wire, wire_sums.sum_reply_to_wire),
+                "FetchRoster": door.unary(
+                    lambda _, __: roster_reply(self._roster()),
+                    wire_sums.roster_request_from_wire,
+                    wire_sums.roster_reply_to_wire,
+                ),
                 "Beat": door.unary(self._beat, wire.heartbeat_from_wire, acknowledge),
             },
         )
@@ -82,6 +95,9 @@ class FederationService:
 
     def _report(self, peer: PeerId, report: m.MetricsReport) -> m.Receipt:
         return self._coordinator.report(_envoy(peer), report)
+
+    def _tell_sum(self, peer: PeerId, statement: m.SumStatement) -> m.SumReply:
+        return self._coordinator.tell_sum(_envoy(peer), statement)
 
     def _decline(self, peer: PeerId, refusal: m.Refusal) -> m.Acknowledgement:
         self._coordinator.decline(_envoy(peer), refusal)

@@ -77,7 +77,9 @@ class Spool:
         if end > self._length:
             raise LengthMismatchError(f"an update of {self._length} bytes was announced, at least {end} came")
         if len(content) % FLOAT_BYTES:
-            raise MalformedMessageError(f"a part of {len(content)} bytes; an update is whole float32 numbers, a masked one whole words")
+            raise MalformedMessageError(
+                f"a part of {len(content)} bytes; an update is whole float32 numbers, a masked one whole words"
+            )
         if not self._is_masked and not is_finite(np.frombuffer(content, np.float32)):
             raise NonFiniteUpdateError("the update holds NaN or infinity; it was not taken")
         try:

@@ -49,8 +49,8 @@ class SecureSumSettings:
             raise ConfigError(f"max_examples is {self.max_examples}, expected 1 to {MAX_WEIGHT}")
         if not 0 < self.clip <= _MOST_CLIP:
             raise ConfigError(f"clip is {self.clip:g}, expected more than 0 and at most {_MOST_CLIP:g}")
-        if self.colluding < 1:
-            raise ConfigError(f"colluding is {self.colluding}, expected at least 1: whoever sums, and one more")
+        if self.colluding < 0:
+            raise ConfigError(f"colluding is {self.colluding}, expected at least 0, and better 1")
         if self.honest < 2:
             raise ConfigError(f"honest is {self.honest}, expected at least 2: with one, its update would be the sum")
         if not (0 < self.stage_timeout_seconds < math.inf):

@@ -1,4 +1,4 @@
-"""What a secure sum leaves in the record of its round, and what sites publish of their privacy ledgers."""
+"""What a secure sum leaves in the record of its round, whom a run expelled, what sites publish of privacy ledgers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Two columns more; rows from before have nothing in them."""
+    """Three columns more; rows from before have nothing in them."""
+    op.add_column("runs", sa.Column("expelled", sa.JSON))
     op.add_column("rounds", sa.Column("secure_sum", sa.JSON))
     op.add_column("submissions", sa.Column("privacy", sa.JSON))
 
@@ -21,3 +22,4 @@ def downgrade() -> None:
     """Drop them."""
     op.drop_column("submissions", "privacy")
     op.drop_column("rounds", "secure_sum")
+    op.drop_column("runs", "expelled")
