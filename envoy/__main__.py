@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from ..utils.logs import log_to_stderr
 from ..utils.messages import EnvoyName
 from .audit_commands import audit
 from .plan_commands import plan
+from .privacy_commands import privacy
 from .records import describe
 from .roster_commands import roster
 from .splits import GivenSplits, SplitRule
@@ -39,6 +41,7 @@ app = typer.Typer(
 data = typer.Typer(help="Add, list and check this site's datasets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(plan, name="plan")
+app.add_typer(privacy, name="privacy")
 app.add_typer(roster, name="roster")
 app.add_typer(audit, name="audit")
 
@@ -95,12 +98,16 @@ def join(
 @app.command()
 def start(folder: Folder = DEFAULT_FOLDER) -> None:
     """Work for the federation until told to end (Ctrl-C, SIGTERM). Reconnects for as long as it takes."""
+    from ..utils.certificates import read_identity_key
+    from .accepted_roster import load_roster
+    from .audit import SiteAudit
     from .client import DirectorClient
     from .config import load_config
     from .enrolment import load_credentials
     from .gate import LeakGate
     from .session import Session
     from .status_socket import StatusSocket
+    from .summing import SumIdentity
     from .trainer import ChildTrainer
 
     with errors_in_words():
@@ -112,7 +119,11 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         trainer = ChildTrainer(folder / "state", preload_torch=config.training.preload_torch)
         link = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root)
         gate = LeakGate(folder, config.protection) if config.protection is not None else None
-        session = Session(name, folder, link, trainer, config, gate)
+        key = read_identity_key(credentials.identity_key, "the identity key")
+        accepted = partial(load_roster, folder, credentials.peer, credentials.public_identity)
+        log = SiteAudit.open(folder, credentials.peer, key)
+        identity = SumIdentity(credentials.peer.federation, key.sign, accepted, log)
+        session = Session(name, folder, link, trainer, config, gate, identity)
         socket = StatusSocket(folder, session.status)
 
         def end(*_: object) -> None:
@@ -125,6 +136,7 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         _CONSOLE.print(f"envoy {name} works for {credentials.peer.federation} at {address}")
         session.run()
         socket.close()
+        log.close()
 
 
 @app.command()

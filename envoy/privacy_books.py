@@ -63,6 +63,7 @@ class Spending:
     is_bare: bool  # something left beside them that no epsilon covers
     delta: float | None = None  # that the plan asked for; of a budget it is the budget's
     order: int | None = None  # by which the budget is kept from here on
+    participants: int = 0  # sites that the task asked
     is_settled: bool = False  # the work was done; else it runs, or was killed
 
 
@@ -241,4 +242,5 @@ def _spending(number: int, at: float, row: Mapping[str, Any]) -> Spending:
         bool(row["is_bare"]),
         row["delta"],
         row["order"],
+        row["participants"],
     )

@@ -126,6 +126,7 @@ class PrivacyGuard:
                 released.accounted,
                 is_bare=released.is_bare and not is_stripped,
                 delta=released.delta,
+                participants=len(task.cohort),
             )
         except BudgetExhaustedError as error:
             _LOG.warning("refused task=%s: %s", task.ref, error.site_text)

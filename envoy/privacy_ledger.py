@@ -95,6 +95,7 @@ class PrivacyLedger:
         *,
         is_bare: bool,
         delta: float | None = None,
+        participants: int = 0,
     ) -> Reservation:
         """Before the data is touched: count what a task will release of it as spent.
 
@@ -105,6 +106,7 @@ class PrivacyLedger:
             releases: what its answer releases.
             is_bare: something leaves beside them without a guarantee.
             delta: that the plan asks for; said where the data set has no budget.
+            participants: sites that the task asks.
 
         Raises:
             BudgetExhaustedError: there is not enough left; the refusal is in the ledger.
@@ -113,6 +115,7 @@ class PrivacyLedger:
         """
         what = {"dataset": dataset, "run": ref.run, "round": ref.round, "attempt": ref.attempt, "plan": ref.plan}
         what |= {"task": kind.value, "releases": [release.to_json() for release in releases], "is_bare": is_bare}
+        what |= {"participants": participants}
         refusal: PrivacyError | None = None
         with self._transaction() as database:
             self._read(database)
