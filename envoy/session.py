@@ -35,6 +35,7 @@ from .payload import Payloads
 from .policy import Measures
 from .protection import Gatekeeper
 from .refusals import refusal_of
+from .summing import Occasion, SumIdentity, Summing
 from .trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Session:
         trainer: does the local work.
         config: of this envoy.
         gatekeeper: of the leak test; without one, a policy with an audit lets nothing out.
+        identity: of secure sums; without one, this envoy takes part in none.
     """
 
     def __init__(
@@ -89,11 +91,14 @@ class Session:
         trainer: Trainer,
         config: EnvoyConfig,
         gatekeeper: Gatekeeper | None = None,
+        identity: SumIdentity | None = None,
     ) -> None:
         self._name, self._folder, self._link, self._trainer, self._config = name, folder, link, trainer, config
         self._journal, self._payloads = Journal(folder / DATABASE_FILE), Payloads(folder / "work")
         self._edge = Edge(config.protection, self._journal, self._payloads, folder / "state", gatekeeper)
         self._dispatch = Dispatch(name, link, self._journal, self._payloads, folder / "state", self._complain)
+        sums = config.secure_aggregation
+        self._summing = Summing(name, identity, sums, self._journal, self._payloads, self._dispatch)
         self._datasets = DatasetRegistry(folder / "datasets")
         self._fetcher = Fetcher(link, folder, _MAX_MODEL_BYTES)
         self._ended = threading.Event()
@@ -253,7 +258,10 @@ class Session:
             done = self._edge.finished(task, measures)
             if done is None or not (self._edge.is_intact(done) or self._dispatch.is_known(done, task, patience)):
                 done = self._work(commission, measures, patience)
-            self._dispatch.send(task, done, commission.withdrawn, patience)
+            if task.sum is not None:
+                self._summing.take_part(self._occasion(commission, patience), done)
+            else:
+                self._dispatch.send(task, done, commission.withdrawn, patience)
             _LOG.info("received task=%s", task.ref)
         except FederationError as error:
             if commission.withdrawn.is_set():
@@ -277,6 +285,7 @@ class Session:
         if len(set(task.cohort)) < len(task.cohort):
             raise ProtocolError(f"{task.ref} names an envoy twice in its cohort of {len(task.cohort)}")
         self._config.secure_aggregation.check(task)
+        self._summing.admit(task)
 
     def _work(self, commission: _Commission, measures: Measures, patience: Patience) -> FinishedWork:
         task = commission.task
@@ -287,6 +296,14 @@ class Session:
         codec = self._fetcher.codec(task, bundle, patience) if measures.encodes else None
         passage = self._edge.open(task, bundle, model, measures, codec)
         return self._edge.pass_update(passage, self._run(commission, bundle, model))
+
+    def _occasion(self, commission: _Commission, patience: Patience) -> Occasion:
+        task = commission.task
+        layout = self._fetcher.plan(task.ref, patience).layout
+        if task.codec is not None:
+            layout = self._fetcher.codec(task, self._fetcher.plan(task.ref, patience), patience).payload_layout
+        sizes = tuple(entry.size for entry in layout.entries)
+        return Occasion(task, sizes, commission.mailbox, commission.withdrawn, patience)
 
     def _run(self, commission: _Commission, bundle: Bundle, model: Path) -> WorkResult:
         order = self._order(commission.task, bundle, model)

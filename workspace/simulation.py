@@ -2,7 +2,7 @@
 
 Nothing of a round is written again here: the director's coordinator and the envoys' sessions run as they do in their
 own processes, with a database in memory, and talk by plain calls instead of gRPC. There is no TLS, since nothing
-leaves the process.
+leaves the process; secure sums are made where the experiment asks for them, with keys that live as long as the call.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import inspect
 import tempfile
 import threading
 import time
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..director.coordinator import Coordinator
 from ..director.database import open_database
@@ -32,17 +35,21 @@ from ..envoy.plans import Plan
 from ..envoy.policy import OPEN_POLICY, PLAIN_ALLOWED, ProtectionPolicy
 from ..envoy.records import DataOptions
 from ..envoy.session import Session
+from ..envoy.summing import SumIdentity
 from ..envoy.trainer import InProcessTrainer
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
+from ..utils.certificates import public_bytes
 from ..utils.data_spec import DataKind
 from ..utils.errors import ConfigError, FederationError, PlanError
 from ..utils.plan_bundle import Bundle, Setting, open_bundle
+from ..utils.roster import Roster, RosterEntry
 from .plan_builder import build_plan
 
 Site: TypeAlias = Path | str | tuple[Path | str, DataOptions] | None
 """A dataset's path, with what `envoy data add` is told about it; None for a plan that reads no data."""
 
+_NAME = "simulation"
 _MAX_MODEL_BYTES = 4 << 30
 
 
@@ -85,8 +92,10 @@ def simulate(
         sites: a dataset for each site, by the site's name.
         rounds: at most so many.
         settings: of the plan, where they differ from its defaults.
-        experiment: further tables of experiment.toml, as text (``[aggregation]``, ``[server_optimizer]``, ``[stop]``,
-            ``[protection]``).
+        experiment: more of experiment.toml, as text: settings that stand before its tables, and further tables
+            (``[aggregation]``, ``[server_optimizer]``, ``[stop]``, ``[protection]``, ``[secure_sum]``). It says
+            ``secure_aggregation = "required"`` for real secure sums, of which each site is an organization; they are
+            off by default, as nobody is there from whom they would hide anything.
         codec: the file of the codec that the sites code their updates with; stands for the table ``[codec]``. A seeded
             one draws by the run's name too, so its model is another in real processes.
         seed: the same seed, device and threads give the same model, bit for bit; also as real processes. Noise is not
@@ -103,13 +112,14 @@ def simulate(
     with ExitStack() as stack:
         home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedveil-simulation-")))
         bundle = plan if isinstance(plan, Bundle) else _built(plan, home / "plan", settings)
-        head = f'name = "simulation"\nplan = "plan"\nseed = "{seed % (1 << 256):064x}"\n'
+        first, tables = _divided(experiment)
+        head = f'name = "{_NAME}"\nplan = "plan"\nseed = "{seed % (1 << 256):064x}"\n{first}'
         limits = f"[rounds]\nmax_rounds = {rounds}\nmin_participants = {len(sites)}\n"
         config = EnvoyConfig(
             training=_training_settings(device, threads), protection=protection, secure_aggregation=PLAIN_ALLOWED
         )
         simulator = _Simulator(home, bundle, sites, config, stack)
-        return simulator.run(head + limits + experiment + simulator.put_codec(codec))
+        return simulator.run(head + limits + tables + simulator.put_codec(codec))
 
 
 class _Simulator:
@@ -127,14 +137,16 @@ class _Simulator:
         names = frozenset(m.EnvoyName(name) for name in sites)
         self._coordinator = Coordinator(history, self._artifacts, uploads, lambda: names)
         self._desk = ExperimentDesk(
-            "simulation", history, self._artifacts, self._coordinator, members, max_model_bytes=_MAX_MODEL_BYTES
+            _NAME, history, self._artifacts, self._coordinator, members, max_model_bytes=_MAX_MODEL_BYTES
         )
         self._ended = threading.Event()
         self._sessions: list[Session] = []
         self._trainers: list[_Trainer] = []
         for name, site in sites.items():
-            members.add_identity(Identity(name, "envoy", name, "", b"", 0.0))
-            self._sessions.append(self._session(m.EnvoyName(name), home / "sites" / name, site))
+            key = Ed25519PrivateKey.generate()
+            members.add_identity(Identity(name, "envoy", name, "", public_bytes(key.public_key()), 0.0))
+            identity = SumIdentity(_NAME, key.sign, lambda: _roster(members))
+            self._sessions.append(self._session(m.EnvoyName(name), home / "sites" / name, site, identity))
 
     def put_codec(self, file: Path | str | None) -> str:
         """Give the director a codec's file, and the table that names it; no text where there is none."""
@@ -178,7 +190,7 @@ class _Simulator:
         for file in self._bundle.manifest.files:
             self._artifacts.put([self._bundle.blob(file.path)])
 
-    def _session(self, name: m.EnvoyName, folder: Path, site: Site) -> Session:
+    def _session(self, name: m.EnvoyName, folder: Path, site: Site, identity: SumIdentity) -> Session:
         folder.mkdir(parents=True, exist_ok=True)
         data = self._bundle.manifest.data
         if data.kind is not DataKind.NONE:
@@ -189,7 +201,7 @@ class _Simulator:
             DatasetRegistry(folder / "datasets").add(found.record, found.index, replace=True)
         link = _InMemoryLink(name, self._coordinator, self._artifacts)
         self._trainers.append(_Trainer())
-        return Session(name, folder, link, self._trainers[-1], self._config)
+        return Session(name, folder, link, self._trainers[-1], self._config, identity=identity)
 
 
 class _Trainer(InProcessTrainer):
@@ -256,6 +268,24 @@ class _InMemoryLink:
 
     def close(self) -> None:
         self._closed.set()
+
+
+def _roster(members: IdentityStore) -> Roster:
+    """What every site of a simulation accepts: all of them, each as an organization."""
+    entries = (RosterEntry(m.EnvoyName(e.name), e.organization, e.identity_key) for e in members.identities())
+    return Roster(_NAME, tuple(entries))
+
+
+def _divided(experiment: str) -> tuple[str, str]:
+    """Settings that stand before the first table, with the secure sums' default of simulations, and the tables."""
+    lines = experiment.splitlines(keepends=True)
+    at = next((number for number, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
+    first = "".join(lines[:at])
+    try:
+        is_said = "secure_aggregation" in tomllib.loads(first)
+    except tomllib.TOMLDecodeError:
+        is_said = True  # the experiment's own reader says what is wrong with it
+    return first + ("" if is_said else 'secure_aggregation = "off"\n'), "".join(lines[at:])
 
 
 def _training_settings(device: str, threads: int) -> TrainingSettings:

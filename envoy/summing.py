@@ -1,0 +1,330 @@
+"""This site's part in a secure sum: from an answer that is ready to the word that opens the sum.
+
+    advertise -> [cohort] -> share -> [shares] -> masked words -> [survivors] consent -> [consents] unmask
+
+What is in brackets comes from the director, which is not trusted: each item passes ``utils.secure_sum.participant``,
+which holds it against this site's roster, floors and promises, and refuses what does not fit. A refusal is this site's
+last word in that attempt. What binds is in the journal, on the disk, before the message that says it leaves. Keys live
+in this process alone: an envoy that was restarted in the middle of a sum has none, and sits that attempt out.
+
+The masked words are made while they are sent: no second vector of the model's size is held here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ..utils import messages as m
+from ..utils.errors import (
+    ConfigError,
+    DigestMismatchError,
+    IdentityError,
+    ProtocolError,
+    SumAbortedError,
+    SumRefusedError,
+    WrongRoundError,
+)
+from ..utils.metrics import MetricSum
+from ..utils.roster import Roster
+from ..utils.secure_sum import participant
+from ..utils.secure_sum.participant import Ready, Site
+from ..utils.secure_sum.rules import Promise, Promises
+from ..utils.secure_sum.spec import spec_of
+from ..utils.secure_sum.tallies import MetricShape
+from ..utils.tensors import Digest, Vector, canonical_json, digest_of
+from .dispatch import Dispatch, masked_header
+from .journal import FinishedWork, Journal
+from .mailbox import Mailbox
+from .orders import result_to_json
+from .patience import Patience
+from .payload import Payloads
+from .policy import SecureAggregationPolicy
+from .promises import Row
+
+_LOG = logging.getLogger(__name__)
+_LEAST_SECONDS = 60.0  # for one item to come; what a round has left may be more
+_WORD_BYTES = 4
+
+
+class Audit(Protocol):
+    """The site's log of what it consented to; each method has it on the disk before it returns."""
+
+    def consented(
+        self, ref: m.TaskRef, transcript: bytes, survivors: Iterable[m.EnvoyName], director_head: bytes
+    ) -> None:
+        """Before a consent leaves.
+
+        Raises:
+            SumRefusedError: the director's log is not the one that this site saw before.
+            StorageError: it cannot be kept.
+        """
+        ...
+
+    def unmasked(self, ref: m.TaskRef, transcript: bytes) -> None:
+        """After this site's shares were revealed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SumIdentity:
+    """Who this envoy is in a secure sum, and whom it takes part with."""
+
+    federation: str
+    sign: Callable[[bytes], bytes] = field(repr=False)  # Ed25519, with the identity key
+    roster: Callable[[], Roster]  # that this site accepted, as it is now; IdentityError where there is none
+    audit: Audit | None = None  # this site's own log
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """One task's sum, and how it is talked about."""
+
+    task: m.Task
+    sizes: tuple[int, ...]  # elements of each tensor of the payload
+    mailbox: Mailbox
+    withdrawn: threading.Event
+    patience: Patience
+
+
+class Summing:
+    """Takes part in secure sums.
+
+    Args:
+        name: this envoy's.
+        identity: of its secure sums; without one it takes part in none.
+        policy: the site's floors.
+        journal: keeps what binds.
+        payloads: hold what goes under the masks.
+        dispatch: the way out.
+        random: secret bytes.
+    """
+
+    def __init__(
+        self,
+        name: m.EnvoyName,
+        identity: SumIdentity | None,
+        policy: SecureAggregationPolicy,
+        journal: Journal,
+        payloads: Payloads,
+        dispatch: Dispatch,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._name, self._identity, self._policy = name, identity, policy
+        self._journal, self._payloads, self._dispatch, self._random = journal, payloads, dispatch, random
+
+    def admit(self, task: m.Task) -> None:
+        """May this site take part in a task's sum, as far as that can be said before the work on it?
+
+        Raises:
+            ConfigError: it has no identity or no roster, or the sum is not for it; the text is public.
+            SumRefusedError: too few of the envoys asked are ones that it knows, or the round has another model.
+            SumAbortedError: it took part in this attempt before it was restarted.
+        """
+        if task.sum is None:
+            return
+        _, roster = self._known(task)
+        if task.sum.aggregator:
+            raise ConfigError(f"{task.ref} is summed by {task.sum.aggregator}; this site sums with the director alone")
+        known = [name for name in task.cohort if name in roster]
+        organizations = len(roster.organizations(known))
+        if organizations < self._policy.floors.organizations:
+            raise SumRefusedError(
+                f"{task.ref} asks envoys of {organizations} organizations of this site's roster; this site asks for"
+                f" {self._policy.floors.organizations}"
+            )
+        for row in self._journal.promised(task.ref.run):
+            if (row.round, row.attempt) == (task.ref.round, task.ref.attempt):
+                raise SumAbortedError(
+                    f"this envoy was restarted in the middle of {task.ref} and has no keys of it any more; it takes"
+                    " part in the next attempt"
+                )
+            if row.round == task.ref.round and row.model != task.model:
+                raise SumRefusedError(f"{task.ref} begins with another model than attempt {row.attempt} of that round")
+
+    def take_part(self, occasion: Occasion, done: FinishedWork) -> None:
+        """Walk one attempt of a sum to its end.
+
+        Raises:
+            SumRefusedError: this site says no; nothing more leaves in this attempt.
+            SumAbortedError: it was withdrawn, or the director says nothing any more.
+            ProtocolError, UnsendableUpdateError: as the director, or what is to be sent, has it.
+        """
+        task = occasion.task
+        identity, roster = self._known(task)
+        spec = spec_of(identity.federation, task, occasion.sizes)
+        site = Site(self._name, identity.sign, roster, self._policy.floors)
+        book = _Book(self._journal, task, done)
+        self._say_what_counts(task, done, spec.weight_of(done.result.num_examples))
+
+        advertised, said = participant.advertise(site, spec, _shapes(done.result.metrics), book.promises, self._random)
+        book.write(advertised.promises)
+        self._tell(occasion, said)
+        cohort = self._take(occasion, "the cohort")
+        shared, said = participant.share(advertised, cohort, book.promises, self._random)
+        book.write(shared.promises)
+        self._tell(occasion, said)
+        ready = participant.receive(shared, self._take(occasion, "the others' shares"), book.promises)
+        book.check_payload(ready.promises)
+        book.depart(ready)
+        masked, said = participant.announce(ready, self._send(occasion, done, ready))
+        self._tell(occasion, said)
+        survivors = self._take(occasion, "the survivors")
+        consented, said = participant.consent(masked, survivors, book.promises)
+        transcript, consent = consented.cohort.transcript, consented.consent
+        if identity.audit is not None:
+            identity.audit.consented(task.ref, transcript, consent.survivors, consent.audit_head)
+        book.write(consented.promises)
+        self._tell(occasion, said)
+        consents = self._take(occasion, "the others' consents")
+        unmasked, said = participant.unmask(consented, consents, book.promises)
+        book.write(unmasked.promises)
+        try:
+            self._tell(occasion, said)
+        except WrongRoundError as error:  # enough others were quicker; this site is among those who were summed
+            _LOG.info("not needed any more task=%s: %s", task.ref, error)
+        if identity.audit is not None:
+            identity.audit.unmasked(task.ref, transcript)
+        self._dispatch.keep_receipt(done)
+
+    def _known(self, task: m.Task) -> tuple[SumIdentity, Roster]:
+        if self._identity is None:
+            raise ConfigError(f"{task.ref} is a secure sum; this envoy has no identity key to take part with")
+        try:
+            roster = self._identity.roster()
+        except IdentityError as error:
+            _LOG.warning("no secure sums: %s", error)
+            raise ConfigError(
+                f"{task.ref} is a secure sum, and this site has no roster that it accepted and is in; its data manager"
+                " says `envoy roster fetch`, compares the keys with the other sites, and says `envoy roster accept`"
+            ) from error
+        return self._identity, roster
+
+    def _say_what_counts(self, task: m.Task, done: FinishedWork, weight: int) -> None:
+        if task.sum is not None and not task.sum.equal_weights and done.result.num_examples > weight:
+            _LOG.info("more than max_examples count as so many task=%s counted=%d", task.ref, weight)
+
+    def _take(self, occasion: Occasion, what: str) -> bytes:
+        return occasion.mailbox.take(what, max(occasion.task.seconds_left, _LEAST_SECONDS))
+
+    def _tell(self, occasion: Occasion, content: bytes) -> None:
+        if occasion.withdrawn.is_set():
+            raise SumAbortedError(f"{occasion.task.ref} was withdrawn")
+        answer = self._dispatch.tell_sum(m.SumStatement(occasion.task.ref, content), occasion.patience)
+        occasion.mailbox.put(answer)
+
+    def _send(self, occasion: Occasion, done: FinishedWork, ready: Ready) -> Digest:
+        """Masked words, piece by piece as they are made; gives the digest of all of them."""
+        task, num_bytes = occasion.task, ready.words * _WORD_BYTES
+        digests: list[Digest] = []
+
+        def parts(turn: m.Turn) -> Iterator[m.Part]:
+            if turn.offset > num_bytes or turn.offset % _WORD_BYTES:
+                raise ProtocolError(f"the director wants {task.ref} from {turn.offset} on, it has {num_bytes} bytes")
+            yield m.Opening(num_bytes, turn.offset, turn.grant)
+            sha, at = hashlib.sha256(), 0
+            for piece in self._pieces(task, done, ready, turn.part_bytes):
+                sha.update(piece)
+                at += len(piece)
+                if occasion.withdrawn.is_set():
+                    return
+                if at > turn.offset:
+                    yield m.Data(piece[max(0, turn.offset - (at - len(piece))) :])
+            digests.append(Digest(sha.hexdigest()))
+            yield m.Closing(digests[-1])
+
+        header = masked_header(done, task.layout, num_bytes)
+        receipt = self._dispatch.upload_masked(header, parts, occasion.withdrawn, occasion.patience)
+        if receipt.digest not in digests:
+            raise DigestMismatchError(f"the director holds other masked words of {self._name} for {task.ref}")
+        self._journal.left_masked(task.ref, receipt.digest, num_bytes)
+        return receipt.digest
+
+    def _pieces(self, task: m.Task, done: FinishedWork, ready: Ready, part_bytes: int) -> Iterator[memoryview]:
+        """From the first word on, whatever the director has already: the digest is over all of them."""
+        result = done.result
+        words = participant.stream(
+            ready,
+            self._payload(done),
+            result.num_examples,
+            result.metrics,
+            task.seed,
+            part_words=max(1, part_bytes // _WORD_BYTES),
+        )
+        for part in words:
+            yield part.astype("<u4", copy=False).view(np.uint8).data
+
+    def _payload(self, done: FinishedWork) -> Vector:
+        if done.digest is None:
+            return np.empty(0, np.float32)
+        return np.frombuffer(self._payloads.view(done.file, done.digest, done.length), np.float32)
+
+
+class _Book:
+    """What binds this site in one run, in memory and in the journal: written there whenever it changes."""
+
+    def __init__(self, journal: Journal, task: m.Task, done: FinishedWork) -> None:
+        self._journal, self._task, self._done = journal, task, done
+        self._payload = done.digest or digest_of(canonical_json(result_to_json(done.result)))
+        self._rows = {(row.round, row.attempt): row for row in journal.promised(task.ref.run)}
+        records = tuple(Promise.from_json(row.promise) for row in self._rows.values())
+        self.promises = Promises(task.ref.run, records)
+
+    def check_payload(self, promises: Promises) -> None:
+        """Before masked words leave: nothing else of this site is under masks that somebody may still take off.
+
+        Raises:
+            SumRefusedError: another update of this round is.
+        """
+        for before in promises.earlier(self._task.ref):
+            if before.masked and not before.dead and self._rows[before.round, before.attempt].payload != self._payload:
+                raise SumRefusedError(
+                    f"what this site masked in attempt {before.attempt} of round {before.round} is no longer here, and"
+                    " may still be opened; another update of the same round would be told from it"
+                )
+
+    def write(self, promises: Promises) -> None:
+        """Make what changed durable."""
+        for row in self._changed(promises):
+            self._journal.promise(row)
+            self._rows[row.round, row.attempt] = row
+        self.promises = promises
+
+    def depart(self, ready: Ready) -> None:
+        """Masked words are about to leave: the promise, and the outbox's row."""
+        mine = ready.promises.of(self._task.ref)
+        if mine is None or not mine.masked:
+            raise SumRefusedError(f"{self._task.ref}: no promise stands for what is about to leave")
+        here = (self._task.ref.round, self._task.ref.attempt)
+        for row in self._changed(ready.promises):
+            if (row.round, row.attempt) != here:
+                self._journal.promise(row)
+                self._rows[row.round, row.attempt] = row
+        words = f"secure sum of {len(mine.cohort)}, threshold {mine.threshold}"
+        row = self._row(mine)
+        self._journal.depart(self._done, ready.words * _WORD_BYTES, words, row)
+        self._rows[here] = row
+        self.promises = ready.promises
+
+    def _changed(self, promises: Promises) -> Iterator[Row]:
+        for promise in promises.records:
+            row = self._row(promise)
+            if self._rows.get((row.round, row.attempt)) != row:
+                yield row
+
+    def _row(self, promise: Promise) -> Row:
+        """An attempt's own model and payload, and this one's for a new attempt."""
+        held = self._rows.get((promise.round, promise.attempt))
+        model, payload = (held.model, held.payload) if held else (self._task.model, self._payload)
+        return Row(self._task.ref.run, promise.round, promise.attempt, model, payload, promise.to_json())
+
+
+def _shapes(metrics: tuple[MetricSum, ...]) -> tuple[MetricShape, ...]:
+    return tuple(MetricShape(metric.name, metric.kind) for metric in sorted(metrics, key=lambda one: one.name))
