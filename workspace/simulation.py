@@ -26,6 +26,8 @@ from ..director.doors import download
 from ..director.experiment_desk import ExperimentDesk
 from ..director.history import History
 from ..director.identity_store import Identity, IdentityStore
+from ..director.membership import roster_of
+from ..director.sums import Sums
 from ..director.uploads import Uploads
 from ..envoy.config import Device, EnvoyConfig, TrainingSettings
 from ..envoy.datasets import DatasetRegistry
@@ -43,7 +45,7 @@ from ..utils.certificates import public_bytes
 from ..utils.data_spec import DataKind
 from ..utils.errors import ConfigError, FederationError, PlanError
 from ..utils.plan_bundle import Bundle, Setting, open_bundle
-from ..utils.roster import Roster, RosterEntry
+from ..utils.roster import Roster
 from .plan_builder import build_plan
 
 Site: TypeAlias = Path | str | tuple[Path | str, DataOptions] | None
@@ -135,7 +137,8 @@ class _Simulator:
         self._artifacts = ArtifactStore(home / "director" / "artifacts", durable=False)
         uploads = Uploads(home / "director" / "uploads", slots=4, durable=False)
         names = frozenset(m.EnvoyName(name) for name in sites)
-        self._coordinator = Coordinator(history, self._artifacts, uploads, lambda: names)
+        sums = Sums(home / "director" / "sums", lambda: _roster(members), durable=False)
+        self._coordinator = Coordinator(history, self._artifacts, uploads, lambda: names, sums=sums)
         self._desk = ExperimentDesk(
             _NAME, history, self._artifacts, self._coordinator, members, max_model_bytes=_MAX_MODEL_BYTES
         )
@@ -272,8 +275,7 @@ class _InMemoryLink:
 
 def _roster(members: IdentityStore) -> Roster:
     """What every site of a simulation accepts: all of them, each as an organization."""
-    entries = (RosterEntry(m.EnvoyName(e.name), e.organization, e.identity_key) for e in members.identities())
-    return Roster(_NAME, tuple(entries))
+    return roster_of(_NAME, members.identities())
 
 
 def _divided(experiment: str) -> tuple[str, str]:
