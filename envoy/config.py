@@ -45,6 +45,7 @@ colluding = 1
 honest = 2
 suites = ["mlkem768-x25519"]   # add "x25519" where the others have no ML-KEM
 max_differing_sums = 10        # a run: sums whose sites differ by fewer than colluding + honest organizations
+aggregators = ["director"]     # who may make the sum; or an envoy's name
 """
 _MAX_THREADS = 1024
 

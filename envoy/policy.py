@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..utils.errors import ConfigError
-from ..utils.messages import AskedProtection, PayloadKind, Task
+from ..utils.messages import NAME_PATTERN, AskedProtection, PayloadKind, Task
 from ..utils.metrics import MetricSum
 from ..utils.secure_sum.rules import SumFloors
 from ..utils.secure_sum.terms import Suite
@@ -154,6 +154,9 @@ class Measures:
         return ", ".join(step.value + added.get(step, "") for step in self.steps)
 
 
+DIRECTOR = "director"
+
+
 class SumRule(Enum):
     """Whether anything leaves but inside a secure sum."""
 
@@ -175,9 +178,15 @@ class SecureAggregationPolicy:
     honest: int = 2  # honest organizations that a sum must hold, this one among them
     suites: tuple[Suite, ...] = (Suite.MLKEM768_X25519,)
     max_differing_sums: int = 10  # a run: sums over nearly the same sites
+    aggregators: tuple[str, ...] = (DIRECTOR,)  # who may make the sum: the director, or envoys by their names
 
     def __post_init__(self) -> None:
         _ = self.floors  # its own checks are these settings'
+        if not self.aggregators:
+            raise ConfigError(f'aggregators is empty; name who may make a sum, as in ["{DIRECTOR}"]')
+        for name in self.aggregators:
+            if not NAME_PATTERN.fullmatch(name):
+                raise ConfigError(f"aggregators: {name[:80]!r} is neither {DIRECTOR!r} nor an envoy's name")
 
     @property
     def floors(self) -> SumFloors:
@@ -200,6 +209,11 @@ class SecureAggregationPolicy:
         if task.sum.suite not in self.suites:
             known = ", ".join(suite.value for suite in self.suites)
             raise ConfigError(f"{task.ref} seals with {task.sum.suite.value}; this site takes {known}")
+        if (aggregator := task.sum.aggregator or DIRECTOR) not in self.aggregators:
+            raise ConfigError(
+                f"{task.ref} is summed by {aggregator}; this site takes part in sums of {', '.join(self.aggregators)}"
+                " (envoy.toml: aggregators in [secure_aggregation])"
+            )
 
 
 def _stricter(policy: ProtectionPolicy, asked: AskedProtection) -> tuple[float | None, float]:

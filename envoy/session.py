@@ -33,6 +33,7 @@ from .orders import WorkOrder, WorkResult
 from .patience import Patience
 from .payload import Payloads
 from .policy import Measures
+from .privacy_guard import PrivacyGuard
 from .protection import Gatekeeper
 from .refusals import refusal_of
 from .summing import Occasion, SumIdentity, Summing
@@ -99,6 +100,7 @@ class Session:
         self._dispatch = Dispatch(name, link, self._journal, self._payloads, folder / "state", self._complain)
         sums = config.secure_aggregation
         self._summing = Summing(name, identity, sums, self._journal, self._payloads, self._dispatch)
+        self._privacy = PrivacyGuard(folder)
         self._datasets = DatasetRegistry(folder / "datasets")
         self._fetcher = Fetcher(link, folder, _MAX_MODEL_BYTES)
         self._ended = threading.Event()
@@ -123,6 +125,7 @@ class Session:
         for thread in threads:
             thread.join(timeout=2.0)
         self._trainer.close()
+        self._privacy.close()
         self._journal.close()
 
     def end(self) -> None:
@@ -292,10 +295,12 @@ class Session:
         bundle = self._fetcher.plan(task.ref, patience)
         model = self._fetcher.model(task, bundle, patience)
         if task.kind is m.TaskKind.EVALUATE:
-            return self._edge.pass_metrics(task, self._run(commission, bundle, model))
+            charge = self._privacy.reserve(task, bundle.manifest, measures)
+            return self._edge.pass_metrics(task, charge.settle(self._run(commission, bundle, model)))
         codec = self._fetcher.codec(task, bundle, patience) if measures.encodes else None
         passage = self._edge.open(task, bundle, model, measures, codec)
-        return self._edge.pass_update(passage, self._run(commission, bundle, model))
+        charge = self._privacy.reserve(task, bundle.manifest, measures)
+        return self._edge.pass_update(passage, charge.settle(self._run(commission, bundle, model)))
 
     def _occasion(self, commission: _Commission, patience: Patience) -> Occasion:
         task = commission.task

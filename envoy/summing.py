@@ -132,7 +132,7 @@ class Summing:
             return
         _, roster = self._known(task)
         if task.sum.aggregator:
-            raise ConfigError(f"{task.ref} is summed by {task.sum.aggregator}; this site sums with the director alone")
+            raise ConfigError(f"{task.ref} is summed by {task.sum.aggregator}; this software seals to no envoy yet")
         known = [name for name in task.cohort if name in roster]
         organizations = len(roster.organizations(known))
         if organizations < self._policy.floors.organizations:
