@@ -299,10 +299,13 @@ def check_differencing(
     if survivors in sets:
         return
     near = floors.colluding + floors.honest
-    counted = sum(
-        any(_distance(roster, one, other) < near for other in sets[:at]) for at, one in enumerate([*sets, survivors])
-    )
-    is_near = any(_distance(roster, survivors, other) < near for other in sets)
+    owners = {name: _owner(roster, name) for name in {*survivors}.union(*sets)}
+
+    def is_close(one: tuple[EnvoyName, ...], other: tuple[EnvoyName, ...]) -> bool:
+        return len({owners[name] for name in {*one} ^ {*other}}) < near
+
+    counted = sum(any(is_close(one, other) for other in sets[:at]) for at, one in enumerate([*sets, survivors]))
+    is_near = any(is_close(survivors, other) for other in sets)
     if is_near and counted > floors.max_differing_sums:
         raise SumRefusedError(
             f"this sum differs by fewer than {near} organizations from an earlier one of the run, and"
@@ -322,8 +325,6 @@ def organizations_of(roster: Roster, names: Iterable[EnvoyName]) -> dict[str, in
         raise SumRefusedError(str(error)) from error
 
 
-def _distance(roster: Roster, one: Iterable[EnvoyName], other: Iterable[EnvoyName]) -> int:
-    """Organizations by which two sets differ; whoever left the roster since counts by its name."""
-    different = set(one) ^ set(other)
-    known = {name for name in different if name in roster}
-    return len(roster.organizations(known)) + len(different - known)
+def _owner(roster: Roster, name: EnvoyName) -> str:
+    """Whose an envoy is; one that left the roster since counts by its own name."""
+    return next(iter(roster.organizations([name]))) if name in roster else f"envoy {name}"
