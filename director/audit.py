@@ -20,6 +20,7 @@ from ..utils.errors import MalformedMessageError, StorageError
 from ..utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from ..utils.private_files import read_private_file, write_private_file
 from ..utils.tensors import Digest
+from .records import SumRecord
 
 LOG_FILE = "audit.jsonl"
 KEY_FILE = "audit.key.pem"
@@ -28,10 +29,15 @@ KEY_FILE = "audit.key.pem"
 class DirectorAudit:
     """The director's log; safe to share between threads. Each entry is on disk before its method returns.
 
-    Every method raises ``StorageError`` when it cannot be: then the step that it stands for must not be taken.
+    Every method raises ``StorageError`` when it cannot be: then the step that it stands for must not be taken. A step
+    that is then tried again stands there twice.
+
+    Args:
+        chain: where it is kept; None for a director in a test that logs nothing.
+        clock: seconds since 1970.
     """
 
-    def __init__(self, chain: AuditChain, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, chain: AuditChain | None = None, clock: Callable[[], float] = time.time) -> None:
         self._chain, self._clock = chain, clock
 
     @classmethod
@@ -51,6 +57,8 @@ class DirectorAudit:
     @property
     def head(self) -> SignedHead:
         """The last entry, to be given to sites."""
+        if self._chain is None:
+            raise ValueError("this director logs nothing")
         return self._chain.head
 
     def run_submitted(self, run: RunId, plan: Digest, settings: Digest) -> None:
@@ -70,16 +78,19 @@ class DirectorAudit:
         self._of(ref, "survivors", {"transcript": transcript.hex(), "envoys": _names(envoys)})
         return self.head
 
-    def opened(
-        self, ref: TaskRef, transcript: bytes, envoys: Iterable[EnvoyName], result: Digest, num_examples: int
-    ) -> None:
-        """A sum was unmasked; ``num_examples`` is the total, ``result`` the digest of what it gave."""
-        total: dict[str, Json] = {"result": result, "num_examples": num_examples}
-        self._of(ref, "sum opened", {"transcript": transcript.hex(), "envoys": _names(envoys), **total})
+    def closed(self, ref: TaskRef, model: Digest, secure_sum: SumRecord | None) -> None:
+        """A round gave this model; under secure aggregation, from a sum that was opened: whose, and how many examples.
 
-    def round_closed(self, ref: TaskRef, model: Digest) -> None:
-        """The round's model is kept."""
-        self._of(ref, "round closed", {"model": model})
+        What is said of the sum is of all sites together.
+        """
+        said: dict[str, Json] = {"model": model}
+        if secure_sum is not None:
+            said |= {
+                "transcript": secure_sum.transcript,
+                "survivors": _names(secure_sum.survivors),
+                "total_weight": secure_sum.total_weight,
+            }
+        self._of(ref, "round closed", said)
 
     def failed(self, ref: TaskRef, reason: str) -> None:
         """An attempt ended without a result."""
@@ -91,14 +102,16 @@ class DirectorAudit:
 
     def close(self) -> None:
         """Let another process open it."""
-        self._chain.close()
+        if self._chain is not None:
+            self._chain.close()
 
     def _of(self, ref: TaskRef, what: str, more: dict[str, Json]) -> None:
         place: dict[str, Json] = {"run": ref.run, "round": ref.round, "attempt": ref.attempt, "plan": ref.plan}
         self._append(what, place | more)
 
     def _append(self, what: str, more: dict[str, Json]) -> None:
-        self._chain.append({"what": what, **more}, self._clock())
+        if self._chain is not None:
+            self._chain.append({"what": what, **more}, self._clock())
 
 
 def verify_log(folder: Path, heads: Iterable[SignedHead] = ()) -> Verified:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ..utils.command_line import errors_in_words
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from ..utils.roster import Roster
-    from .identity_store import Identity
 
 roster = typer.Typer(help="Show who is in the federation.", no_args_is_help=True)
 
@@ -34,11 +28,12 @@ def show(folder: FolderOption = Path("fedveil-director")) -> None:
     from .config import load_config
     from .database import open_database
     from .identity_store import IdentityStore
+    from .membership import roster_of
 
     with errors_in_words():
         config = load_config(folder)
         engine = open_database(config.database_url(folder), config.is_durable)
-        joined = members_as_roster(config.federation, IdentityStore(engine).identities())
+        joined = roster_of(config.federation, IdentityStore(engine).identities())
         engine.dispose()
     table = Table("envoy", "organization", "fingerprint of the identity key")
     for entry in joined.entries:
@@ -50,18 +45,3 @@ def show(folder: FolderOption = Path("fedveil-director")) -> None:
         f"{len(joined.entries)} envoys of {organizations} organizations; digest {grouped(joined.digest)}",
         highlight=False,
     )
-
-
-def members_as_roster(federation: str, members: Iterable[Identity]) -> Roster:
-    """The envoys among the members, as a site would accept them.
-
-    Raises:
-        IdentityError: a key that is none, or that two of them have.
-    """
-    from ..utils.identity import Role
-    from ..utils.messages import EnvoyName
-    from ..utils.roster import Roster, RosterEntry
-
-    envoys = (one for one in members if one.role == Role.ENVOY.value)
-    entries = (RosterEntry(EnvoyName(one.name), one.organization, one.identity_key) for one in envoys)
-    return Roster(federation, tuple(entries))

@@ -6,6 +6,7 @@ import stat
 
 import pytest
 from fedveil.director.audit import KEY_FILE, LOG_FILE, DirectorAudit, read_heads, verify_log
+from fedveil.director.records import SumRecord
 from fedveil.utils.audit_chain import SignedHead, read_entries
 from fedveil.utils.errors import MalformedMessageError, StorageError, SuspectLogError
 from fedveil.utils.messages import EnvoyName, RunId, TaskKind, TaskRef
@@ -27,8 +28,7 @@ def one_round(audit: DirectorAudit) -> SignedHead:
     audit.round_opened(REF, TaskKind.TRAIN, MODEL, SITES)
     audit.cohort(REF, bytes(32), SITES, 3)
     head = audit.survivors(REF, bytes(32), SITES)
-    audit.opened(REF, bytes(32), SITES, MODEL, 300)
-    audit.round_closed(REF, MODEL)
+    audit.closed(REF, MODEL, SumRecord(SITES, 4, 3, 300, Digest("00" * 32), (0,), (8.0,)))
     audit.failed(REF, "too few answers")
     audit.expelled(RUN, EnvoyName("c"), "a share that is not the one it committed to")
     return head
@@ -45,7 +45,6 @@ def test_a_round_leaves_what_was_done_in_order(tmp_path):
         "round opened",
         "cohort closed",
         "survivors",
-        "sum opened",
         "round closed",
         "round failed",
         "expelled",
@@ -53,6 +52,7 @@ def test_a_round_leaves_what_was_done_in_order(tmp_path):
     assert entries[0].event["federation"] == "lungs"
     assert entries[4].event["envoys"] == ["a", "b", "c"]
     assert (head.number, head.hash) == (4, entries[4].hash)
+    assert (entries[5].event["total_weight"], entries[5].event["survivors"]) == (300, ["a", "b", "c"])
     assert verify_log(tmp_path, [head]).heads == 1
 
 
@@ -69,7 +69,7 @@ def test_the_key_is_made_once_and_is_for_its_owner_alone(tmp_path):
         one_round(audit)
         audit.close()
     assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
-    assert verify_log(tmp_path).entries == 17
+    assert verify_log(tmp_path).entries == 15
 
 
 def test_a_log_that_lost_its_key_is_not_gone_on_with(tmp_path):
