@@ -6,11 +6,21 @@ from pathlib import Path
 
 import pytest
 from fedveil.envoy.config import DEFAULT_CONFIG, EnvoyConfig, load_config, write_default_config
-from fedveil.envoy.policy import OPEN_POLICY, CodecRule, Measures, ProtectionPolicy, Step
+from fedveil.envoy.policy import (
+    OPEN_POLICY,
+    CodecRule,
+    Measures,
+    ProtectionPolicy,
+    SecureAggregationPolicy,
+    Step,
+    SumRule,
+)
 from fedveil.utils.config import parse_toml
 from fedveil.utils.errors import ConfigError, StorageError
 from fedveil.utils.messages import AskedProtection, EnvoyName, PayloadKind, RunId, Task, TaskKind, TaskRef
 from fedveil.utils.metrics import mean_of
+from fedveil.utils.secure_sum.rules import SumFloors
+from fedveil.utils.secure_sum.terms import Suite, SumTerms
 from fedveil.utils.tensors import Digest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +31,7 @@ NOTHING = AskedProtection()
 CHECK, ENCODE, CLIP, NOISE, AUDIT = Step
 
 
-def task(asked: AskedProtection = NOTHING, codec: Digest | None = None) -> Task:
+def task(asked: AskedProtection = NOTHING, codec: Digest | None = None, terms: SumTerms | None = None) -> Task:
     return Task(
         ref=TaskRef(RunId("lungs-1"), 1, 1, PLAN),
         kind=TaskKind.TRAIN,
@@ -35,6 +45,7 @@ def task(asked: AskedProtection = NOTHING, codec: Digest | None = None) -> Task:
         payload=PayloadKind.CODED if codec else PayloadKind.PLAIN,
         codec=codec,
         asked=asked,
+        sum=terms,
     )
 
 
@@ -189,3 +200,65 @@ def test_the_example_of_a_whole_chain_is_one_that_is_taken():
     assert policy == ProtectionPolicy(
         tuple(Step), 1.0, 0.5, CodecRule.REQUIRED, (), 0.1, Path("canaries.npz"), 30.0, structure_check=False
     )
+
+
+# secure sums
+
+
+def secure(table: str) -> SecureAggregationPolicy:
+    return parse_toml(f"[secure_aggregation]\n{table}", EnvoyConfig, "envoy.toml").secure_aggregation
+
+
+def test_a_site_that_says_nothing_of_secure_sums_takes_part_in_nothing_else():
+    policy = parse_toml("", EnvoyConfig, "envoy.toml").secure_aggregation
+    assert policy.rule is SumRule.REQUIRED
+    assert policy == secure("") == secure('rule = "required"')
+    assert policy.floors == SumFloors()
+    with pytest.raises(
+        ConfigError, match='this site takes part in secure sums alone .*secure_aggregation = "required"'
+    ):
+        policy.check(task())
+
+
+def test_where_it_is_allowed_a_task_in_the_clear_is_done():
+    secure('rule = "allowed"').check(task())
+
+
+def test_every_floor_can_be_set():
+    policy = secure(
+        'min_organizations = 5\ncolluding = 2\nhonest = 3\nsuites = ["x25519"]\nmax_differing_sums = 0\n'
+        'aggregators = ["director", "site-x"]\n'
+    )
+    assert policy.floors == SumFloors(5, 2, 3, (Suite.X25519,), 0)
+    policy.check(task(terms=SumTerms(suite=Suite.X25519, aggregator="site-x")))
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("min_organizations = 2", "min_organizations is 2, expected 3"),
+        ("colluding = -1", "colluding is -1"),
+        ("honest = 1", "honest is 1, expected 2"),
+        ("suites = []", "suites is empty"),
+        ('suites = ["rot13"]', r"suites\[0\]: expected one of mlkem768-x25519, x25519"),
+        ("max_differing_sums = -1", "max_differing_sums is -1"),
+        ("aggregators = []", "aggregators is empty"),
+        ('aggregators = ["Not A Name"]', "neither 'director' nor an envoy's name"),
+        ('rule = "off"', "rule: expected one of required, allowed"),
+    ],
+)
+def test_a_floor_that_makes_no_sum_is_refused_by_name(table: str, words: str):
+    with pytest.raises(ConfigError, match=words):
+        secure(table)
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        (SumTerms(suite=Suite.X25519), "seals with x25519; this site takes mlkem768-x25519"),
+        (SumTerms(aggregator="site-x"), "is summed by site-x; this site takes part in sums of director"),
+    ],
+)
+def test_terms_below_the_sites_are_refused_before_any_work(terms: SumTerms, words: str):
+    with pytest.raises(ConfigError, match=words):
+        secure("").check(task(terms=terms))
