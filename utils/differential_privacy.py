@@ -19,7 +19,7 @@ _MOST_UNITS = 1 << 53
 _FIELDS = ("unit", "max_norm", "noise_multiplier", "sampling_rate", "units", "steps", "delta")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class DifferentialPrivacy:
     """How a plan is trained so that no unit can be told from its absence: DP-SGD.
 
@@ -33,14 +33,14 @@ class DifferentialPrivacy:
     drawn, is nowhere in what leaves. A site with more units than ``units`` takes a larger step, one with fewer a
     smaller one, so that sites weigh as their sizes do although each has the public weight 1.
 
-    >>> DifferentialPrivacy(Unit.PATIENT, 1.0, 1.1, 0.05, units=800).label
+    >>> DifferentialPrivacy("patient", 1.0, 1.1, 0.05, units=800).label
     'per patient: clip 1, noise 1.1, sampling 0.05, 1 step a round'
 
     Raises:
         PlanError: a value out of range, or a delta that lets a whole unit out.
     """
 
-    unit: Unit  # record or patient; their words are taken too
+    unit: Unit  # record or patient
     max_norm: float  # L2, of one unit's gradient
     noise_multiplier: float  # noise standard deviation / max_norm
     sampling_rate: float  # of each unit in each step, in (0, 1]
@@ -48,18 +48,31 @@ class DifferentialPrivacy:
     steps: int = 1  # of one round, at every site, whatever it has
     delta: float = 1e-5  # that the epsilon of a report goes with
 
-    def __post_init__(self) -> None:
-        """Check the ranges; whole numbers become floats where floats stand."""
-        if not isinstance(self.unit, Unit):
-            object.__setattr__(self, "unit", _unit(self.unit))
-        if self.unit not in {Unit.RECORD, Unit.PATIENT}:
-            raise PlanError(f"privacy: unit {self.unit.value}, expected record or patient; no training protects a site")
-        for name in ("max_norm", "noise_multiplier", "sampling_rate", "delta"):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
-        for name, most in (("units", _MOST_UNITS), ("steps", _MOST_STEPS)):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= most:
-                raise PlanError(f"privacy: {name} {value!r}, expected a whole number from 1 to {most}")
+    def __init__(
+        self,
+        unit: Unit | str,
+        max_norm: float,
+        noise_multiplier: float,
+        sampling_rate: float,
+        units: int,
+        steps: int = 1,
+        delta: float = 1e-5,
+    ) -> None:
+        """Words become units and whole numbers floats where they stand for them; then the ranges are checked."""
+        values = {
+            "unit": _unit(unit),
+            "max_norm": _number("max_norm", max_norm),
+            "noise_multiplier": _number("noise_multiplier", noise_multiplier),
+            "sampling_rate": _number("sampling_rate", sampling_rate),
+            "units": _whole("units", units, _MOST_UNITS),
+            "steps": _whole("steps", steps, _MOST_STEPS),
+            "delta": _number("delta", delta),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
         if not self.max_norm > 0 or not self.noise_multiplier > 0:
             raise PlanError(
                 f"privacy: max_norm {self.max_norm:g} and noise_multiplier {self.noise_multiplier:g}, expected numbers"
@@ -114,13 +127,19 @@ class DifferentialPrivacy:
 
 
 def _unit(word: object) -> Unit:
-    try:
-        return Unit(word)
-    except ValueError:
-        raise PlanError(f"privacy: unit {word!r}, expected record or patient") from None
+    for unit in (Unit.RECORD, Unit.PATIENT):
+        if word in {unit, unit.value}:
+            return unit
+    raise PlanError(f"privacy: unit {word!r}, expected record or patient; no training protects a site")
+
+
+def _whole(name: str, value: object, most: int) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise PlanError(f"privacy: {name} {value!r}, expected a whole number from 1 to {most}")
+    return value
 
 
 def _number(name: str, value: object) -> float:
-    if type(value) not in {int, float} or not math.isfinite(value):  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise PlanError(f"privacy: {name} {value!r}, expected a number")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
