@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..utils.command_line import errors_in_words
 from ..utils.errors import ConfigError
+from ..utils.secure_sum.terms import Suite
 from .attack_commands import attack
 from .codec_commands import codec as codecs
 
@@ -53,7 +54,7 @@ def demo(
         str, typer.Option(help="What each site does to what it sends: none, clip or clip-noise.")
     ] = "none",
 ) -> None:
-    """Three hospitals train a pneumonia detector together: real processes, mutual TLS."""
+    """Four hospitals train a pneumonia detector together: real processes, mutual TLS, secure sums."""
     from .demo import DemoOptions, run_demo
     from .demo_protection import defense_of
 
@@ -109,6 +110,29 @@ def bench_chain(
     typer.echo(figures)
     if json_file:
         json_file.write_text(figures + "\n", "utf-8")
+
+
+@bench.command("secagg")
+def bench_secagg(
+    params: Annotated[int, typer.Option(help="Numbers in the vector that is summed.")] = 10_000_000,
+    envoys: Annotated[int, typer.Option(help="How many; at least 3.")] = 8,
+    suite: Annotated[Suite, typer.Option(help="How shares are sealed.")] = Suite.MLKEM768_X25519,
+    flower: Annotated[
+        Path | None, typer.Option(help="Python of an environment with flwr 1.42, whose own functions run beside.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Of each timed part; medians are told.")] = 5,
+    turns: Annotated[int, typer.Option(min=1, help="Ours and Flower's, in turn.")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """What a secure sum costs site and director, one thread, beside Flower's SecAgg+ functions."""
+    from .benchmarks.secagg import as_json, as_markdown, measure_secagg
+
+    with errors_in_words():
+        cost = measure_secagg(params, envoys, suite=suite, flower=flower, repeats=repeats, turns=turns)
+    for line in as_markdown(cost):
+        typer.echo(line)
+    if json_file:
+        json_file.write_text(json.dumps(as_json(cost), indent=2) + "\n", "utf-8")
 
 
 @bench.command("table")
@@ -183,6 +207,47 @@ def bench_private(
     with errors_in_words():
         for line in bench_private_codec(out, data, json_file, page):
             typer.echo(line)
+
+
+@bench.command("private-patients")
+def bench_patients(
+    out: Annotated[Path, typer.Option(help="Keeps the rows; the same folder goes on where it ended.")] = Path(
+        "runs/private-patients"
+    ),
+    data: Annotated[Path | None, typer.Option(help="X-rays whose file names tell the patients: zip or folder.")] = None,
+    seeds: Annotated[str, typer.Option(help="By commas.")] = "1,2,3",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here, as a list.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the table into this page, between its marks.")] = None,
+) -> None:
+    """AUC at epsilon 1, 3 and 8 for every patient, beside no privacy. Takes a quarter of an hour on one core."""
+    from .benchmarks.private_patients_bench import bench_private_patients
+
+    with errors_in_words():
+        for line in bench_private_patients(out, data, json_file, page, [int(seed) for seed in seeds.split(",")]):
+            typer.echo(line)
+
+
+@bench.command("dp-audit")
+def bench_dp_audit(
+    canaries: Annotated[int | None, typer.Option(min=1000, help="Of each case; by default 20,000 to 60,000.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """Hold the ledger's epsilon against canaries in the envoy's own training, as it is and with planted bugs.
+
+    Exit status 1 where a bug is not seen, or the ledger is contradicted without one.
+    """
+    from dataclasses import replace
+
+    from .benchmarks.dp_audit import CASES, Finding, as_lines, audit
+
+    found: list[Finding] = []
+    with errors_in_words():
+        cases = [case if canaries is None else replace(case, canaries=canaries) for case in CASES]
+        for line in as_lines(map(audit, cases), found.append):
+            typer.echo(line)
+    if json_file:
+        json_file.write_text(json.dumps([one.to_json() for one in found], indent=2) + "\n", "utf-8")
+    raise typer.Exit(0 if all(one.is_as_expected for one in found) else 1)
 
 
 def main() -> None:
