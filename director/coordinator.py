@@ -20,6 +20,7 @@ from ..utils.tensors import canonical_json, digest_of
 from . import rounds
 from .active_run import ActiveRun, Outcome, values_of
 from .attendance import Attendance
+from .audit import DirectorAudit
 from .history import History
 from .lines import Line, Lines
 from .records import Ending, RunRecord, RunState, SubmissionRecord
@@ -48,6 +49,7 @@ class Coordinator:
         uploads: turns and spools.
         members: the names of all envoys that joined.
         sums: makes the secure sums; without it, runs under secure aggregation fail.
+        audit: the director's log; without it, nothing is logged.
         keep_models: how many models of a run stay on disk; 0 keeps all.
         now: seconds since 1970.
         broken: called when the rounds cannot go on in this process, after the reason was logged.
@@ -61,6 +63,7 @@ class Coordinator:
         members: Callable[[], frozenset[m.EnvoyName]],
         *,
         sums: Sums | None = None,
+        audit: DirectorAudit | None = None,
         keep_models: int = 2,
         now: Callable[[], float] = time.time,
         broken: Callable[[], None] = lambda: None,
@@ -68,6 +71,7 @@ class Coordinator:
         self._retention, self._broken = Retention(history, artifacts, keep_models), broken
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
         self._members, self._sums, self._now = members, sums, now
+        self._audit = audit or DirectorAudit()
         self._lock = threading.Condition(threading.RLock())
         self._attendance = Attendance(now())
         self._lines = Lines()
@@ -75,6 +79,7 @@ class Coordinator:
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
         self._sum: SecureSum | None = None  # of the present round
+        self._opened: frozenset[tuple[m.TaskRef, m.EnvoyName]] = frozenset()  # who is in the last sum that was opened
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
         self._up = self._down = 0
         self._looked_at = now()
@@ -204,6 +209,8 @@ class Coordinator:
         """
         with self._lock:
             self.hear(envoy)
+            if (statement.ref, envoy) in self._opened:  # enough others revealed their shares before: heard, and no news
+                return m.SumReply()
             run, this = self._open_round(statement.ref, envoy)
             rounds.check_voice(this, statement.ref, envoy)
             if self._sum is None:
@@ -248,6 +255,7 @@ class Coordinator:
     def enqueue(self, record: RunRecord) -> None:
         """Put a run behind the others."""
         with self._lock:
+            self._audit.run_submitted(record.run, record.plan, digest_of(record.settings.encode()))
             self._history.enqueue(record)
             self._lock.notify_all()
 
@@ -264,6 +272,7 @@ class Coordinator:
             ending = Ending(RunState.STOPPED, f"stopped: {reason}")
             if self._run is not None and self._run.record.run == run and self._round is not None:
                 stopped = rounds.fail(self._round, ending.reason)
+                self._audit.failed(stopped.ref, stopped.reason)
                 self._history.fail_round(stopped, self._now(), None, ending)
                 self._withdraw(stopped, stopped.cohort)
                 self._begin(None, ending, f"failed: {ending.reason}")
@@ -349,12 +358,16 @@ class Coordinator:
             self._lines.push([envoy], item)
         if items:
             _LOG.info("secure sum task=%s stage=%s envoys=%d", this.ref, secure_sum.stage, len(items))
-        return rounds.seal(this) if secure_sum.is_ready else this
+        if not secure_sum.is_ready:
+            return this
+        self._opened = frozenset((this.ref, envoy) for envoy in secure_sum.survivors)
+        return rounds.seal(this)
 
     def _expel(self, run: ActiveRun, error: BadShareError) -> None:
         """A site that did not keep to what it had signed is not asked again in this run."""
         site = m.EnvoyName(error.site)
         if site and site not in run.expelled:
+            self._audit.expelled(run.record.run, site, str(error))
             run.expelled[site] = str(error)
             self._history.expel(run.record.run, run.expelled)
             _LOG.warning("expelled run=%s envoy=%s reason=%s", run.record.run, site, error)
@@ -370,6 +383,7 @@ class Coordinator:
         size = run.settings.rounds.cohort_size
         cohort = select(there, size, run.record.seed, this.ref.round, this.ref.attempt)
         opened = rounds.open_round(this, cohort, run.settings.round_policy, now)
+        self._audit.round_opened(opened.ref, opened.kind, run.model, cohort)
         self._sum = self._begin_sum(run, opened, now)
         self._save(opened)
         _LOG.info("round opened task=%s cohort=%d", opened.ref, len(cohort))
@@ -414,6 +428,7 @@ class Coordinator:
         closed = rounds.close(this)
         progress = [*run.progress, values_of(outcome.metrics)]
         following, ending = after_close(run.settings, closed, progress, run.record.started_at or now, now)
+        self._audit.closed(closed.ref, outcome.model, outcome.sum)
         self._history.close_round(
             closed,
             model_out=outcome.model,
@@ -435,6 +450,7 @@ class Coordinator:
         now = self._now()
         recorded = with_refusals(failed, self._refusals)
         following, ending = after_failure(run.settings, before, recorded, now)
+        self._audit.failed(recorded.ref, recorded.reason)
         self._history.fail_round(recorded, now, following, ending)
         _LOG.warning("round failed task=%s reason=%s", recorded.ref, recorded.reason)
         self._withdraw(failed, failed.cohort)

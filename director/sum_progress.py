@@ -97,6 +97,12 @@ class SecureSum:
         """The sum can be opened."""
         return isinstance(self._state, summation.Unmasking) and self._state.is_enough
 
+    @property
+    def survivors(self) -> tuple[EnvoyName, ...]:
+        """Whose updates are in the sum, once that is settled."""
+        state = self._state
+        return state.survivors if isinstance(state, summation.Consenting | summation.Unmasking) else ()
+
     # ------------------------------------------------------------ what envoys say
 
     def take(self, envoy: EnvoyName, content: bytes, arrived: Mapping[EnvoyName, Digest], now: float) -> None:
@@ -283,7 +289,6 @@ class SecureSum:
     def end(self, outcome: str) -> None:
         """The attempt is over; what was kept of it goes, unless sums are kept."""
         state = self._state
-        survivors = state.survivors if isinstance(state, summation.Consenting | summation.Unmasking) else ()
         cohort = None if isinstance(state, summation.Gathering) else state.cohort
         terms = self.spec.terms
         self._log.end(
@@ -310,7 +315,7 @@ class SecureSum:
                 },
                 "cohort": list(cohort.names) if cohort else [],
                 "threshold": cohort.threshold if cohort else 0,
-                "survivors": list(survivors),
+                "survivors": list(self.survivors),
                 "transcript": cohort.transcript.hex() if cohort else "",
                 "outcome": outcome,
             }

@@ -1,0 +1,590 @@
+"""Secure sums inside rounds: real participants as puppets of the test, the real coordinator, no network between."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fedveil.director.coordinator import Coordinator
+from fedveil.director.database import open_database
+from fedveil.director.history import History
+from fedveil.director.records import RoundRecord, RunRecord, RunState
+from fedveil.director.rounds import RoundState
+from fedveil.director.sums import Sums
+from fedveil.director.uploads import Uploads
+from fedveil.utils import messages as m
+from fedveil.utils.artifacts import ArtifactStore
+from fedveil.utils.certificates import public_bytes
+from fedveil.utils.errors import (
+    DigestMismatchError,
+    FederationError,
+    LengthMismatchError,
+    NotInvitedError,
+    ProtocolError,
+    UnsendableUpdateError,
+    WrongRoundError,
+)
+from fedveil.utils.metrics import mean_of
+from fedveil.utils.plan_bundle import open_bundle
+from fedveil.utils.roster import Roster, RosterEntry
+from fedveil.utils.secure_sum import encoding, participant
+from fedveil.utils.secure_sum.fixed_point import FixedPoint
+from fedveil.utils.secure_sum.rules import Promises, SumFloors
+from fedveil.utils.secure_sum.signed import Kind, signed
+from fedveil.utils.secure_sum.spec import rounding_key, spec_of
+from fedveil.utils.secure_sum.statements import Unmasking
+from fedveil.utils.secure_sum.tallies import MetricShape
+from fedveil.utils.tensors import digest_of, read_model
+from fedveil.workspace.plan_builder import build_plan
+
+PLAN = Path(__file__).parents[2] / "workspace" / "benchmarks" / "noop_plan.py"
+ELEMENTS = 5_001  # odd: padded
+FEDERATION = "toys"
+NAMES = tuple(m.EnvoyName(f"site-{letter}") for letter in "abcde")
+SETTINGS = """
+name = "toy"
+plan = "plan"
+secure_aggregation = "required"
+[rounds]
+max_rounds = {rounds}
+min_participants = 3
+max_attempts = {attempts}
+final_evaluation = {evaluates}
+[secure_sum]
+clip = 1.0
+"""
+STAGES = ("advert", "shares", "masked", "consent", "unmasking")
+
+
+@dataclass
+class Site:
+    """One site that takes part as the protocol says, step by step, when the test wants it."""
+
+    name: m.EnvoyName
+    examples: int
+    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    floors: SumFloors = field(default_factory=SumFloors)
+    roster: Roster | None = None
+    promises: Promises | None = None
+    state: object = None
+    task: m.Task | None = None
+    said: bytes = b""
+    trained: int = 0
+
+    def update(self, task: m.Task) -> np.ndarray:
+        """What it would send in clear: another one each round and site, the same in each attempt."""
+        rng = np.random.default_rng([task.ref.round, NAMES.index(self.name)])
+        return rng.normal(0, 0.1, ELEMENTS).astype(np.float32)
+
+    def start(self, task: m.Task) -> bytes:
+        """An advert."""
+        spec = spec_of(FEDERATION, task, (ELEMENTS,))
+        site = participant.Site(self.name, self.key.sign, self.roster, self.floors)
+        shapes = (MetricShape("loss", mean_of("loss", 1, 1).kind),)
+        self.task, known = task, self.promises or Promises(task.ref.run)
+        self.state, content = participant.advertise(site, spec, shapes, known, os.urandom)
+        self.promises = self.state.promises
+        return content
+
+    def answer(self, content: bytes) -> bytes:
+        """What follows an item, but for the masked vector."""
+        match self.state:
+            case participant.Advertised():
+                self.state, said = participant.share(self.state, content, self.promises, os.urandom)
+            case participant.Masked():
+                self.state, said = participant.consent(self.state, content, self.promises)
+            case participant.Consented():
+                self.state, said = participant.unmask(self.state, content, self.promises)
+            case _:
+                raise AssertionError(self.state)
+        self.promises = self.state.promises
+        return said
+
+    def vector(self, content: bytes) -> np.ndarray:
+        """The masked vector, once the delivery came."""
+        self.state = participant.receive(self.state, content, self.promises)
+        self.promises = self.state.promises
+        return self.masked()
+
+    def masked(self) -> np.ndarray:
+        """The masked vector once more."""
+        assert self.task is not None
+        payload = self.update(self.task) if self.task.kind is m.TaskKind.TRAIN else None
+        metrics = [mean_of("loss", self.examples / 2, self.examples)]
+        parts = participant.stream(self.state, payload, self.examples, metrics, self.task.seed, part_words=1_000)
+        return np.concatenate([part.copy() for part in parts])
+
+    def header(self, vector: np.ndarray) -> m.UpdateHeader:
+        """Announces it."""
+        assert self.task is not None
+        return m.UpdateHeader(
+            self.task.ref, self.task.layout, vector.nbytes, 0, (), m.PayloadKind.MASKED, self.task.codec
+        )
+
+
+class Desk:
+    """A coordinator over a folder, and sites; started anew on the same folder it is the director after a kill -9."""
+
+    def __init__(self, folder: Path, sites: dict[m.EnvoyName, Site], *, keep: bool = False) -> None:
+        self.folder, self.sites = folder, sites
+        self.engine = open_database(f"sqlite:///{folder / 'director.sqlite'}", durable=False)
+        self.history = History(self.engine)
+        self.artifacts = ArtifactStore(folder / "artifacts", durable=False)
+        self.uploads = Uploads(folder / "uploads", 4, durable=False)
+        self.broke, self.ahead = threading.Event(), 0.0
+        roster = Roster(
+            FEDERATION, tuple(RosterEntry(s.name, s.name, public_bytes(s.key.public_key())) for s in sites.values())
+        )
+        for site in sites.values():
+            site.roster = roster
+        sums = Sums(folder / "sums", lambda: roster, durable=False, keep=keep)
+        self.coordinator = Coordinator(
+            self.history,
+            self.artifacts,
+            self.uploads,
+            lambda: frozenset(sites),
+            sums=sums,
+            now=lambda: time.time() + self.ahead,
+            broken=self.broke.set,
+        )
+        self.lines = {}
+
+    def open(self) -> None:
+        """All sites are there, with what they hold."""
+        self.coordinator.start()
+        for name, site in self.sites.items():
+            held = (site.task.ref,) if site.task is not None else ()
+            self.lines[name] = self.coordinator.open_line(name, held)
+
+    def queue(self, settings: str) -> None:
+        """One run, toy-1."""
+        build_plan(PLAN, self.folder / "plan", {"elements": ELEMENTS})
+        bundle = open_bundle(self.folder / "plan")
+        for file in bundle.manifest.files:
+            self.artifacts.put([bundle.blob(file.path)])
+        plan = self.artifacts.put([bundle.manifest.to_json()])
+        initial = bundle.manifest.file("initial.safetensors").sha256
+        self.coordinator.enqueue(
+            RunRecord(
+                run=m.RunId("toy-1"),
+                name="toy",
+                state=RunState.QUEUED,
+                settings=settings,
+                plan=plan,
+                layout=bundle.layout.digest,
+                seed=bytes(32),
+                submitted_at=0.0,
+                started_at=None,
+                ended_at=None,
+                reason="",
+                model=initial,
+            )
+        )
+
+    def item(self, name: m.EnvoyName, kind: type = m.SumItem) -> m.Task | m.SumItem:
+        """The next item of a kind for a site."""
+        while not isinstance(item := self.lines[name].next(20), kind):
+            assert item is not None, f"no {kind.__name__} came to {name}"
+        return item
+
+    def tell(self, site: Site, content: bytes) -> None:
+        """Say something for a site."""
+        assert site.task is not None
+        site.said = content
+        self.coordinator.tell_sum(site.name, m.SumStatement(site.task.ref, content))
+
+    def upload(self, site: Site, vector: np.ndarray) -> m.Receipt:
+        """Send a masked vector."""
+        turn = self.coordinator.request_upload(site.name, site.header(vector))
+        raw = vector.tobytes()
+        assert isinstance(turn, m.Turn)
+        parts = [m.Opening(len(raw), turn.offset, turn.grant), m.Data(raw), m.Closing(digest_of(raw))]
+        return self.coordinator.upload(site.name, iter(parts))
+
+    def step(self, stage: str, names: Collection[m.EnvoyName]) -> None:
+        """Everybody named takes one step."""
+        for name in names:
+            site = self.sites[name]
+            if stage == "advert":
+                task = self.item(name, m.Task)
+                assert isinstance(task, m.Task)
+                self.tell(site, site.start(task))
+            elif stage == "masked":
+                vector = site.vector(self.item(name).content)
+                digest = self.upload(site, vector).digest
+                site.state, said = participant.announce(site.state, digest)
+                self.tell(site, said)
+            else:
+                self.tell(site, site.answer(self.item(name).content))
+
+    def play(self, drops: Mapping[m.EnvoyName, str] = {}, until: str = "") -> None:
+        """One attempt, in which some drop out in silence before they take a step."""
+        left = list(self.sites)
+        for stage in STAGES:
+            if stage == until:
+                return
+            silent = [name for name in left if drops.get(name) == stage]
+            left = [name for name in left if name not in silent]
+            self.step(stage, left)
+            if silent:
+                self.ahead += 601
+            if len(silent) > 1:
+                return  # too few are left
+
+    def ended(self) -> RunRecord:
+        """The run, once it is over."""
+        for _ in range(400):
+            record = self.history.run(m.RunId("toy-1"))
+            if record.state.is_over:
+                return record
+            self.coordinator.wait_for_change(m.RunId("toy-1"), 0.05)
+        raise AssertionError(f"toy-1 is {record.state}")
+
+    def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait for something that will be."""
+        for _ in range(400):
+            if is_so():
+                return
+            self.coordinator.wait_for_change(m.RunId("toy-1"), 0.05)
+        raise AssertionError("it did not come to pass")
+
+    def rounds(self) -> tuple[RoundRecord, ...]:
+        """All attempts."""
+        return self.history.rounds(m.RunId("toy-1"))
+
+    def model(self, digest: str) -> np.ndarray:
+        """A model's vector."""
+        layout = open_bundle(self.folder / "plan").layout
+        return read_model(layout, self.artifacts.read(digest))[0].copy()
+
+    def close(self) -> None:
+        """End this director; what is on disk stays."""
+        self.coordinator.close()
+        self.engine.dispose()
+
+
+def made_sites(count: int = 4) -> dict[m.EnvoyName, Site]:
+    """Sites of as many organizations."""
+    return {name: Site(name, 10 * (nth + 1)) for nth, name in enumerate(NAMES[:count])}
+
+
+def integer_mean(task: m.Task, sites: Collection[Site], contributors: int) -> np.ndarray:
+    """The weighted mean of the quantised updates, by adding integers in clear."""
+    assert task.sum is not None
+    numbers = FixedPoint((ELEMENTS,), task.sum.bounds, contributors * task.sum.max_weight)
+    total, mean = np.zeros(ELEMENTS, np.uint32), np.empty(ELEMENTS, np.float32)
+    for site in sites:
+        out = np.empty(ELEMENTS, np.uint32)
+        key = rounding_key(task.seed, task.ref, site.name)
+        numbers.encode(site.update(task), 0, site.examples, key, out, np.zeros(1, np.int64))
+        total += out
+    numbers.decode(total, sum(site.examples for site in sites), mean)
+    return mean
+
+
+@pytest.fixture
+def desks(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
+    """Makes directors on one folder; the last one is closed."""
+    made: list[Desk] = []
+
+    def make(
+        sites: dict[m.EnvoyName, Site] | None = None, *, keep: bool = False, settings: str | None = "", **keys: object
+    ) -> Desk:
+        if made:
+            made.pop().close()
+        desk = Desk(tmp_path, sites or made_sites(), keep=keep)
+        if settings is not None:
+            fields = {"rounds": 1, "attempts": 3, "evaluates": "false"} | keys
+            desk.queue(settings or SETTINGS.format(**fields))
+        desk.open()
+        made.append(desk)
+        return desk
+
+    yield make
+    for desk in made:
+        desk.close()
+
+
+def test_a_secure_round_gives_exactly_the_mean_of_the_quantised_integers(desks):
+    desk = desks()
+    desk.play()
+    assert desk.ended().state is RunState.FINISHED
+    sites = desk.sites.values()
+    task = next(iter(sites)).task
+    mean = integer_mean(task, sites, 4)
+    assert np.array_equal(desk.model(desk.ended().model), mean)
+    plain = sum(s.examples * s.update(task).astype(float) for s in sites) / sum(s.examples for s in sites)
+    step = task.sum.bounds[0] / (1 << 30) * 4 * task.sum.max_weight / 100  # of the fixed point, in the mean's units
+    assert np.abs(mean - plain).max() < 4 * step
+    (record,) = desk.rounds()
+    assert record.num_examples == 100
+    assert record.metrics == (mean_of("loss", 50, 100),)
+    assert record.sum is not None
+    assert record.sum.survivors == NAMES[:4]
+    assert (record.sum.cohort, record.sum.threshold, record.sum.total_weight) == (4, 3, 100)
+    assert not list((desk.folder / "sums").iterdir())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_site_that_drops_out_at_any_stage_does_not_stop_the_sum(desks, stage: str):
+    desk = desks()
+    desk.play({NAMES[1]: stage})
+    assert desk.ended().state is RunState.FINISHED
+    (record,) = desk.rounds()
+    is_in = stage in {"consent", "unmasking"}
+    survivors = [site for site in desk.sites.values() if is_in or site.name != NAMES[1]]
+    assert record.sum.survivors == tuple(site.name for site in survivors)
+    task = desk.sites[NAMES[0]].task
+    assert np.array_equal(desk.model(desk.ended().model), integer_mean(task, survivors, 4))
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_with_too_many_drop_outs_the_round_fails_and_its_next_attempt_sums_the_same_updates(desks, stage: str):
+    desk = desks()
+    desk.play({NAMES[0]: stage, NAMES[1]: stage})
+    desk.until(lambda: desk.rounds()[0].round.state is RoundState.FAILED)
+    failed = desk.rounds()[0].round
+    assert "2 of 3" in failed.reason
+    assert "site-a, site-b" in failed.reason
+    desk.play()
+    assert desk.ended().state is RunState.FINISHED
+    task = desk.sites[NAMES[0]].task
+    assert task.ref.attempt == 2
+    assert np.array_equal(desk.model(desk.ended().model), integer_mean(task, desk.sites.values(), 4))
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "opening"])
+def test_a_director_that_is_killed_at_any_stage_goes_on_to_the_same_bits(desks, stage: str):
+    desk = desks()
+    if stage == "opening":
+        desk.coordinator._conclude = lambda *_: None  # killed before the sum is opened
+        desk.play()
+    else:
+        desk.play(until=stage)
+        if stage != "advert":  # in the middle of the stage
+            desk.step(stage, NAMES[:2])
+    again = desks(desk.sites, settings=None)
+    rest = STAGES[STAGES.index(stage) :] if stage != "opening" else ()
+    for later in rest:
+        is_first = later == stage and stage != "advert"
+        again.step(later, NAMES[2:4] if is_first else NAMES[:4])
+    assert again.ended().state is RunState.FINISHED
+    assert [one.round.ref.attempt for one in again.rounds()] == [1]
+    task = again.sites[NAMES[0]].task
+    assert np.array_equal(again.model(again.ended().model), integer_mean(task, again.sites.values(), 4))
+
+
+def test_what_is_said_twice_counts_once_also_when_the_stage_is_over(desks):
+    desk = desks()
+    desk.step("advert", NAMES[:4])
+    a = desk.sites[NAMES[0]]
+    first = a.said
+    desk.tell(a, first)
+    item = desk.item(a.name)
+    desk.tell(a, first)
+    desk.tell(a, a.answer(item.content))
+    desk.tell(a, a.said)
+    desk.step("shares", NAMES[1:4])
+    for stage in STAGES[2:]:
+        desk.step(stage, NAMES[:4])
+    assert desk.ended().state is RunState.FINISHED
+
+
+def test_an_item_comes_again_on_a_new_line_until_it_is_answered(desks):
+    desk = desks()
+    desk.step("advert", NAMES[:4])
+    a = desk.sites[NAMES[0]]
+    item = desk.item(a.name)
+    line = desk.coordinator.open_line(a.name, (a.task.ref,))
+    assert line.next(20) == item
+    desk.tell(a, a.answer(item.content))
+    assert desk.coordinator.open_line(a.name, (a.task.ref,)).next(0.2) is None
+
+
+def _wrong_statements(desk: Desk) -> dict[str, tuple[Site, m.SumStatement, type[FederationError]]]:
+    """In the stage of the shares."""
+    a, b = (desk.sites[name] for name in NAMES[:2])
+    ref, content = a.task.ref, a.answer(desk.item(a.name).content)
+    stranger = Site(m.EnvoyName("site-z"), 1)
+    forged = signed(a.name, Kind.UNMASKING, b"x", b.key.sign)
+    return {
+        "a stranger's": (stranger, m.SumStatement(ref, content), NotInvitedError),
+        "another site's": (b, m.SumStatement(ref, content), ProtocolError),
+        "malformed": (a, m.SumStatement(ref, content[:-9]), FederationError),
+        "random bytes": (a, m.SumStatement(ref, os.urandom(99)), FederationError),
+        "of another round": (a, m.SumStatement(replace(ref, round=2), content), WrongRoundError),
+        "of another attempt": (a, m.SumStatement(replace(ref, attempt=2), content), WrongRoundError),
+        "of another plan": (a, m.SumStatement(replace(ref, plan="ab" * 32), content), WrongRoundError),
+        "of another stage": (a, m.SumStatement(ref, encoding.encode(forged)), ProtocolError),
+    }
+
+
+def test_a_statement_that_does_not_belong_here_is_refused_and_nothing_happens(desks):
+    desk = desks()
+    desk.step("advert", NAMES[:4])
+    said = _wrong_statements(desk)
+    for site, statement, error in said.values():
+        with pytest.raises(error):
+            desk.coordinator.tell_sum(site.name, statement)
+    _, shares, _ = said["a stranger's"]  # and what was right is still taken from whom it is
+    desk.tell(desk.sites[NAMES[0]], shares.content)
+    desk.step("shares", NAMES[1:4])
+    for stage in STAGES[2:]:
+        desk.step(stage, NAMES[:4])
+    assert desk.ended().state is RunState.FINISHED
+
+
+def test_a_masked_vector_of_another_length_or_kind_is_refused(desks):
+    desk = desks()
+    for stage in STAGES[:2]:
+        desk.step(stage, NAMES[:4])
+    a = desk.sites[NAMES[0]]
+    vector = a.vector(desk.item(a.name).content)
+    for wrong in (vector[:-2], np.concatenate([vector, vector[:2]])):
+        with pytest.raises(LengthMismatchError, match="site-a announces"):
+            desk.coordinator.request_upload(a.name, a.header(wrong))
+    plain = replace(a.header(vector), payload=m.PayloadKind.PLAIN, num_examples=1)
+    with pytest.raises(UnsendableUpdateError, match="takes masked ones alone"):
+        desk.coordinator.request_upload(a.name, plain)
+    with pytest.raises(ProtocolError, match="in clear"):
+        desk.coordinator.report(a.name, m.MetricsReport(a.task.ref, ()))
+    turn = desk.coordinator.request_upload(a.name, a.header(vector))
+    raw = vector.tobytes()
+    with pytest.raises(LengthMismatchError):  # truncated in the stream
+        desk.coordinator.upload(
+            a.name, iter([m.Opening(len(raw), 0, turn.grant), m.Data(raw[:-8]), m.Closing(digest_of(raw[:-8]))])
+        )
+
+
+def test_a_header_that_names_another_vector_than_came_is_refused(desks):
+    desk = desks()
+    for stage in STAGES[:2]:
+        desk.step(stage, NAMES[:4])
+    a = desk.sites[NAMES[0]]
+    vector = a.vector(desk.item(a.name).content)
+    ready, (_, early) = a.state, participant.announce(a.state, digest_of(vector.tobytes()))
+    with pytest.raises(DigestMismatchError, match="is not the one that came"):
+        desk.tell(a, early)  # nothing came yet
+    desk.upload(a, vector)
+    with pytest.raises(DigestMismatchError):
+        desk.tell(a, participant.announce(ready, digest_of(b"another"))[1])
+    desk.tell(a, early)
+
+
+def test_a_site_that_reveals_a_wrong_share_is_named_and_not_asked_again(desks):
+    desk = desks(made_sites(5), rounds=2)
+    for stage in STAGES[:4]:
+        desk.step(stage, NAMES[:5])
+    a = desk.sites[NAMES[0]]
+    content = a.answer(desk.item(a.name).content)
+    said = encoding.read_unmasking(encoding.decode(content).body)
+    wrong = Unmasking(said.transcript, said.consent, (bytes(33), *said.shares[1:]))
+    forged = signed(a.name, Kind.UNMASKING, encoding.unmasking_body(wrong), a.key.sign)
+    with pytest.raises(FederationError, match="site-a reveals another share"):
+        desk.tell(a, encoding.encode(forged))
+    desk.step("unmasking", NAMES[1:5])
+    for stage in STAGES:
+        desk.step(stage, NAMES[1:5])
+    assert desk.ended().state is RunState.FINISHED
+    assert set(desk.history.run(m.RunId("toy-1")).expelled) == {NAMES[0]}
+    first, second = desk.rounds()
+    assert NAMES[0] in first.round.cohort
+    assert second.round.cohort == frozenset(NAMES[1:5])
+
+
+def test_a_site_that_declines_in_the_middle_is_not_waited_for(desks):
+    desk = desks()
+    desk.step("advert", NAMES[:4])
+    d = desk.sites[NAMES[3]]
+    refusal = m.Refusal(d.task.ref, "SumRefusedError", "a cohort that this site does not accept")
+    desk.coordinator.decline(d.name, refusal)
+    for stage in STAGES[1:]:
+        desk.step(stage, NAMES[:3])
+    assert desk.ended().state is RunState.FINISHED
+    assert desk.rounds()[0].sum.survivors == NAMES[:3]
+
+
+def test_when_too_many_decline_the_round_fails_with_what_they_said(desks):
+    desk = desks(attempts=1)
+    desk.step("advert", NAMES[:4])
+    for name in NAMES[:2]:
+        desk.coordinator.decline(name, m.Refusal(desk.sites[name].task.ref, "SumRefusedError", "no"))
+    ended = desk.ended()
+    assert ended.state is RunState.FAILED
+    assert "site-a: SumRefusedError: no" in ended.reason
+
+
+def test_an_evaluation_is_a_sum_of_tallies_alone(desks):
+    desk = desks(evaluates="true")
+    desk.play()
+    desk.play()
+    ended = desk.ended()
+    assert ended.state is RunState.FINISHED
+    training, evaluation = desk.rounds()
+    assert evaluation.round.kind is m.TaskKind.EVALUATE
+    assert evaluation.metrics == (mean_of("loss", 50, 100),)
+    assert evaluation.sum.bounds == ()
+    assert ended.model == training.model_out
+
+
+def test_clip_bounds_follow_the_sums_and_survive_a_restart(desks):
+    settings = SETTINGS.format(rounds=3, attempts=3, evaluates="false").replace("clip = 1.0", "clip = 8.0")
+    desk = desks(settings=settings)
+    desk.play()  # the largest mean is a fortieth of 8: half
+    desk.step("advert", NAMES[:4])
+    assert desk.sites[NAMES[0]].task.sum.bounds == (4.0,)
+    again = desks(desk.sites, settings=None)
+    for stage in STAGES[1:]:
+        again.step(stage, NAMES[:4])
+    again.play()
+    assert again.ended().state is RunState.FINISHED
+    assert again.sites[NAMES[0]].task.sum.bounds == (2.0,)
+    assert [one.sum.bounds for one in again.rounds()] == [(4.0,), (2.0,), (2.0,)]
+
+
+def test_too_narrow_a_bound_clips_and_doubles(desks):
+    settings = SETTINGS.format(rounds=2, attempts=3, evaluates="false").replace("clip = 1.0", "clip = 0.05")
+    desk = desks(settings=settings)
+    desk.play()
+    desk.play()
+    assert desk.ended().state is RunState.FINISHED
+    first = desk.rounds()[0].sum
+    assert first.clipped[0] > 0.3 * 4 * ELEMENTS
+    assert first.bounds == (0.1,)
+
+
+def test_where_sums_are_kept_an_auditor_finds_all_that_the_director_saw(desks):
+    desk = desks(keep=True)
+    desk.play()
+    desk.ended()
+    folder = desk.folder / "sums" / "toy-1" / "1-1"
+    desk.until((folder / "sum.json").exists)
+    assert {path.name for path in folder.iterdir()} == {
+        "events.jsonl",
+        "sum.json",
+        *(f"{name}.masked" for name in NAMES[:4]),
+    }
+    masked = np.frombuffer((folder / "site-a.masked").read_bytes(), np.uint32)
+    assert masked.size == ELEMENTS + 1 + 2 * (2 + 1 + 2)  # padding; examples, sites, cuts, a metric and its weight
+    summary = json.loads((folder / "sum.json").read_bytes())
+    assert (summary["outcome"], summary["survivors"], summary["threshold"]) == ("opened", list(NAMES[:4]), 3)
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_bytes().splitlines()]
+    went = [(one["way"], one["stage"]) for one in events]
+    assert went.count(("up", "shares")) == went.count(("down", "shares")) == 4
+    assert [one["envoys"] for one in events if one["way"] == "here"] == [list(NAMES[:4])] * 4
+
+
+def test_a_stopped_run_leaves_no_sum_behind(desks):
+    desk = desks()
+    desk.step("advert", NAMES[:4])
+    desk.coordinator.stop_run(m.RunId("toy-1"), "enough")
+    assert desk.ended().state is RunState.STOPPED
+    assert not list((desk.folder / "sums").iterdir())
