@@ -87,6 +87,7 @@ class Director:
                 uploads,
                 lambda: _envoys(members),
                 sums=sums,
+                audit=audit,
                 keep_models=config.keep_models,
                 broken=broken,
             )
