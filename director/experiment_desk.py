@@ -20,6 +20,7 @@ from .coordinator import Coordinator
 from .experiments import ExperimentSettings
 from .history import History
 from .identity_store import IdentityStore
+from .private_runs import check_privacy
 from .records import RoundRecord, RunRecord, RunState, SumRecord
 from .rounds import RoundState
 from .sum_terms import check_summable
@@ -129,6 +130,7 @@ class ExperimentDesk:
             )
         read_run_codec(settings, layout, self._artifacts)
         check_summable(settings, layout)
+        check_privacy(settings, manifest)
         taken = {record.run for record in self._history.runs()}
         number = next(n for n in range(1, len(taken) + 2) if f"{settings.name}-{n}" not in taken)
         return RunRecord(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from ..utils.aggregation import Aggregation, Method
 from ..utils.errors import ConfigError
@@ -119,8 +121,14 @@ class ExperimentSettings:
     stop: StopSettings = field(default_factory=StopSettings)
     codec: CodecSettings | None = None  # left out: updates come as they are
     protection: AskedProtection = field(default_factory=AskedProtection)
-    secure_aggregation: SecureAggregation = SecureAggregation.OFF
+    secure_aggregation: SecureAggregation = SecureAggregation.REQUIRED
     secure_sum: SecureSumSettings = field(default_factory=SecureSumSettings)
+
+    REFUSED: ClassVar[Mapping[str, str]] = {
+        "adaptive_clipping": "it is client-level differential privacy, which hides a whole hospital and no patient of"
+        " it; with ten hospitals the noise for that leaves nothing to learn from. For patients, declare privacy ="
+        " DifferentialPrivacy(...) in the plan; to simulate many clients, fedveil.workspace.client_level has it"
+    }
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name) or len(self.name) > _MAX_NAME:

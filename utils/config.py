@@ -5,7 +5,7 @@ A table becomes a dataclass, an array becomes a ``tuple[X, ...]``, a text become
 number and ``"3"`` is none either. What goes together is checked by each dataclass itself, in ``__post_init__``.
 
 Messages name the file, the key by its dotted name and what was expected, and never repeat a value that may be
-a secret. This module knows no setting of any room.
+a secret. This module knows no setting of any room; a dataclass may say in ``REFUSED`` why it has not what is sought.
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ class _Reader:
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
         for key in value:
             if key not in fields:
+                reason = getattr(cls, "REFUSED", {}).get(key)  # what people look for here, and why it is not here
+                if reason is not None:
+                    raise self._refusal(_dotted(where, key), f"is refused: {reason}")
                 raise self._refusal(_dotted(where, key), f"is not a setting{_did_you_mean(key, fields, where)}")
         missing = [_dotted(where, name) for name, field in fields.items() if name not in value and _is_required(field)]
         if missing:
