@@ -43,8 +43,8 @@ def divide(images: Images3, shares: tuple[SiteShare, ...], folder: Path, seed: i
     All images of one patient go to one site. The test part goes to nobody.
     """
     rng = np.random.default_rng(seed)
-    train = _assign(images.train, shares, rng)
-    validation = _assign(images.validation, shares, rng)
+    train = assign(images.train, shares, rng)
+    validation = assign(images.validation, shares, rng)
     owner_of = dict(zip(images.train.groups, train, strict=True))  # a given set may validate with patients it trains on
     validation = np.array([owner_of.get(*pair) for pair in zip(images.validation.groups, validation, strict=True)])
     paths = {}
@@ -67,7 +67,7 @@ def set_aside(images: Images3, share: float, seed: int = 0) -> tuple[Images3, Pa
         The images without any of these patients' (none in validation either), and the part that was taken.
     """
     shares = (SiteShare("public", "", share, share), SiteShare("sites", "", 1 - share, 1 - share))
-    is_public = _assign(images.train, shares, np.random.default_rng(seed)) == 0
+    is_public = assign(images.train, shares, np.random.default_rng(seed)) == 0
     public = _chosen(images.train, is_public)
     patients = set(public.groups)
     validates = np.array([group not in patients for group in images.validation.groups], bool)
@@ -80,7 +80,7 @@ def _chosen(part: Part, is_chosen: NDArray[np.bool_]) -> Part:
     return Part(part.images[is_chosen], part.labels[is_chosen], groups)
 
 
-def _assign(part: Part, shares: tuple[SiteShare, ...], rng: np.random.Generator) -> NDArray[np.int64]:
+def assign(part: Part, shares: tuple[SiteShare, ...], rng: np.random.Generator) -> NDArray[np.int64]:
     """The site of each image, (count,)."""
     owner = np.zeros(len(part.labels), np.int64)
     groups, group_of = np.unique(np.array(part.groups), return_inverse=True)
