@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 LAYOUT = Layout.of([("w", (3,), Role.PARAMETER), ("mean", (1,), Role.BUFFER)], [ExactEntry("n", (2,), "I64")])
 INITIAL = np.array([1.0, 2.0, 3.0, 10.0], np.float32)
 EXACT = exact_bytes(LAYOUT, {"n": np.array([7, -(2**62)])})
-SETTINGS = 'name = "toy"\n[rounds]\nmax_rounds = 9\nmin_participants = 1\n'
+SETTINGS = 'name = "toy"\nsecure_aggregation = "off"\n[rounds]\nmax_rounds = 9\nmin_participants = 1\n'
 
 
 class Director:

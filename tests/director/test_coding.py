@@ -43,7 +43,7 @@ UPDATES[0, 0], UPDATES[1, 1] = 3.0, 2.0
 CODEC = fit(LAYOUT, UPDATES, 3.0)
 """Two directions, the first two weights; the buffer passes. What moves other weights is lost."""
 SEEDED = seeded(LAYOUT, 3.0)
-PLAIN = 'name = "toy"\n[rounds]\nmax_rounds = 9\nmin_participants = 1\n'
+PLAIN = 'name = "toy"\nsecure_aggregation = "off"\n[rounds]\nmax_rounds = 9\nmin_participants = 1\n'
 ANOTHER = "ab" * 32
 
 

@@ -26,6 +26,7 @@ PLAN = Path(__file__).parents[2] / "workspace" / "benchmarks" / "noop_plan.py"
 SETTINGS = """
 name = "toy"
 plan = "plan"
+secure_aggregation = "off"
 [rounds]
 max_rounds = 2
 min_participants = 1

@@ -10,22 +10,26 @@ from fedveil.director.experiments import CodecSettings, ExperimentSettings, Roun
 from fedveil.director.rounds import RoundPolicy, Stragglers
 from fedveil.director.server_optimizer import OptimizerName, ServerOptimizer
 from fedveil.director.stop_rule import Mode, StopRule
+from fedveil.director.sum_settings import SecureAggregation, SecureSumSettings
 from fedveil.utils.aggregation import Aggregation, Method
 from fedveil.utils.config import parse_toml
 from fedveil.utils.errors import ConfigError
 from fedveil.utils.messages import AskedProtection
+from fedveil.utils.secure_sum.terms import Suite
 
 SMALL = """
 name = "pneumonia"
 [rounds]
 max_rounds = 10
-min_participants = 2
+min_participants = 3
 """
+OFF = 'secure_aggregation = "off"\n'
 
 WHOLE = """
 name = "pneumonia-2"
 plan = "bundle"
 seed = "the fifth try"
+secure_aggregation = "off"
 
 [rounds]
 max_rounds = 20
@@ -64,8 +68,8 @@ def parse(text: str) -> ExperimentSettings:
 
 def test_the_smallest_experiment_has_defaults_for_the_rest() -> None:
     settings = parse(SMALL)
-    assert settings == ExperimentSettings("pneumonia", RoundSettings(10, 2))
-    assert settings.round_policy == RoundPolicy(2, 600.0, Stragglers.WAIT)
+    assert settings == ExperimentSettings("pneumonia", RoundSettings(10, 3))
+    assert settings.round_policy == RoundPolicy(3, 600.0, Stragglers.WAIT)
     assert settings.stop_rule == StopRule(10)
     assert settings.aggregation.method is Method.WEIGHTED_MEAN
     assert settings.server_optimizer.moments == ()
@@ -82,6 +86,7 @@ def test_every_key_is_read() -> None:
         Aggregation(Method.KRUM, byzantine=1),
         ServerOptimizer(OptimizerName.FEDADAM, 0.03, beta1=0.8, beta2=0.95, tau=1e-4),
         StopSettings("loss", Mode.MIN, 3, 0.01, 3600.0),
+        secure_aggregation=SecureAggregation.OFF,
     )
     assert settings.round_policy == RoundPolicy(5, 30.0, Stragglers.DROP)
     assert settings.stop_rule == StopRule(20, "loss", Mode.MIN, 3, 0.01, 3600.0)
@@ -117,14 +122,14 @@ def test_a_seed_is_hexadecimal_or_any_text() -> None:
         ('name = "a"', "rounds: must be given"),
         ('name = "a"\n[rounds]\nmax_rounds = 3', "rounds.min_participants: must be given"),
         (SMALL + "min_participant = 3", "did you mean min_participants"),
-        (SMALL.replace("= 2", "= 0"), r"\[rounds\]: min_participants is 0, expected at least 1"),
+        (SMALL.replace("= 3", "= 0"), r"\[rounds\]: min_participants is 0, expected at least 1"),
         (SMALL.replace("= 10", "= 0"), "max_rounds is 0, expected at least 1"),
         (SMALL.replace("= 10", "= 1000001"), "at most 1000000"),
         (SMALL + "max_attempts = 0", "max_attempts is 0"),
         (SMALL + "round_timeout_seconds = 0", "round_timeout_seconds is 0"),
         (SMALL + "round_timeout_seconds = 1e9", "expected more than 0 and at most 30 days"),
         (SMALL + "round_timeout_seconds = inf", "round_timeout_seconds: .*finite"),
-        (SMALL + "cohort_size = 1", "cohort_size is 1, which cannot give the 2 answers of min_participants"),
+        (SMALL + "cohort_size = 1", "cohort_size is 1, which cannot give the 3 answers of min_participants"),
         (SMALL + '[aggregation]\nmethod = "krum"\nbyzantine = 2', "krum needs 7 updates as it is set, and rounds.min"),
         (SMALL + '[aggregation]\nmethod = "trimmed_mean"\ntrim_fraction = 0.1', "needs 10 updates"),
         (SMALL + "[aggregation]\nmax_norm = 3.0", r"\[aggregation\]: max_norm belongs to norm_bounding"),
@@ -163,7 +168,47 @@ def test_what_contradicts_is_refused_with_the_reason(text: str, words: str) -> N
     ],
 )
 def test_a_rule_that_judges_updates_is_refused_where_the_director_has_codes(keys: str) -> None:
-    text = SMALL.replace("= 2", "= 10") + f"[aggregation]\n{keys}\n"
+    text = OFF + SMALL.replace("= 3", "= 10") + f"[aggregation]\n{keys}\n"
     assert parse(text).codec is None
     with pytest.raises(ConfigError, match=r"the director has codes alone; use weighted_mean, or leave \[codec\] out"):
         parse(text + f'[codec]\ndigest = "{DIGEST}"\n')
+
+
+def test_secure_aggregation_is_required_unless_an_experiment_says_otherwise() -> None:
+    assert parse(SMALL).is_secure
+    assert not parse(OFF + SMALL).is_secure
+    assert parse(SMALL).secure_sum == SecureSumSettings()
+    text = SMALL + '[secure_sum]\nsuite = "x25519"\nmax_examples = 500\nclip = 0.5\ncolluding = 2\nhonest = 3\n'
+    asked = parse(text + "stage_timeout_seconds = 5\n").secure_sum
+    assert asked == SecureSumSettings(Suite.X25519, 500, 0.5, 2, 3, stage_timeout_seconds=5.0)
+    assert asked.max_weight == 500
+    equal = parse(SMALL + "[secure_sum]\nequal_weights = true\n")
+    assert equal.secure_sum.max_weight == 1
+    assert not equal.wants_final_evaluation  # there would be no metrics
+    assert parse(SMALL).wants_final_evaluation
+    assert parse(SMALL + '[secure_sum]\naggregator = "envoy:site-c"\n').secure_sum.summing_envoy == "site-c"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (SMALL.replace("= 3", "= 2"), "min_participants is 2, and under secure aggregation .* raise it to 3 or more"),
+        (SMALL.replace("= 3", "= 1"), 'or say secure_aggregation = "off"'),
+        (SMALL + '[aggregation]\nmethod = "coordinate_median"', "coordinate_median compares single updates"),
+        (SMALL + '[aggregation]\nmethod = "norm_bounding"\nmax_norm = 1', "norm_bounding compares single updates"),
+        ('secure_aggregation = "maybe"' + SMALL, "secure_aggregation: expected one of required, off"),
+        (SMALL + '[secure_sum]\nsuite = "rot13"', "expected one of mlkem768-x25519, x25519"),
+        (SMALL + "[secure_sum]\nmax_examples = 0", "max_examples is 0"),
+        (SMALL + "[secure_sum]\nmax_examples = 2000000", "expected 1 to 1048576"),
+        (SMALL + "[secure_sum]\nclip = 0", "clip is 0"),
+        (SMALL + "[secure_sum]\ncolluding = -1", "colluding is -1"),
+        (SMALL + "[secure_sum]\nhonest = 1", "honest is 1, expected at least 2"),
+        (SMALL + "[secure_sum]\nstage_timeout_seconds = 0", "stage_timeout_seconds is 0"),
+        (SMALL + '[secure_sum]\naggregator = "site-c"', 'expected "director" or "envoy:NAME"'),
+        (SMALL + '[secure_sum]\naggregator = "envoy:../c"', 'expected "director" or "envoy:NAME"'),
+        (SMALL + '[secure_sum]\nequal_weights = true\n[stop]\nmetric = "loss"\npatience = 2', "the sites send none"),
+    ],
+)
+def test_what_a_sum_alone_cannot_give_is_refused_with_the_reason(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse(text)

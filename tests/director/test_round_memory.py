@@ -22,6 +22,7 @@ from fedveil.workspace.plan_builder import build_plan
 ELEMENTS = 1 << 20
 SETTINGS = """
 name = "wide"
+secure_aggregation = "off"
 [rounds]
 max_rounds = 1
 min_participants = 1

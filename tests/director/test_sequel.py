@@ -7,11 +7,15 @@ from fedveil.director.experiments import ExperimentSettings, RoundSettings, Stop
 from fedveil.director.records import Ending, RunState
 from fedveil.director.rounds import Round, RoundState
 from fedveil.director.sequel import after_close, after_failure, with_refusals
+from fedveil.director.sum_settings import SecureAggregation
 from fedveil.utils.messages import TaskKind, TaskRef
 
 REF = TaskRef("toy-1", 2, 1, "0" * 64)
 SETTINGS = ExperimentSettings(
-    name="toy", plan="plan", rounds=RoundSettings(max_rounds=3, min_participants=1, max_attempts=2)
+    name="toy",
+    plan="plan",
+    rounds=RoundSettings(max_rounds=3, min_participants=1, max_attempts=2),
+    secure_aggregation=SecureAggregation.OFF,
 )
 
 
