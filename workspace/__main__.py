@@ -82,13 +82,16 @@ def bench_round(
     mb: Annotated[float, typer.Option(help="Size of the model, in 1e6 bytes.")] = 40.0,
     envoys: Annotated[int, typer.Option(help="How many.")] = 4,
     rounds: Annotated[int, typer.Option(help="How many; the first does not count.")] = 10,
+    secure: Annotated[bool, typer.Option("--secure", help="Protected rounds too, in turn with plain ones.")] = False,
+    turns: Annotated[int, typer.Option(min=1, help="With --secure: how many of each; medians are told.")] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """One round without training: the real director, real envoys, the full path."""
-    from .benchmarks.round import as_json, measure_round
+    from .benchmarks.round import as_json, measure_round, measure_secure_round
 
     with errors_in_words():
-        figures = json.dumps(as_json(measure_round(mb, envoys, rounds)))
+        cost = measure_secure_round(mb, envoys, rounds, turns) if secure else measure_round(mb, envoys, rounds)
+        figures = json.dumps(as_json(cost))
     typer.echo(figures)
     if json_file:
         json_file.write_text(figures + "\n", "utf-8")

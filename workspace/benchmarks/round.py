@@ -10,7 +10,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,7 +38,7 @@ _SETTINGS = """
 name = "bench"
 plan = "plan"
 seed = "{seed}"
-secure_aggregation = "off"
+secure_aggregation = "{secure}"
 [rounds]
 max_rounds = {rounds}
 min_participants = {envoys}
@@ -60,30 +60,74 @@ class RoundCost:
     envoy_peak_mb: float  # the largest envoy with its training process; shared pages count twice
 
 
+@dataclass(frozen=True, slots=True)
+class SecureRoundCost:
+    """A protected round beside the plain one, of one federation, in turn; medians over the turns."""
+
+    plain: RoundCost
+    secure: RoundCost
+    round_ratio: float
+    server_cpu_ratio: float
+    envoy_cpu_ratio: float
+
+
 def measure_round(mb: float, envoys: int, rounds: int) -> RoundCost:
-    """Run the benchmark once.
+    """Run the benchmark once, without secure aggregation.
 
     Raises:
         FederationError: the run did not finish.
     """
     with idle_federation(mb, envoys) as (federation, bundle):
-        pids = [process.pid for process in (federation.director, *federation.envoys.values()) if process]
-        sampler = CpuSampler(pids)
-        ends = run_rounds(federation, bundle, envoys, rounds)
-        sampler.end()
-        peaks = [peak_megabytes(pid) for pid in pids]
-        first, last = sampler.at(ends[0]), sampler.at(ends[-1])
-        cpu = [(b - a) / (len(ends) - 1) for a, b in zip(first, last, strict=True)]
-        return RoundCost(
-            mb=mb,
-            envoys=envoys,
-            rounds=rounds,
-            round_s_median=round(statistics.median(b - a for a, b in pairwise(ends)), 4),
-            server_cpu_s_per_round=round(cpu[0], 4),
-            envoy_cpu_s_per_round=round(sum(cpu[1:]), 4),
-            server_peak_mb=round(peaks[0]),
-            envoy_peak_mb=round(max(peaks[1:])),
-        )
+        return _measured(federation, bundle, mb, envoys, rounds)
+
+
+def measure_secure_round(mb: float, envoys: int, rounds: int, turns: int = 3) -> SecureRoundCost:
+    """Plain and protected runs in turn.
+
+    Raises:
+        FederationError: a run did not finish, as with fewer than three envoys.
+    """
+    plain: list[RoundCost] = []
+    secure: list[RoundCost] = []
+    with idle_federation(mb, envoys) as (federation, bundle):
+        for _ in range(turns):
+            plain.append(_measured(federation, bundle, mb, envoys, rounds))
+            secure.append(_measured(federation, bundle, mb, envoys, rounds, secure=True))
+    usual, guarded = _median(plain), _median(secure)
+    return SecureRoundCost(
+        plain=usual,
+        secure=guarded,
+        round_ratio=round(guarded.round_s_median / usual.round_s_median, 2),
+        server_cpu_ratio=round(guarded.server_cpu_s_per_round / usual.server_cpu_s_per_round, 2),
+        envoy_cpu_ratio=round(guarded.envoy_cpu_s_per_round / usual.envoy_cpu_s_per_round, 2),
+    )
+
+
+def _median(costs: list[RoundCost]) -> RoundCost:
+    names = [field.name for field in fields(RoundCost)]
+    return RoundCost(**{name: statistics.median(getattr(cost, name) for cost in costs) for name in names})
+
+
+def _measured(
+    federation: LocalFederation, bundle: Bundle, mb: float, envoys: int, rounds: int, *, secure: bool = False
+) -> RoundCost:
+    pids = [process.pid for process in (federation.director, *federation.envoys.values()) if process]
+    sampler = CpuSampler(pids)
+    ends = run_rounds(federation, bundle, envoys, rounds, secure=secure)
+    sampler.end()
+    peaks = [peak_megabytes(pid) for pid in pids]
+    first, last = sampler.at(ends[0]), sampler.at(ends[-1])
+    cpu = [(b - a) / (len(ends) - 1) for a, b in zip(first, last, strict=True)]
+    return RoundCost(
+        mb=mb,
+        envoys=envoys,
+        rounds=rounds,
+        round_s_median=round(statistics.median(b - a for a, b in pairwise(ends)), 4),
+        server_cpu_s_per_round=round(cpu[0], 4),
+        envoy_cpu_s_per_round=round(sum(cpu[1:]), 4),
+        server_peak_mb=round(peaks[0]),
+        envoy_peak_mb=round(max(peaks[1:])),
+    )
 
 
 @contextmanager
@@ -101,20 +145,24 @@ def idle_federation(mb: float, envoys: int) -> Iterator[tuple[LocalFederation, B
         yield federation, open_bundle(federation.folder / "plan")
 
 
-def run_rounds(federation: LocalFederation, bundle: Bundle, envoys: int, rounds: int, further: str = "") -> list[float]:
+def run_rounds(
+    federation: LocalFederation, bundle: Bundle, envoys: int, rounds: int, further: str = "", *, secure: bool = False
+) -> list[float]:
     """Run an experiment, with further tables of its settings; gives when the director closed each round.
 
     Raises:
         FederationError: the run did not finish.
     """
-    run = federation.submit(_SETTINGS.format(seed="0" * 64, rounds=rounds, envoys=envoys) + further, bundle)
+    rule = "required" if secure else "off"
+    settings = _SETTINGS.format(seed="0" * 64, rounds=rounds, envoys=envoys, secure=rule)
+    run = federation.submit(settings + further, bundle)
     view = federation.wait_for(run)
     if view.state != "finished":
         raise FederationError(f"the benchmark's run is {view.state}: {view.reason}")
     return _ends(federation, run)
 
 
-def as_json(cost: RoundCost) -> dict[str, float]:
+def as_json(cost: RoundCost | SecureRoundCost) -> dict[str, object]:
     """The figures by name."""
     return asdict(cost)
 
