@@ -1,7 +1,8 @@
-"""The main job: three hospitals train a pneumonia detector together, on this machine, as separate processes.
+"""The main job: four hospitals train a pneumonia detector together, on this machine, as separate processes.
 
-A real director and three real envoys over mutual TLS; then the final model is scored on images that no site has,
-beside a model that each site trains alone with the same plan and as many rounds.
+A real director and four real envoys over mutual TLS, whose updates leave them inside secure sums alone; then the final
+model is scored on images that no site has, beside a model that each site trains alone with the same plan and as many
+rounds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ..director.sum_settings import SecureSumSettings
 from ..envoy.datasets import DatasetRegistry
 from ..envoy.inspection import inspect
 from ..envoy.records import DataOptions
@@ -43,6 +45,7 @@ _EXPERIMENT = """
 name = "pneumonia"
 plan = "plan"
 seed = "{seed:064x}"
+secure_aggregation = "required"
 
 [rounds]
 max_rounds = {rounds}
@@ -90,6 +93,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, object]:
         paths = divide(images, DEMO_SITES, home)
         bundle = _start_sites(federation, paths, options)
         codec = _codec(options, bundle, public, console)
+        federation.wait_for_envoys()  # else the first round may begin without the last of them
         settings = _EXPERIMENT.format(seed=_SEED, rounds=options.rounds) + (codec.table if codec else "")
         run = federation.submit(settings, bundle, codec.file if codec else None)
         with Live(_table(None, options.rounds), console=console, refresh_per_second=8) as live:
@@ -186,19 +190,36 @@ def _conclude(
         "bytes_down": view.bytes_down,
         "codec": codec.codec.digest if codec else "",
         "defense": options.defense.value,
+        "secure_aggregation": _secure_aggregation(view),
     }
     (options.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     console.print(_comparison(federated.auc, alone))
     if not images.is_xrays:
         console.print("[bold yellow]These figures are of handwritten digits, not of X-rays.[/]")
     if codec:
+        coded_bytes = updates * codec.codec.payload_layout.num_bytes
         console.print(
-            f"Updates took {in_bytes(view.bytes_up)} as codes; without the codec {in_bytes(plain_bytes)},"
-            f" {plain_bytes / view.bytes_up:.0f} times as much. The codec itself went down to each site once:"
-            f" {in_bytes(codec.file.stat().st_size)}."
+            f"Codes took {in_bytes(coded_bytes)}; without the codec {in_bytes(plain_bytes)},"
+            f" {plain_bytes / coded_bytes:.0f} times as much. With what a secure sum counts beside them (metrics and cuts,"
+            f" 8 bytes each) and the evaluation, {in_bytes(view.bytes_up)} went up. The codec itself went down to each"
+            f" site once: {in_bytes(codec.file.stat().st_size)}."
         )
     console.print(f"{options.out}/: summary.json, model.safetensors, curves.png")
     return summary
+
+
+def _secure_aggregation(view: ExperimentView) -> dict[str, object]:
+    """How the updates of the last training round were summed."""
+    closed = [one.sum for one in view.rounds if one.state == "closed" and one.kind.value == "train" and one.sum]
+    last = closed[-1]
+    return {
+        "suite": SecureSumSettings().suite.value,
+        "threshold": last.threshold,
+        "cohort": last.cohort,
+        "survivors": list(last.survivors),
+        "total_weight": last.total_weight,
+        "rounds": len(closed),
+    }
 
 
 def _train_alone(
@@ -249,7 +270,7 @@ def _say_what_it_is(console: Console, images: Images3, defense: DemoDefense) -> 
 
 def _table(view: ExperimentView | None, rounds: int) -> Table:
     state = view.state if view else "waiting for the envoys"
-    table = Table(title=f"Three hospitals, {rounds} rounds, mutual TLS: {state}", title_justify="left")
+    table = Table(title=f"Four hospitals, {rounds} rounds, secure sums: {state}", title_justify="left")
     for column in ("round", "state", "answers", "seconds", "AUC", "loss"):
         table.add_column(column, justify="left" if column == "state" else "right")
     for one in view.rounds if view else ():
@@ -269,7 +290,9 @@ def _comparison(federated: float, alone: Mapping[str, tuple[float, int]]) -> Tab
     table = Table(title="On the test images, which no site has", title_justify="left")
     for column in ("model", "training images", "test AUC"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    table.add_row("federated", f"{sum(n for _, n in alone.values()):,} at three sites", f"[bold]{federated:.4f}[/]")
+    table.add_row(
+        "federated", f"{sum(n for _, n in alone.values()):,} at {len(alone)} sites", f"[bold]{federated:.4f}[/]"
+    )
     for name, (auc, count) in alone.items():
         table.add_row(f"{name} alone", f"{count:,}", f"{auc:.4f}")
     return table

@@ -31,7 +31,7 @@ device = "cpu"
 threads = 1
 
 [secure_aggregation]
-rule = "allowed"
+rule = "required"
 
 [protection]
 metrics = ["*"]

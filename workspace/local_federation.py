@@ -121,6 +121,20 @@ class LocalFederation:
         """``envoy start``."""
         self.envoys[name] = self._start("envoy", self.folder / name)
 
+    def wait_for_envoys(self) -> None:
+        """Until the director sees every envoy that was started here.
+
+        Raises:
+            UnreachableError: it does not, in time.
+        """
+
+        def are_there() -> bool:
+            with self.operator() as operator:
+                status = _until_reachable(operator.status)
+            return self.envoys.keys() <= {envoy.name for envoy in status.envoys if envoy.connected}
+
+        _wait_until(are_there, f"{len(self.envoys)} envoys are not connected")
+
     def operator(self) -> OperatorClient:
         """A connection as the operator."""
         return OperatorClient(self.director_folder, None, time.time())

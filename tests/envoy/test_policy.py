@@ -215,7 +215,7 @@ def test_a_site_that_says_nothing_of_secure_sums_takes_part_in_nothing_else():
     assert policy == secure("") == secure('rule = "required"')
     assert policy.floors == SumFloors()
     with pytest.raises(
-        ConfigError, match='this site takes part in secure sums alone .*secure_aggregation = "required"'
+        ConfigError, match=r'this site takes part in secure sums alone .*secure_aggregation = "required"'
     ):
         policy.check(task())
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 MARK = "FEDVEIL_TEST_MARK"
-SITES = ("site-a", "site-b", "site-c")
+SITES = ("site-a", "site-b", "site-c", "site-d")
 KEYS = {
     "test_auc": float,
     "test_accuracy": float,
@@ -41,6 +41,7 @@ KEYS = {
     "bytes_down": int,
     "codec": str,
     "defense": str,
+    "secure_aggregation": dict,
 }
 
 
@@ -90,7 +91,12 @@ def test_the_demo_trains_and_leaves_its_results_and_no_process(tmp_path):
     assert {name: array.shape for name, array in model.items()} == {e.name: e.shape for e in bundle.layout.entries}
     assert all(np.isfinite(array).all() for array in model.values())
     update_bytes = sum(array.nbytes for array in model.values())
-    assert summary["bytes_up"] == summary["bytes_up_without_codec"] == 2 * len(SITES) * update_bytes
+    assert summary["bytes_up_without_codec"] == 2 * len(SITES) * update_bytes
+    assert 1 <= summary["bytes_up"] / (2 * len(SITES) * update_bytes) < 1.2  # tallies and the evaluation beside it
+    secure = summary["secure_aggregation"]
+    assert (secure["threshold"], secure["cohort"], secure["survivors"]) == (3, 4, list(SITES))
+    assert (secure["suite"], secure["rounds"]) == ("mlkem768-x25519", 2)
+    assert secure["total_weight"] == sum(site["num_examples"] for site in summary["sites"].values())
     assert (summary["codec"], summary["defense"]) == ("", "none")
     assert summary["bytes_down"] > 3 * len(SITES) * update_bytes  # two rounds and the evaluation, and the plan once
     with Image.open(out / "curves.png") as picture:
@@ -112,7 +118,7 @@ def test_with_a_codec_and_noise_sites_send_codes_of_the_very_codec_that_was_give
     options = DemoOptions(tmp_path / "out", rounds=1, codec_file=file, defense=DemoDefense.CLIP_NOISE)
     summary = run_demo(options, Console(file=said, width=200))
     assert (summary["codec"], summary["defense"]) == (codec.digest, "clip-noise")
-    assert summary["bytes_up"] == len(SITES) * 4 * codec.size
+    assert 1 <= summary["bytes_up"] / (len(SITES) * 4 * codec.size) < 30  # AUC's tallies are longer than the code
     assert summary["bytes_up_without_codec"] == len(SITES) * layout.num_bytes
     text = " ".join(said.getvalue().split())
     assert "by itself protects nobody" in text
