@@ -10,11 +10,13 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from ..utils import messages as m
 from ..utils.errors import DigestMismatchError, FederationError, ProtocolError, UnreachableError
+from ..utils.privacy.values import PublishedEpsilon
 from ..utils.tensors import Digest
 from .journal import FinishedWork, Journal
 from .link import Link
@@ -23,6 +25,10 @@ from .payload import Payloads
 from .site_state import adopt_state
 
 _LOG = logging.getLogger(__name__)
+
+
+def _publishes_nothing(_: m.TaskRef) -> PublishedEpsilon | None:
+    return None
 
 
 class Dispatch:
@@ -35,6 +41,7 @@ class Dispatch:
         payloads: the bytes.
         state_folder: what a receipt puts in force.
         complain: told in words why the director cannot be reached.
+        published: what the site tells of its privacy ledger with a task's update.
     """
 
     def __init__(
@@ -45,7 +52,9 @@ class Dispatch:
         payloads: Payloads,
         state_folder: Path,
         complain: Callable[[str], None],
+        published: Callable[[m.TaskRef], PublishedEpsilon | None] = _publishes_nothing,
     ) -> None:
+        self._published = published
         self._name, self._link, self._journal, self._payloads = name, link, journal, payloads
         self._state_folder, self._complain = state_folder, complain
 
@@ -164,7 +173,7 @@ class Dispatch:
 
     def _request_upload(self, header: m.UpdateHeader) -> m.Grant:
         with self._asking():
-            return self._link.request_upload(header)
+            return self._link.request_upload(replace(header, privacy=self._published(header.ref)))
 
     def _report(self, report: m.MetricsReport) -> m.Receipt:
         with self._asking():

@@ -102,6 +102,7 @@ class PrivacyGuard:
     def __init__(self, folder: Path) -> None:
         self._path = folder / LEDGER_FILE
         self._opened: PrivacyLedger | None = None
+        self._told: tuple[m.TaskRef, PublishedEpsilon | None] | None = None
 
     def reserve(self, task: m.Task, manifest: Manifest, measures: Measures) -> Charge:
         """Count what a task will release as spent; before its data is touched.
@@ -136,8 +137,10 @@ class PrivacyGuard:
         return Charge(ledger, reservation, is_stripped=is_stripped)
 
     def published(self, ref: m.TaskRef) -> PublishedEpsilon | None:
-        """What may be told with the answer to a task."""
-        return self._ledger().published(ref) if self._path.exists() else None
+        """What may be told with the answer to a task, the same each time it is told."""
+        if self._told is None or self._told[0] != ref:
+            self._told = ref, self._ledger().published(ref) if self._path.exists() else None
+        return self._told[1]
 
     def close(self) -> None:
         """Close the ledger."""

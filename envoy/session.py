@@ -97,10 +97,12 @@ class Session:
         self._name, self._folder, self._link, self._trainer, self._config = name, folder, link, trainer, config
         self._journal, self._payloads = Journal(folder / DATABASE_FILE), Payloads(folder / "work")
         self._edge = Edge(config.protection, self._journal, self._payloads, folder / "state", gatekeeper)
-        self._dispatch = Dispatch(name, link, self._journal, self._payloads, folder / "state", self._complain)
+        self._privacy = PrivacyGuard(folder)
+        self._dispatch = Dispatch(
+            name, link, self._journal, self._payloads, folder / "state", self._complain, self._privacy.published
+        )
         sums = config.secure_aggregation
         self._summing = Summing(name, identity, sums, self._journal, self._payloads, self._dispatch)
-        self._privacy = PrivacyGuard(folder)
         self._datasets = DatasetRegistry(folder / "datasets")
         self._fetcher = Fetcher(link, folder, _MAX_MODEL_BYTES)
         self._ended = threading.Event()

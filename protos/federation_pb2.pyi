@@ -247,7 +247,7 @@ class Metric(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[Metric.Kind, str]] = ..., values: _Optional[_Iterable[float]] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("ref", "layout_digest", "payload", "codec_digest", "length", "num_examples", "metrics")
+    __slots__ = ("ref", "layout_digest", "payload", "codec_digest", "length", "num_examples", "metrics", "privacy")
     REF_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +255,7 @@ class UpdateHeader(_message.Message):
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_FIELD_NUMBER: _ClassVar[int]
     ref: TaskRef
     layout_digest: bytes
     payload: PayloadKind
@@ -262,7 +263,18 @@ class UpdateHeader(_message.Message):
     length: int
     num_examples: int
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
-    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., layout_digest: _Optional[bytes] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., length: _Optional[int] = ..., num_examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
+    privacy: PublishedEpsilon
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., layout_digest: _Optional[bytes] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., length: _Optional[int] = ..., num_examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., privacy: _Optional[_Union[PublishedEpsilon, _Mapping]] = ...) -> None: ...
+
+class PublishedEpsilon(_message.Message):
+    __slots__ = ("epsilon", "delta", "unit")
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    epsilon: float
+    delta: float
+    unit: str
+    def __init__(self, epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., unit: _Optional[str] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("ref", "turn", "wait", "receipt")

@@ -14,6 +14,7 @@ from typing import NewType, TypeAlias
 
 from .errors import ConfigError
 from .metrics import MetricSum
+from .privacy.values import PublishedEpsilon
 from .secure_sum.terms import SumTerms
 from .tensors import Digest
 
@@ -189,6 +190,7 @@ class UpdateHeader:
     metrics: tuple[MetricSum, ...] = ()
     payload: PayloadKind = PayloadKind.PLAIN
     codec: Digest | None = None
+    privacy: PublishedEpsilon | None = None  # what the data set has spent, with this update
 
 
 @dataclass(frozen=True, slots=True)

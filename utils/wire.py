@@ -218,6 +218,7 @@ def header_to_wire(header: m.UpdateHeader) -> bytes:
         length=header.length,
         num_examples=header.num_examples,
         metrics=_metrics_to_wire(header.metrics),
+        privacy=field.published_to_wire(header.privacy),
     ).SerializeToString()
 
 
@@ -236,6 +237,7 @@ def header_from_wire(raw: bytes) -> m.UpdateHeader:
         metrics=metrics,
         payload=payload,
         codec=codec,
+        privacy=field.published(header.privacy) if header.HasField("privacy") else None,
     )
 
 

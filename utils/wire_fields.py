@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from ..protos import federation_pb2 as pb
 from . import messages as m
 from .errors import MalformedMessageError
+from .privacy.values import PublishedEpsilon, Unit
 from .tensors import Digest
 
 _P = TypeVar("_P", bound=Message)
@@ -112,3 +113,21 @@ def ref_from_wire(ref: pb.TaskRef) -> m.TaskRef:
     this = bounded(ref.round, _MAX_ROUND, "a round", least=1)
     attempt = bounded(ref.attempt, _MAX_ROUND, "an attempt", least=1)
     return m.TaskRef(m.RunId(name(ref.run, "a run")), this, attempt, digest(ref.plan_digest, "a plan"))
+
+
+def published_to_wire(privacy: PublishedEpsilon | None) -> pb.PublishedEpsilon | None:
+    """What a site publishes of its privacy ledger; none where it publishes nothing."""
+    if privacy is None:
+        return None
+    return pb.PublishedEpsilon(epsilon=privacy.epsilon, delta=privacy.delta, unit=privacy.unit.value)
+
+
+def published(message: pb.PublishedEpsilon) -> PublishedEpsilon:
+    """An epsilon with its delta and a unit that is known."""
+    try:
+        return PublishedEpsilon(message.epsilon, message.delta, Unit(message.unit))
+    except ValueError:
+        raise MalformedMessageError(
+            f"privacy: epsilon {message.epsilon:g}, delta {message.delta:g}, unit {message.unit[:20]!r}; expected a"
+            " finite number of at least 0, one in (0, 1), and record, patient or site"
+        ) from None

@@ -11,6 +11,7 @@ from fedveil.utils import wire, wire_sums
 from fedveil.utils import wire_control as control
 from fedveil.utils.errors import MalformedMessageError
 from fedveil.utils.metrics import AUC_BINS, MetricKind, MetricSum, mean_of
+from fedveil.utils.privacy.values import PublishedEpsilon, Unit
 from fedveil.utils.secure_sum.terms import MAX_WEIGHT, Suite, SumTerms
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -119,6 +120,8 @@ experiments = st.builds(
 )
 envoys = st.builds(m.EnvoyView, names, lines, st.booleans(), finite)
 
+published = st.none() | st.builds(PublishedEpsilon, st.floats(0, 1e9), st.floats(1e-12, 0.5), st.sampled_from(Unit))
+
 # name: (message, to the wire, from the wire)
 MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Callable[[bytes], object]]] = {
     "opening": (openings, wire.part_to_wire, wire.part_from_wire),
@@ -141,15 +144,23 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
     ),
     "header": (
         st.builds(
-            lambda coded, *fields: m.UpdateHeader(*fields, *coded),
+            lambda coded, privacy, *fields: m.UpdateHeader(*fields, *coded, privacy),
             payloads,
+            published,
             refs,
             digests,
             lengths,
             st.integers(0, 1 << 40),
             metrics,
         )
-        | st.builds(lambda coded, *fields: m.UpdateHeader(*fields, 0, (), *coded), masked, refs, digests, lengths),
+        | st.builds(
+            lambda coded, privacy, *fields: m.UpdateHeader(*fields, 0, (), *coded, privacy),
+            masked,
+            published,
+            refs,
+            digests,
+            lengths,
+        ),
         wire.header_to_wire,
         wire.header_from_wire,
     ),
@@ -525,3 +536,16 @@ def test_no_reason_makes_a_message_unreadable(reason: str):
 def test_one_wait_is_never_longer_than_a_call():
     raw = pb.WorkRequest(software="x", wait_seconds=1e9).SerializeToString()
     assert wire.work_request_from_wire(raw).wait_seconds == 60.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"epsilon": -1.0}, {"epsilon": float("nan")}, {"epsilon": float("inf")}, {"delta": 0.0}, {"unit": "dog"}],
+)
+def test_a_published_epsilon_that_cannot_be_is_refused(changes: dict[str, object]):
+    fields = {"ref": wire.ref_to_wire(REF), "layout_digest": bytes(32), "payload": pb.PAYLOAD_KIND_PLAIN, "length": 8}
+    told = {"epsilon": 1.0, "delta": 1e-5, "unit": "patient"}
+    right = pb.UpdateHeader(**fields, privacy=pb.PublishedEpsilon(**told))
+    assert wire.header_from_wire(right.SerializeToString()).privacy == PublishedEpsilon(1.0, 1e-5, Unit.PATIENT)
+    wrong = pb.UpdateHeader(**fields, privacy=pb.PublishedEpsilon(**(told | changes)))
+    assert refused(wire.header_from_wire, wrong.SerializeToString())
