@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..gradient_leakage.vae.codec import Codec, round_seed
 from ..utils.aggregation import aggregate, is_finite
@@ -37,7 +38,7 @@ from .experiments import ExperimentSettings
 from .records import RunRecord, SubmissionRecord, SumRecord
 from .rounds import Round
 from .server_optimizer import State, initial_state, state_from_bytes, state_pieces, step
-from .sum_opening import open_into
+from .sum_opening import open_into, read_total
 from .sum_terms import check_summable, first_bounds, next_bounds, terms_of
 from .uploads import Uploads
 
@@ -138,15 +139,29 @@ class ActiveRun:
         num_examples = self._sum(this, [one for one in submissions if one.num_examples], uploads, num_envoys)
         return self._stepped(this, metrics, num_examples)
 
-    def conclude_sum(self, this: Round, opened: Opened, uploads: Uploads, num_envoys: int) -> Outcome:
-        """Open a secure sum; the same masked vectors give the same model bit for bit.
+    def conclude_sum(
+        self,
+        this: Round,
+        opened: Opened,
+        uploads: Uploads,
+        num_envoys: int,
+        total: NDArray[np.uint32] | None = None,
+    ) -> Outcome:
+        """Open a secure sum; the same masked vectors give the same model bit for bit, whoever unmasks their sum.
+
+        Args:
+            this: the round.
+            opened: what unmasks the sum.
+            uploads: hold the masked vectors.
+            num_envoys: of the federation.
+            total: the sum, where an aggregator elsewhere unmasked it.
 
         Raises:
             FederationError: as ``conclude`` and ``open_into``.
         """
         codec, terms = self.codec, opened.cohort.spec.terms
         body = np.empty(self.payload_layout.size, np.float32) if codec else self._spare
-        found = open_into(opened, uploads, body)
+        found = open_into(opened, uploads, body) if total is None else read_total(opened, total, body)
         bounds: tuple[float, ...] = ()
         if this.kind is TaskKind.TRAIN:
             first = self.settings.secure_sum.clip

@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.errors import BadShareError, FederationError, ProtocolError, StorageError, WrongRoundError
@@ -24,6 +27,7 @@ from .audit import DirectorAudit
 from .history import History
 from .lines import Line, Lines
 from .records import Ending, RunRecord, RunState, SubmissionRecord
+from .relayed_sum import Handover, RelayedSum
 from .resumption import left_open
 from .retention import Retention
 from .rounds import Round, RoundState
@@ -79,6 +83,7 @@ class Coordinator:
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
         self._sum: SecureSum | None = None  # of the present round
+        self._handover: Handover | None = None  # while an aggregator elsewhere opens it
         self._opened: frozenset[tuple[m.TaskRef, m.EnvoyName]] = frozenset()  # who is in the last sum that was opened
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
         self._up = self._down = 0
@@ -209,6 +214,11 @@ class Coordinator:
         """
         with self._lock:
             self.hear(envoy)
+            given = self._handover
+            if given is not None and given.order.ref == statement.ref and given.is_for(envoy, statement.content):
+                given.take(statement.content)
+                self._lock.notify_all()
+                return m.SumReply()
             if (statement.ref, envoy) in self._opened:  # enough others revealed their shares before: heard, and no news
                 return m.SumReply()
             run, this = self._open_round(statement.ref, envoy)
@@ -404,9 +414,13 @@ class Coordinator:
             return
         try:
             if self._sum is not None:
-                opened = self._sum.open()
+                opened, total = self._sum.open(), None
                 self._sum.keep_vectors(self._uploads)
-                outcome = run.conclude_sum(this, opened, self._uploads, len(self._members()))
+                if isinstance(self._sum, RelayedSum):
+                    total = self._summed_elsewhere(this, self._sum)
+                    if total is None:
+                        return
+                outcome = run.conclude_sum(this, opened, self._uploads, len(self._members()), total)
             else:
                 answers = sorted(self._answers.values(), key=lambda one: one.envoy)
                 outcome = run.conclude(this, answers, self._uploads, len(self._members()))
@@ -422,6 +436,26 @@ class Coordinator:
         with self._lock:
             if self._round is this:
                 self._close(run, this, outcome)
+
+    def _summed_elsewhere(self, this: Round, secure_sum: RelayedSum) -> NDArray[np.uint32] | None:
+        """Ask the aggregator for the sum, and wait; None where this director ends, or the round was ended, meanwhile.
+
+        Raises:
+            SumAbortedError: it declined, or did not answer in time.
+            FederationError: as ``Handover``.
+        """
+        given = Handover(secure_sum, self._artifacts, self._uploads)
+        try:
+            with self._lock:
+                self._handover = given
+                self._lines.push([given.aggregator], given.order)
+                self._lock.wait_for(
+                    lambda: given.is_over or self._ends or self._round is not this, secure_sum.timeout_seconds
+                )
+                self._handover = None
+                return None if self._ends or self._round is not this else given.total()
+        finally:
+            given.close()
 
     def _close(self, run: ActiveRun, this: Round, outcome: Outcome) -> None:
         now = self._now()
@@ -522,6 +556,8 @@ class Coordinator:
         is_new = present is not None and present not in held
         if run is not None and this is not None and is_new and envoy in this.waiting | this.lost:
             items.append(run.task(this, self._now()))
+        if self._handover is not None and envoy == self._handover.aggregator:
+            items.append(self._handover.order)
         said = self._sum.item_for(envoy) if self._sum is not None and present in held else None
         return [*items, said] if said else items
 

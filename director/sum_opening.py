@@ -63,6 +63,26 @@ def open_into(opened: summation.Opened, uploads: Uploads, out: Vector) -> Opened
     return OpenedSum(tallies, peaks)
 
 
+def read_total(opened: summation.Opened, total: NDArray[np.uint32], out: Vector) -> OpenedSum:
+    """As ``open_into``, of a sum whose masks an aggregator elsewhere took away: the same integers, the same mean.
+
+    Args:
+        opened: of whom the sum is.
+        total: uint32, the unmasked sum, tallies and all.
+        out: as there.
+
+    Raises:
+        EmptyRoundError, MalformedMessageError: as there.
+    """
+    tallies = summation.tallies(opened, total)
+    if opened.spec.kind is TaskKind.EVALUATE:
+        return OpenedSum(tallies, ())
+    numbers, body = summation.fixed_point(opened.spec), total[: opened.body_words]
+    peaks = numbers.peaks(body, tallies.num_examples)
+    numbers.decode(body, tallies.num_examples, out)
+    return OpenedSum(tallies, peaks)
+
+
 def _tallies(opened: summation.Opened, updates: Sequence[SpooledUpdate]) -> Tallies:
     start = opened.cohort.tally_start
     tail, term = np.zeros(opened.words - start, np.uint32), np.empty(opened.words - start, np.uint32)

@@ -28,6 +28,7 @@ from ..utils.errors import (
 )
 from ..utils.messages import EnvoyName, PayloadKind, SumItem, UpdateHeader
 from ..utils.secure_sum import summation
+from ..utils.secure_sum.cohort import Cohort
 from ..utils.secure_sum.spec import SumSpec
 from ..utils.secure_sum.summation import Stage
 from ..utils.tensors import FLOAT_BYTES, Digest
@@ -95,7 +96,13 @@ class SecureSum:
     @property
     def is_ready(self) -> bool:
         """The sum can be opened."""
-        return isinstance(self._state, summation.Unmasking) and self._state.is_enough
+        state = self._state
+        return isinstance(state, summation.Unmasking) and len(self._revealed(state)) >= state.threshold
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long a long stage waits."""
+        return self._policy.timeout_seconds
 
     @property
     def survivors(self) -> tuple[EnvoyName, ...]:
@@ -121,7 +128,7 @@ class SecureSum:
         state = _taken(self._state, envoy, content)
         if state is self._state:
             return
-        if isinstance(state, summation.Masking) and state.announced.get(envoy) != arrived.get(envoy):
+        if isinstance(state, summation.Masking) and not self._is_whole(state, envoy, arrived):
             raise DigestMismatchError(f"{envoy} announces a masked vector that is not the one that came from it")
         self._log.append(Event(Way.UP, STAGES[type(state)], envoy, content), now)
         self._state = state
@@ -151,10 +158,8 @@ class SecureSum:
             raise UnsendableUpdateError(
                 f"{envoy} announces a {header.payload.value} update, and {self.spec.ref} takes masked ones alone"
             )
-        if header.length != state.words * FLOAT_BYTES:
-            raise LengthMismatchError(
-                f"{envoy} announces {header.length} masked bytes, expected {state.words * FLOAT_BYTES}"
-            )
+        if header.length != (expected := self._vector_bytes(state.cohort, envoy)):
+            raise LengthMismatchError(f"{envoy} announces {header.length} masked bytes, expected {expected}")
 
     def item_for(self, envoy: EnvoyName) -> SumItem | None:
         """What was sent to an envoy in this stage, if its answer is still missing."""
@@ -179,9 +184,9 @@ class SecureSum:
             SumAbortedError: too few are left, or came in time.
         """
         if isinstance(self._state, summation.Unmasking):
-            missing = self._awaited - self._refused
-            if not self.is_ready and not self._may_wait(self._state.heard, missing, missing - set(gone), now):
-                raise self._too_few(self._state.heard, missing)
+            missing, revealed = self._awaited - self._refused, self._revealed(self._state)
+            if not self.is_ready and not self._may_wait(revealed, missing, missing - set(gone), now):
+                raise self._too_few(revealed, missing)
             return {}
         gathers = isinstance(self._state, summation.Gathering)
         heard = frozenset(self._state.heard)
@@ -200,7 +205,28 @@ class SecureSum:
     @property
     def _awaited(self) -> frozenset[EnvoyName]:
         """Whose word is missing in this stage, of those that it was asked of."""
-        return frozenset() if isinstance(self._state, summation.Gathering) else self._state.awaited
+        match self._state:
+            case summation.Gathering():
+                return frozenset()
+            case summation.Unmasking():
+                return frozenset(self._state.survivors) - set(self._revealed(self._state))
+            case _:
+                return self._state.awaited
+
+    # what is otherwise where an envoy aggregates: ``relayed_sum``
+
+    def _is_whole(self, state: summation.Masking, envoy: EnvoyName, arrived: Mapping[EnvoyName, Digest]) -> bool:
+        """Is the masked vector that an envoy announced the one that came?"""
+        return state.announced.get(envoy) == arrived.get(envoy)
+
+    def _vector_bytes(self, cohort: Cohort, envoy: EnvoyName) -> int:
+        """Length of what an envoy uploads."""
+        del envoy
+        return cohort.words * FLOAT_BYTES
+
+    def _revealed(self, state: summation.Unmasking) -> Collection[EnvoyName]:
+        """Whose shares came."""
+        return state.heard
 
     @property
     def _need(self) -> int:
@@ -283,8 +309,8 @@ class SecureSum:
         """Where sums are kept, copy the masked vectors that came."""
         state = self._state
         if isinstance(state, summation.Consenting | summation.Unmasking):
-            length = state.cohort.words * FLOAT_BYTES
-            self._log.keep_vectors((name, uploads.path(name), HEADER_BYTES, length) for name in state.survivors)
+            spools = ((one, uploads.path(one), self._vector_bytes(state.cohort, one)) for one in state.survivors)
+            self._log.keep_vectors((name, path, HEADER_BYTES, length) for name, path, length in spools)
 
     def end(self, outcome: str) -> None:
         """The attempt is over; what was kept of it goes, unless sums are kept."""

@@ -12,6 +12,7 @@ from ..utils.secure_sum import summation
 from ..utils.secure_sum.spec import spec_of
 from .active_run import ActiveRun
 from .audit import DirectorAudit
+from .relayed_sum import RelayedSum
 from .rounds import Round, Stragglers
 from .sum_log import SumLog
 from .sum_progress import SecureSum, SumPolicy
@@ -70,4 +71,5 @@ class Sums:
             settings.rounds.stragglers is Stragglers.DROP,
         )
         log = SumLog(self._folder, this.ref, durable=self._durable, keep=self._keep)
-        return SecureSum(beginning, policy, log, self._audit, now)
+        kind = RelayedSum if spec.terms.aggregator else SecureSum
+        return kind(beginning, policy, log, self._audit, now)

@@ -20,7 +20,7 @@ from ..errors import MalformedMessageError
 from ..tensors import Digest
 from .signed import SIGNATURE_BYTES
 
-MARK = b"\xff\xfffedveil-sum/1 "
+MARK = b"\xff\xfffedveil-sum/1 total "
 """Field 2,047 of wire type 7, which protobuf does not have."""
 PART_BYTES = 1 << 20
 MAX_REASON = 1000

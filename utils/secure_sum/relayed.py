@@ -41,6 +41,8 @@ from .terms import Suite
 
 SUITE = Suite.X25519
 WORD_BYTES = 4
+SEALED = b"\xff\xfffedveil-sum/1 sealed "
+"""Before what is sealed: no protobuf message begins so, and none of ``handover``."""
 _PRIME = 2**255 - 19
 
 
@@ -72,13 +74,18 @@ def vector_binding(cohort: Cohort, sender: EnvoyName) -> Binding:
     return Binding(cohort.transcript, sender, _aggregator(cohort), cohort.words * WORD_BYTES, SUITE)
 
 
+def is_sealed(content: bytes) -> bool:
+    """Does it say of itself that it is what ``seal_unmasking`` gives? Only the aggregator can tell."""
+    return content.startswith(SEALED)
+
+
 def seal_unmasking(cohort: Cohort, by: EnvoyName, content: bytes, roster: Roster) -> bytes:
     """What a site reveals, for the aggregator alone.
 
     Raises:
         IdentityError: the aggregator is not in the site's roster.
     """
-    return sealing.seal(SUITE, seal_key(roster, _aggregator(cohort)), content, _unmasking_info(cohort, by))
+    return SEALED + sealing.seal(SUITE, seal_key(roster, _aggregator(cohort)), content, _unmasking_info(cohort, by))
 
 
 def open_unmasking(cohort: Cohort, by: EnvoyName, box: bytes, key: X25519PrivateKey) -> bytes:
@@ -87,7 +94,9 @@ def open_unmasking(cohort: Cohort, by: EnvoyName, box: bytes, key: X25519Private
     Raises:
         MalformedMessageError: it is not sealed to this key, by this site's name and for this sum.
     """
-    return sealing.open_box(SUITE, key, box, _unmasking_info(cohort, by))
+    if not is_sealed(box):
+        raise MalformedMessageError(f"{by} revealed shares that are not sealed to {_aggregator(cohort)}")
+    return sealing.open_box(SUITE, key, box[len(SEALED) :], _unmasking_info(cohort, by))
 
 
 def open_total(
