@@ -53,6 +53,11 @@ class Cohort:
         return self.adverts[self._places[name]]
 
     @property
+    def given_up(self) -> tuple[tuple[EnvoyName, bytes], ...]:
+        """Who of them gave up which transcript of another attempt."""
+        return tuple((n, one) for n, advert in zip(self.names, self.adverts, strict=True) for one in advert.given_up)
+
+    @property
     def tally_start(self) -> int:
         """The first 32-bit word of the tallies."""
         return padded(sum(self.spec.sizes))

@@ -213,10 +213,10 @@ def share(
     own = call.adverts[cohort.place(site.name)]
     if own != state.advert:
         raise SumRefusedError(f"the cohort has other keys for {site.name} than it advertised")
-    voices = [(name, one) for name, advert in zip(cohort.names, cohort.adverts, strict=True) for one in advert.given_up]
-    promises = settle_retry(promises, spec.ref, cohort.names, cohort.threshold, voices)
+    promises = settle_retry(promises, spec.ref, cohort.names, cohort.threshold, cohort.given_up)
     promises = promises.put(
-        Promise(spec.ref.round, spec.ref.attempt, cohort.transcript, cohort.names, cohort.threshold, colluders)
+        *(replace(one, given_up=True) for one in promises.earlier(spec.ref) if not one.unmasked),
+        Promise(spec.ref.round, spec.ref.attempt, cohort.transcript, cohort.names, cohort.threshold, colluders),
     )
     count = len(cohort.names)
     mask_shares = split(state.mask_secret, cohort.threshold, count, random)
@@ -258,6 +258,8 @@ def receive(state: Shared, content: bytes, promises: Promises) -> Ready:
     site, cohort = state.site, state.cohort
     delivery = _read(content, Delivery)
     promise = _standing(promises, cohort)
+    # Once more: since the site shared here, its update may have left in another attempt.
+    promises = settle_retry(promises, cohort.spec.ref, cohort.names, cohort.threshold, cohort.given_up)
     names = [one.deal.by for one in delivery.dealt]
     if names != [name for name in cohort.names if name in set(names)]:
         raise SumRefusedError("a delivery that is not in the cohort's order, each once")

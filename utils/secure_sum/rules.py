@@ -299,10 +299,12 @@ def check_differencing(
     if survivors in sets:
         return
     near = floors.colluding + floors.honest
-    owners = {name: _owner(roster, name) for name in {*survivors}.union(*sets)}
+    owners: dict[EnvoyName, str] = {}
 
     def is_close(one: tuple[EnvoyName, ...], other: tuple[EnvoyName, ...]) -> bool:
-        return len({owners[name] for name in {*one} ^ {*other}}) < near
+        different = {*one} ^ {*other}
+        owners.update({name: _owner(roster, name) for name in different - owners.keys()})
+        return len({owners[name] for name in different}) < near
 
     counted = sum(any(is_close(one, other) for other in sets[:at]) for at, one in enumerate([*sets, survivors]))
     is_near = any(is_close(survivors, other) for other in sets)

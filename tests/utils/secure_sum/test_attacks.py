@@ -587,6 +587,27 @@ def replace_last(promises, **changes):
     return promises.put(replace(promises.records[-1], **changes))
 
 
+def test_attempts_that_were_begun_side_by_side_do_not_both_get_the_update():
+    """Adverts of two attempts are out before either cohort closes, so that neither gave the other up."""
+    first = Play()
+    second = Play(cast=first.cast, spec=spec_for((4,), 10, attempt=2))
+    items = first.adverts()
+    others = second.adverts(first.cast.names[:9])
+    for name in second.cast.names[:9]:
+        first.stage = summation.take(first.stage, name, first.share(name, items[name]))
+        second.promises[name] = first.promises[name]
+        second.stage = summation.take(second.stage, name, second.share(name, others[name]))
+    deliveries = (summation.deliver(first.stage)[1], summation.deliver(second.stage)[1])
+    for name in second.cast.names[:9]:
+        now = second.promises[name]
+        with pytest.raises(SumRefusedError, match="gave round 1 of rehearsal-1 up"):
+            participant.receive(first.states[name], deliveries[0][name], now)
+        participant.receive(second.states[name], deliveries[1][name], now)
+        masked = now.put(replace(now.records[0], masked=True))  # if it had left nevertheless
+        with pytest.raises(SumRefusedError, match="which 0 of its 10 envoys gave up and 5 must"):
+            participant.receive(second.states[name], deliveries[1][name], masked)
+
+
 def test_within_a_round_dropping_one_site_to_difference_two_sums_is_refused():
     play = Play()
     items = play.consents()
