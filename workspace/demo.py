@@ -200,9 +200,9 @@ def _conclude(
         coded_bytes = updates * codec.codec.payload_layout.num_bytes
         console.print(
             f"Codes took {in_bytes(coded_bytes)}; without the codec {in_bytes(plain_bytes)},"
-            f" {plain_bytes / coded_bytes:.0f} times as much. With what a secure sum counts beside them (metrics and cuts,"
-            f" 8 bytes each) and the evaluation, {in_bytes(view.bytes_up)} went up. The codec itself went down to each"
-            f" site once: {in_bytes(codec.file.stat().st_size)}."
+            f" {plain_bytes / coded_bytes:.0f} times as much. With what a secure sum counts beside them (metrics and"
+            f" cuts, 8 bytes each) and the evaluation, {in_bytes(view.bytes_up)} went up. The codec itself went down to"
+            f" each site once: {in_bytes(codec.file.stat().st_size)}."
         )
     console.print(f"{options.out}/: summary.json, model.safetensors, curves.png")
     return summary

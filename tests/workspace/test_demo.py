@@ -123,7 +123,7 @@ def test_with_a_codec_and_noise_sites_send_codes_of_the_very_codec_that_was_give
     text = " ".join(said.getvalue().split())
     assert "by itself protects nobody" in text
     assert "far too little for a guarantee" in text
-    assert "without the codec 283.8 kB, 100 times as much" in text
+    assert "without the codec 378.4 kB, 100 times as much" in text
 
 
 @pytest.mark.slow
