@@ -87,7 +87,7 @@ class FixedPoint:
         vector: Vector,
         start: int,
         weight: int,
-        rounding_key: bytes,
+        rounding_key: bytes | None,
         out: NDArray[np.uint32],
         clipped: NDArray[np.int64],
     ) -> None:
@@ -97,7 +97,8 @@ class FixedPoint:
             vector: float32, that stretch alone.
             start: where it lies in the whole.
             weight: of the site, 0 to ``max_total``.
-            rounding_key: 32 bytes, the same for all stretches of a vector.
+            rounding_key: 32 bytes, the same for all stretches of a vector. None: to the nearest, so that a vector's
+                norm grows by at most half a step a number, as noise that is added to it needs it.
             out: uint32, as long as ``vector``; what it held is lost.
             clipped: int64, one for each tensor; the numbers cut in it are added.
 
@@ -111,7 +112,7 @@ class FixedPoint:
             raise ValueError(f"clipped counts of {len(self.sizes)} tensors are int64 of that length")
         if not 0 <= start <= start + vector.size <= self.size or not 0 <= weight <= self.max_total:
             raise ValueError(f"[{start}, {start + vector.size}) of {self.size}, weight {weight} of {self.max_total}")
-        keystream = Keystream(rounding_key, 4 * start)
+        keystream = None if rounding_key is None else Keystream(rounding_key, 4 * start)
         stream = bytearray(4 * _BLOCK + 16)
         noise, scaled = np.frombuffer(stream, "<i4", _BLOCK), np.empty(_BLOCK)
         integers = scaled.view(np.uint32)[0 if np.little_endian else 1 :: 2]
@@ -120,11 +121,12 @@ class FixedPoint:
             if not _is_within(piece, bound):
                 self._count(piece, begin, bound, clipped)
                 piece = np.clip(piece, -bound, bound)
-            keystream.into(stream, 4 * length)
             values = scaled[:length]
             scale = weight * LEVELS / (self.max_total * bound) * 2.0**32
             np.multiply(piece, scale, out=values, dtype=np.float64)
-            np.add(values, noise[:length], out=values)
+            if keystream is not None:
+                keystream.into(stream, 4 * length)
+                np.add(values, noise[:length], out=values)
             np.add(values, _TO_INTEGER, out=values)
             out[begin - start : end - start] = integers[:length]
 
@@ -146,7 +148,10 @@ class FixedPoint:
         self.decode_part(total, 0, total_weight, out)
 
     def decode_part(self, total: NDArray[np.uint32], start: int, total_weight: int, out: Vector) -> None:
-        """``decode`` for the numbers ``[start, start + total.size)`` alone; raises the same."""
+        """``decode`` for the numbers ``[start, start + total.size)`` alone; raises the same.
+
+        ``out`` may be the memory of ``total``: each word becomes the number that stands there.
+        """
         if total.shape != out.shape or total.ndim != 1 or total.dtype != np.uint32 or out.dtype != np.float32:
             raise ValueError(f"{total.dtype} {total.shape} into {out.dtype} {out.shape}: expected rows of one length")
         if not 0 <= start <= start + total.size <= self.size:

@@ -141,6 +141,21 @@ def test_masked_and_unmasked_sums_are_equal_to_the_bit():
     assert np.array_equal(plain, masked)
 
 
+def test_without_a_key_numbers_are_rounded_to_the_nearest_and_halves_to_even():
+    numbers = FixedPoint((6,), (1.0,), 1)
+    steps = np.array([0.5, 1.5, -0.5, 2.49, 2.51, -7.0])
+    out, _ = encoded(numbers, steps / LEVELS, 1, None)
+    assert out.view(np.int32).tolist() == [0, 2, 0, 2, 3, -7]
+
+
+def test_a_sum_can_be_decoded_where_it_stands():
+    numbers = FixedPoint((40_000,), (1.0,), 30)
+    total, _ = encoded(numbers, np.random.default_rng(0).standard_normal(40_000) / 9, 7)
+    elsewhere = decoded(numbers, total, 7)
+    numbers.decode(total, 7, total.view(np.float32))
+    assert np.array_equal(total.view(np.float32), elsewhere)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 9_000, 20_000])
 def test_nan_and_infinity_are_refused(bad, at):
