@@ -99,7 +99,9 @@ def join(
 def start(folder: Folder = DEFAULT_FOLDER) -> None:
     """Work for the federation until told to end (Ctrl-C, SIGTERM). Reconnects for as long as it takes."""
     from ..utils.certificates import read_identity_key
+    from ..utils.secure_sum.relayed import opening_key
     from .accepted_roster import load_roster
+    from .aggregating import AggregatorIdentity
     from .audit import SiteAudit
     from .client import DirectorClient
     from .config import load_config
@@ -123,7 +125,8 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         accepted = partial(load_roster, folder, credentials.peer, credentials.public_identity)
         log = SiteAudit.open(folder, credentials.peer, key)
         identity = SumIdentity(credentials.peer.federation, key.sign, accepted, log)
-        session = Session(name, folder, link, trainer, config, gate, identity)
+        aggregator = AggregatorIdentity(identity, opening_key(key), log)
+        session = Session(name, folder, link, trainer, config, gate, identity, aggregator)
         socket = StatusSocket(folder, session.status)
 
         def end(*_: object) -> None:

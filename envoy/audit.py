@@ -108,6 +108,11 @@ class SiteAudit:
         """Log that this site's shares were revealed."""
         self._append("unmasked", _place(ref) | {"transcript": transcript.hex()})
 
+    def summed(self, ref: TaskRef, transcript: bytes, survivors: Iterable[EnvoyName], total: str) -> None:
+        """Log, before it leaves, that this site opened a sum of others for the director; ``total`` is its digest."""
+        said: dict[str, Json] = {"transcript": transcript.hex(), "survivors": sorted(survivors), "total": total}
+        self._append("summed for others", _place(ref) | said)
+
     def take_anew(self) -> None:
         """Compare what the director gives from now on with nothing that it gave before: its operator said why."""
         self._append(_ANEW, {"last_head": self._head.to_bytes().hex() if self._head else ""})

@@ -164,6 +164,16 @@ class Fetcher:
             )
         return self._codec
 
+    def artifact(self, ref: m.TaskRef, digest: Digest, path: Path, most: int, patience: Patience) -> Path:
+        """Anything that the director has under a digest, into a file of its own; safe beside other threads.
+
+        Raises:
+            LengthMismatchError: longer than it may be.
+            DigestMismatchError: it came damaged, three times.
+            StorageError: the disk is full.
+        """
+        return self._fetch(ref, digest, path, most, patience)
+
     def _fetch(self, ref: m.TaskRef, digest: Digest, path: Path, most: int, patience: Patience) -> Path:
         for _ in range(_MAX_DAMAGED):
             download = _Download(path, most)

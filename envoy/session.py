@@ -20,7 +20,9 @@ from ..utils import messages as m
 from ..utils.data_spec import DataKind
 from ..utils.errors import FederationError, NotInvitedError, ProtocolError, UnsendableUpdateError
 from ..utils.plan_bundle import Bundle
+from ..utils.secure_sum.handover import is_handover
 from ..utils.transport import BEAT_SECONDS
+from .aggregating import Aggregating, AggregatorIdentity
 from .config import EnvoyConfig, Work
 from .datasets import DatasetRegistry
 from .dispatch import Dispatch
@@ -82,6 +84,7 @@ class Session:
         config: of this envoy.
         gatekeeper: of the leak test; without one, a policy with an audit lets nothing out.
         identity: of secure sums; without one, this envoy takes part in none.
+        aggregator: as whom it opens the sums of others; without it, it opens none.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Session:
         config: EnvoyConfig,
         gatekeeper: Gatekeeper | None = None,
         identity: SumIdentity | None = None,
+        aggregator: AggregatorIdentity | None = None,
     ) -> None:
         self._name, self._folder, self._link, self._trainer, self._config = name, folder, link, trainer, config
         self._journal, self._payloads = Journal(folder / DATABASE_FILE), Payloads(folder / "work")
@@ -105,6 +109,7 @@ class Session:
         self._summing = Summing(name, identity, sums, self._journal, self._payloads, self._dispatch)
         self._datasets = DatasetRegistry(folder / "datasets")
         self._fetcher = Fetcher(link, folder, _MAX_MODEL_BYTES)
+        self._aggregating = Aggregating(name, aggregator, sums, self._fetcher, self._dispatch, folder / "work")
         self._ended = threading.Event()
         self._lock = threading.RLock()  # `end` may come as a signal to the thread that holds it
         self._commissions: dict[m.TaskRef, _Commission] = {}
@@ -137,6 +142,7 @@ class Session:
             for commission in self._commissions.values():
                 commission.withdraw()
         self._tasks.put(None)
+        self._aggregating.end()
         self._link.close()
 
     def status(self) -> EnvoyStatus:
@@ -191,6 +197,8 @@ class Session:
                     return item.ref not in self._commissions
                 case m.Withdrawal(ref):
                     return ref in self._commissions and not self._commissions[ref].withdrawn.is_set()
+                case m.SumItem(_, content) if is_handover(content):
+                    return self._aggregating.is_news(item)
                 case m.SumItem(ref, content):
                     return ref in self._commissions and self._commissions[ref].mailbox.is_news(content)
                 case m.Idle():
@@ -216,13 +224,20 @@ class Session:
                 if held is not None:
                     _LOG.info("withdrawn task=%s reason=%s", ref, reason)
                     held.withdraw()
-            case m.SumItem(ref, content):
-                with self._lock:
-                    held = self._commissions.get(ref)
-                if held is not None:
-                    held.mailbox.put(content)
+            case m.SumItem():
+                self._take_item(item)
             case m.Idle():
                 pass
+
+    def _take_item(self, item: m.SumItem) -> None:
+        """What is said in a sum, to the task that takes part in it; an order, to this envoy as an aggregator."""
+        if is_handover(item.content):
+            self._aggregating.take(item)
+            return
+        with self._lock:
+            held = self._commissions.get(item.ref)
+        if held is not None:
+            held.mailbox.put(item.content)
 
     def _turn_away(self, ref: m.TaskRef) -> None:
         error = ProtocolError(f"{_MAX_TASKS} tasks are here already; {ref} is one too many")

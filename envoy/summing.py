@@ -34,9 +34,10 @@ from ..utils.errors import (
 )
 from ..utils.metrics import MetricSum
 from ..utils.roster import Roster
-from ..utils.secure_sum import participant
+from ..utils.secure_sum import participant, relayed
 from ..utils.secure_sum.participant import Ready, Site
 from ..utils.secure_sum.rules import Promise, Promises
+from ..utils.secure_sum.sealed_stream import Sealer
 from ..utils.secure_sum.spec import spec_of
 from ..utils.secure_sum.tallies import MetricShape
 from ..utils.tensors import Digest, Vector, canonical_json, digest_of
@@ -131,8 +132,8 @@ class Summing:
         if task.sum is None:
             return
         _, roster = self._known(task)
-        if task.sum.aggregator:
-            raise ConfigError(f"{task.ref} is summed by {task.sum.aggregator}; this software seals to no envoy yet")
+        if task.sum.aggregator and task.sum.aggregator not in roster:
+            raise ConfigError(f"{task.ref} is summed by {task.sum.aggregator}, which is not in this site's roster")
         known = [name for name in task.cohort if name in roster]
         organizations = len(roster.organizations(known))
         if organizations < self._policy.floors.organizations:
@@ -185,6 +186,8 @@ class Summing:
         self._tell(occasion, said)
         consents = self._take(occasion, "the others' consents")
         unmasked, said = participant.unmask(consented, consents, book.promises)
+        if spec.terms.aggregator:
+            said = relayed.seal_unmasking(consented.cohort, self._name, said, roster)
         book.write(unmasked.promises)
         try:
             self._tell(occasion, said)
@@ -222,30 +225,40 @@ class Summing:
 
     def _send(self, occasion: Occasion, done: FinishedWork, ready: Ready) -> Digest:
         """Masked words, piece by piece as they are made; gives the digest of all of them."""
-        task, num_bytes = occasion.task, ready.words * _WORD_BYTES
-        digests: list[Digest] = []
+        task, sealer = occasion.task, self._sealer(ready)  # one, so that a line that breaks goes on with the same bytes
+        num_bytes = ready.words * _WORD_BYTES if sealer is None else sealer.binding.sealed_length
+        digests: dict[Digest, Digest] = {}  # of what left, and of the masked words in it
 
         def parts(turn: m.Turn) -> Iterator[m.Part]:
             if turn.offset > num_bytes or turn.offset % _WORD_BYTES:
                 raise ProtocolError(f"the director wants {task.ref} from {turn.offset} on, it has {num_bytes} bytes")
             yield m.Opening(num_bytes, turn.offset, turn.grant)
             sha, at = hashlib.sha256(), 0
-            for piece in self._pieces(task, done, ready, turn.part_bytes):
+            masked = sha if sealer is None else hashlib.sha256()
+            words: Iterator[bytes | memoryview] = self._pieces(task, done, ready, turn.part_bytes)
+            for piece in words if sealer is None else sealer.stream_of(_hashed(words, masked)):
                 sha.update(piece)
                 at += len(piece)
                 if occasion.withdrawn.is_set():
                     return
                 if at > turn.offset:
                     yield m.Data(piece[max(0, turn.offset - (at - len(piece))) :])
-            digests.append(Digest(sha.hexdigest()))
-            yield m.Closing(digests[-1])
+            digests[Digest(sha.hexdigest())] = Digest(masked.hexdigest())
+            yield m.Closing(Digest(sha.hexdigest()))
 
         header = masked_header(done, task.layout, num_bytes)
         receipt = self._dispatch.upload_masked(header, parts, occasion.withdrawn, occasion.patience)
         if receipt.digest not in digests:
             raise DigestMismatchError(f"the director holds other masked words of {self._name} for {task.ref}")
         self._journal.left_masked(task.ref, receipt.digest, num_bytes)
-        return receipt.digest
+        return digests[receipt.digest]
+
+    def _sealer(self, ready: Ready) -> Sealer | None:
+        """Seals the masked words to the aggregator, where that is not the director."""
+        if not (aggregator := ready.cohort.spec.terms.aggregator):
+            return None
+        binding = relayed.vector_binding(ready.cohort, self._name)
+        return Sealer(binding, relayed.seal_key(ready.site.roster, m.EnvoyName(aggregator)), self._random)
 
     def _pieces(self, task: m.Task, done: FinishedWork, ready: Ready, part_bytes: int) -> Iterator[memoryview]:
         """From the first word on, whatever the director has already: the digest is over all of them."""
@@ -324,6 +337,12 @@ class _Book:
         held = self._rows.get((promise.round, promise.attempt))
         model, payload = (held.model, held.payload) if held else (self._task.model, self._payload)
         return Row(self._task.ref.run, promise.round, promise.attempt, model, payload, promise.to_json())
+
+
+def _hashed(pieces: Iterable[bytes | memoryview], sha: hashlib._Hash) -> Iterator[bytes | memoryview]:
+    for piece in pieces:
+        sha.update(piece)
+        yield piece
 
 
 def _shapes(metrics: tuple[MetricSum, ...]) -> tuple[MetricShape, ...]:

@@ -106,7 +106,7 @@ class Binding:
 class Sealer:
     """Seals one stream, its parts in any order and as often as needed. Not for several threads at once."""
 
-    __slots__ = ("_aead", "_binding", "_bound", "_tags", "header")
+    __slots__ = ("_aead", "_bound", "_tags", "binding", "header")
 
     def __init__(self, binding: Binding, public_key: bytes, random: Callable[[int], bytes]) -> None:
         """Draws the stream's key.
@@ -115,7 +115,7 @@ class Sealer:
             MalformedMessageError: nothing can be sealed to this key.
         """
         key = random(KEY_BYTES)
-        self._binding, self._bound = binding, binding.to_bytes()
+        self.binding, self._bound = binding, binding.to_bytes()
         self.header = sealing.seal(binding.suite, public_key, key, self._bound)
         self._aead = AESGCM(key)
         self._tags: dict[int, bytes] = {}
@@ -126,7 +126,7 @@ class Sealer:
         Raises:
             ValueError: no such part, another length than it has, or another plaintext than this part had before.
         """
-        start, end = self._binding.plain_span(number)
+        start, end = self.binding.plain_span(number)
         if len(plaintext) != end - start:
             raise ValueError(f"part {number} has {len(plaintext)} bytes, expected {end - start}")
         sealed = self._aead.encrypt(_nonce(number), plaintext, self._bound + _nonce(number))
@@ -144,7 +144,7 @@ class Sealer:
         Raises:
             ValueError: an offset behind its end.
         """
-        binding = self._binding
+        binding = self.binding
         if not 0 <= offset <= binding.sealed_length:
             raise ValueError(f"byte {offset} of a sealed stream of {binding.sealed_length}")
         if offset < binding.header_bytes:
@@ -152,6 +152,27 @@ class Sealer:
         for number in range(max(0, binding.part_at(max(offset, binding.header_bytes))), binding.parts):
             begin, _ = binding.sealed_span(number)
             yield self.seal(number, read(*binding.plain_span(number)))[max(0, offset - begin) :]
+
+    def stream_of(self, pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+        """The whole sealed stream of a plaintext that comes in pieces of any size; no more than a part is held.
+
+        Raises:
+            ValueError: the pieces are not as long together as the binding says.
+        """
+        yield self.header
+        held, number = bytearray(), 0
+        for piece in pieces:
+            held += piece
+            while number < self.binding.parts and len(held) >= (size := self._size(number)):
+                yield self.seal(number, bytes(held[:size]))
+                del held[:size]
+                number += 1
+        if number != self.binding.parts or held:
+            raise ValueError(f"the plaintext has not the {self.binding.length} bytes that it is bound to")
+
+    def _size(self, number: int) -> int:
+        start, end = self.binding.plain_span(number)
+        return end - start
 
 
 class Opener:
