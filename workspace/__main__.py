@@ -16,6 +16,7 @@ from ..utils.errors import ConfigError
 from ..utils.secure_sum.terms import Suite
 from .attack_commands import attack
 from .codec_commands import codec as codecs
+from .report_commands import report
 
 _CONSOLE = Console()
 
@@ -31,6 +32,7 @@ app.add_typer(plans, name="plan")
 app.add_typer(bench, name="bench")
 app.add_typer(attack, name="attack")
 app.add_typer(codecs, name="codec")
+app.add_typer(report, name="report")
 
 
 @app.command()
