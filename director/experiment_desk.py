@@ -160,9 +160,16 @@ class ExperimentDesk:
             model_bytes=self._artifacts.size(record.model) if self._artifacts.has(record.model) else 0,
             max_rounds=settings.rounds.max_rounds,
             submitted_at=record.submitted_at,
-            rounds=tuple(self._round(one) for one in self._history.rounds(record.run)),
+            rounds=self._rounds(record.run),
             bytes_up=record.bytes_up,
             bytes_down=record.bytes_down,
+        )
+
+    def _rounds(self, run: m.RunId) -> tuple[m.RoundView, ...]:
+        told = self._history.published(run)
+        return tuple(
+            replace(self._round(one), privacy=told.get((one.round.ref.round, one.round.ref.attempt), {}))
+            for one in self._history.rounds(run)
         )
 
     def _round(self, record: RoundRecord) -> m.RoundView:

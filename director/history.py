@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from ..utils.errors import DuplicateUpdateError, ProtocolError
 from ..utils.messages import EnvoyName, RunId, TaskRef
 from ..utils.metrics import MetricSum
+from ..utils.privacy.values import PublishedEpsilon
 from ..utils.tensors import Digest
 from .database import ROUNDS, RUNS, SUBMISSIONS, reading, transaction
 from .records import (
@@ -28,6 +29,7 @@ from .records import (
     SubmissionRecord,
     SumRecord,
     metrics_values,
+    published,
     round_record,
     round_values,
     run_record,
@@ -156,6 +158,16 @@ class History:
         with reading(self._engine) as connection:
             rows = connection.execute(_SELECT_SUBMISSIONS, _key(ref)).all()
         return tuple(sorted((submission_record(ref, row) for row in rows), key=lambda record: record.envoy))
+
+    def published(self, run: RunId) -> dict[tuple[int, int], dict[EnvoyName, PublishedEpsilon]]:
+        """What sites told of their privacy ledgers, by round and attempt."""
+        told: dict[tuple[int, int], dict[EnvoyName, PublishedEpsilon]] = {}
+        with reading(self._engine) as connection:
+            for row in connection.execute(_SELECT_PUBLISHED, {"key_run": run}):
+                one = published(row.privacy)
+                if one is not None:
+                    told.setdefault((row.round, row.attempt), {})[EnvoyName(row.envoy)] = one
+        return told
 
     def close_round(
         self,
@@ -290,6 +302,11 @@ _SELECT_LAST_ROUND = (
 )
 _INSERT_SUBMISSION = insert(SUBMISSIONS)
 _SELECT_SUBMISSIONS = select(SUBMISSIONS).where(_THIS_TASK)
+_SELECT_PUBLISHED = (
+    select(SUBMISSIONS.c.round, SUBMISSIONS.c.attempt, SUBMISSIONS.c.envoy, SUBMISSIONS.c.privacy)
+    .where(SUBMISSIONS.c.run == bindparam("key_run"))
+    .order_by(SUBMISSIONS.c.round, SUBMISSIONS.c.attempt, SUBMISSIONS.c.envoy)
+)
 _NOTHING = {"num_examples": None, "metrics": None}
 _SCRUB = (
     update(SUBMISSIONS).where(_THIS_TASK).values(num_examples=bindparam("num_examples"), metrics=bindparam("metrics"))

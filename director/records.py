@@ -14,6 +14,7 @@ from sqlalchemy import Row
 
 from ..utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from ..utils.metrics import MetricKind, MetricSum
+from ..utils.privacy.values import PublishedEpsilon, Unit
 from ..utils.tensors import Digest
 from .rounds import Round, RoundState
 
@@ -105,6 +106,7 @@ class SubmissionRecord:
     num_examples: int  # 0 once the round is over
     metrics: tuple[MetricSum, ...]  # () once the round is over
     spool: str  # the name of the spooled file; "" for a metrics report
+    privacy: PublishedEpsilon | None = None  # what the site tells of its ledger; it stays
 
 
 def round_values(this: Round) -> dict[str, Any]:
@@ -220,6 +222,7 @@ def submission_values(record: SubmissionRecord) -> dict[str, Any]:
         "num_examples": record.num_examples,
         "metrics": metrics_values(record.metrics),
         "spool": record.spool,
+        "privacy": record.privacy.to_json() if record.privacy else None,
     }
 
 
@@ -233,7 +236,13 @@ def submission_record(ref: TaskRef, row: Row[Any]) -> SubmissionRecord:
         num_examples=row.num_examples or 0,
         metrics=_metrics_of(row.metrics or []),
         spool=row.spool,
+        privacy=published(row.privacy),
     )
+
+
+def published(kept: dict[str, Any] | None) -> PublishedEpsilon | None:
+    """What a site told of its ledger, from its JSON."""
+    return PublishedEpsilon(kept["epsilon"], kept["delta"], Unit(kept["unit"])) if kept else None
 
 
 def metrics_values(metrics: tuple[MetricSum, ...]) -> list[list[Any]]:

@@ -433,7 +433,7 @@ class SumView(_message.Message):
     def __init__(self, survivors: _Optional[_Iterable[str]] = ..., cohort: _Optional[int] = ..., threshold: _Optional[int] = ..., total_weight: _Optional[int] = ..., transcript: _Optional[bytes] = ...) -> None: ...
 
 class RoundView(_message.Message):
-    __slots__ = ("round", "attempt", "kind", "state", "invited", "received", "seconds", "metrics", "model_digest", "reason", "sum")
+    __slots__ = ("round", "attempt", "kind", "state", "invited", "received", "seconds", "metrics", "model_digest", "reason", "sum", "privacy")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -445,6 +445,7 @@ class RoundView(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SUM_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempt: int
     kind: TaskKind
@@ -456,7 +457,16 @@ class RoundView(_message.Message):
     model_digest: bytes
     reason: str
     sum: SumView
-    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., state: _Optional[str] = ..., invited: _Optional[int] = ..., received: _Optional[int] = ..., seconds: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., model_digest: _Optional[bytes] = ..., reason: _Optional[str] = ..., sum: _Optional[_Union[SumView, _Mapping]] = ...) -> None: ...
+    privacy: _containers.RepeatedCompositeFieldContainer[SitePrivacy]
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., state: _Optional[str] = ..., invited: _Optional[int] = ..., received: _Optional[int] = ..., seconds: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., model_digest: _Optional[bytes] = ..., reason: _Optional[str] = ..., sum: _Optional[_Union[SumView, _Mapping]] = ..., privacy: _Optional[_Iterable[_Union[SitePrivacy, _Mapping]]] = ...) -> None: ...
+
+class SitePrivacy(_message.Message):
+    __slots__ = ("envoy", "privacy")
+    ENVOY_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_FIELD_NUMBER: _ClassVar[int]
+    envoy: str
+    privacy: PublishedEpsilon
+    def __init__(self, envoy: _Optional[str] = ..., privacy: _Optional[_Union[PublishedEpsilon, _Mapping]] = ...) -> None: ...
 
 class ExperimentView(_message.Message):
     __slots__ = ("run", "name", "state", "reason", "plan_digest", "model_digest", "model_bytes", "max_rounds", "rounds", "submitted_at", "bytes_up", "bytes_down")

@@ -339,6 +339,7 @@ class RoundView:
     model: Digest | None = None
     reason: str = ""
     sum: SumView | None = None  # None: a round without secure aggregation, or not closed
+    privacy: dict[EnvoyName, PublishedEpsilon] = field(default_factory=dict)  # of the sites that published theirs
 
 
 @dataclass(frozen=True, slots=True)

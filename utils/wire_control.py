@@ -143,6 +143,9 @@ def _round_to_pb(view: m.RoundView) -> pb.RoundView:
         model_digest=field.digest_bytes(view.model),
         reason=field.said(view.reason),
         sum=sum_view_to_pb(view.sum) if view.sum else None,
+        privacy=[
+            pb.SitePrivacy(envoy=name, privacy=field.published_to_wire(one)) for name, one in view.privacy.items()
+        ],
     )
 
 
@@ -178,4 +181,5 @@ def _round(view: pb.RoundView) -> m.RoundView:
         model=field.optional_digest(view.model_digest, "a model"),
         reason=field.line(view.reason, "a reason"),
         sum=sum_view_from_pb(view.sum) if view.HasField("sum") else None,
+        privacy={m.EnvoyName(field.name(one.envoy, "an envoy")): field.published(one.privacy) for one in view.privacy},
     )

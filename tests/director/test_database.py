@@ -10,13 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from fedveil.director import database
 from fedveil.director.database import HEAD, METADATA, DirectorLock, open_database, reading, transaction
+from fedveil.director.history import History
 from fedveil.utils.errors import StorageError
+from fedveil.utils.messages import RunId
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
@@ -52,6 +55,30 @@ def test_opening_again_keeps_what_is_there_and_needs_no_alembic(engine: Engine, 
     )
     again = [sys.executable, "-c", code, database_url]
     assert subprocess.run(again, capture_output=True, text=True, check=True, timeout=60).stdout == "1.5 False\n"
+
+
+def test_runs_from_before_secure_sums_are_read_as_runs_without(database_url: str) -> None:
+    engine = open_database(database_url, durable=False)
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    with engine.connect() as connection, connection.begin():
+        config.attributes.update(connection=connection, metadata=METADATA)
+        command.downgrade(config, "0001")
+        values = "1, 'a-1', 'a', 'running', '', 'p', 'l', '', 1.0, 1.0, NULL, '', 'm', 0, 0"
+        connection.execute(text(f"INSERT INTO runs VALUES ({values})"))
+        values = (
+            "'a-1', 1, 1, 'p', 'train', 'open', 1.0, '[]', '[]', '[]', '[]', '', 'm', NULL, NULL, '[]', 0, 1.0, NULL"
+        )
+        connection.execute(text(f"INSERT INTO rounds VALUES ({values})"))
+        connection.execute(text("INSERT INTO submissions VALUES ('a-1', 1, 1, 'site-a', 'd', 1, 5, '[]', '')"))
+    engine.dispose()
+    engine = open_database(database_url, durable=False)
+    history = History(engine)
+    assert dict(history.run(RunId("a-1")).expelled) == {}
+    (record,) = history.rounds(RunId("a-1"))
+    assert record.sum is None
+    assert [one.privacy for one in history.submissions(record.round.ref)] == [None]
+    engine.dispose()
 
 
 def test_several_processes_may_make_the_same_new_database_at_once(database_url: str) -> None:

@@ -14,10 +14,12 @@ import pytest
 from fedveil.director import rounds
 from fedveil.director.database import open_database, reading, transaction
 from fedveil.director.history import Ending, History, RoundRecord, RunRecord, RunState, SubmissionRecord
+from fedveil.director.records import SumRecord
 from fedveil.director.rounds import Round, RoundPolicy, RoundState
 from fedveil.utils.errors import DuplicateUpdateError, MalformedMessageError, ProtocolError
 from fedveil.utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from fedveil.utils.metrics import MetricSum, auc_of, mean_of
+from fedveil.utils.privacy.values import PublishedEpsilon, Unit
 from fedveil.utils.tensors import Digest, digest_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -95,6 +97,34 @@ def test_a_run_comes_back_as_it_was_submitted_and_in_that_order(history: History
     history.enqueue(later)
     assert history.runs() == (RUN, later)
     assert history.run(RUN.run) == RUN
+
+
+def test_what_a_site_tells_of_its_privacy_ledger_stays_when_its_other_values_go(history: History) -> None:
+    this, told = begin(history), PublishedEpsilon(1.5, 1e-5, Unit.PATIENT)
+    for envoy in (A, B):
+        this = rounds.receive(this, REF, envoy)
+        history.add_submission(replace(answer(envoy), privacy=told if envoy == A else None), this)
+    assert [one.privacy for one in history.submissions(REF)] == [told, None]
+    close(history, rounds.close(rounds.due(this, POLICY, 12.0)), None, Ending(RunState.FINISHED, "done"))
+    assert [one.num_examples for one in history.submissions(REF)] == [0, 0]
+    assert history.published(RUN.run) == {(1, 1): {A: told}}
+
+
+def test_a_secure_sum_leaves_its_record_and_a_run_remembers_whom_it_expelled(history: History) -> None:
+    record = SumRecord((A, B), 3, 2, 154, "ab" * 32, (0, 7), (8.0, 4.0))
+    history.close_round(
+        rounds.close(collect(history)),
+        model_out=NEXT_MODEL,
+        metrics=LOSS,
+        optimizer_state=None,
+        num_examples=154,
+        now=13.5,
+        next_round=replace(FIRST, ref=replace(REF, round=2)),
+        secure_sum=record,
+    )
+    history.expel(RUN.run, {B: "B dealt A other shares than it committed to"})
+    assert [one.sum for one in history.rounds(RUN.run)] == [record, None]
+    assert dict(history.run(RUN.run).expelled) == {B: "B dealt A other shares than it committed to"}
 
 
 def test_a_run_is_submitted_once_and_an_unknown_one_is_named(history: History) -> None:

@@ -47,6 +47,7 @@ asked = st.one_of(
     st.just(m.AskedProtection()),
     st.builds(m.AskedProtection, positive, st.just(0.0) | positive),
 )
+epsilons = st.builds(PublishedEpsilon, st.floats(0, 1e9), st.floats(1e-12, 0.5), st.sampled_from(Unit))
 bounds = st.lists(st.floats(min_value=0, exclude_min=True, allow_infinity=False), min_size=1, max_size=4).map(tuple)
 terms = st.builds(
     lambda equal, weight, **fields: SumTerms(equal_weights=equal, max_weight=1 if equal else weight, **fields),
@@ -102,6 +103,7 @@ rounds = st.builds(
     model=st.none() | digests,
     reason=lines,
     sum=st.none() | sums,
+    privacy=st.dictionaries(names, epsilons, max_size=2),
 )
 experiments = st.builds(
     m.ExperimentView,
@@ -120,7 +122,7 @@ experiments = st.builds(
 )
 envoys = st.builds(m.EnvoyView, names, lines, st.booleans(), finite)
 
-published = st.none() | st.builds(PublishedEpsilon, st.floats(0, 1e9), st.floats(1e-12, 0.5), st.sampled_from(Unit))
+published = st.none() | epsilons
 
 # name: (message, to the wire, from the wire)
 MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Callable[[bytes], object]]] = {
