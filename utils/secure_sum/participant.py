@@ -42,7 +42,7 @@ from .rules import (
     organizations_of,
     settle_retry,
 )
-from .sealing import PrivateKey, key_pair, open_box, seal
+from .sealing import PrivateKey, is_available, key_pair, open_box, seal
 from .shamir import SHARE_BYTES, split
 from .signed import Kind, Signed, Signer, check_signed, signed
 from .spec import SumSpec, rounding_key
@@ -178,6 +178,8 @@ def advertise(
         SumRefusedError: a suite below the site's, or an attempt that it already shared secrets in.
     """
     check_suite(site.floors, spec.terms.suite)
+    if not is_available(spec.terms.suite):
+        raise SumRefusedError(f"this machine's cryptography has no {spec.terms.suite.value}; `pip` has wheels that do")
     if site.name not in site.roster:
         raise SumRefusedError(f"{site.name} is not in the roster that this site accepted itself")
     if promises.of(spec.ref) is not None:
@@ -432,13 +434,16 @@ def _piece(
     """What one envoy gets; the dealer keeps its own shares, and commits to them all the same."""
     suite = cohort.spec.terms.suite
     share_box = pair_box = pair_commitment = b""
-    if to != me:
-        info = cohort.box_info("shares", me, to)
-        share_box = seal(suite, cohort.advert(to).share_key, mask_share + self_share, info)
-    if cohort.deals(me, to):
-        seed = cohort.derived(mask_secret, "pair seed", me, to)
-        pair_box = seal(suite, cohort.advert(to).mask_key, seed, cohort.box_info("pair seed", me, to))
-        pair_commitment = cohort.commitment(seed, "pair seed", me, to)
+    try:
+        if to != me:
+            info = cohort.box_info("shares", me, to)
+            share_box = seal(suite, cohort.advert(to).share_key, mask_share + self_share, info)
+        if cohort.deals(me, to):
+            seed = cohort.derived(mask_secret, "pair seed", me, to)
+            pair_box = seal(suite, cohort.advert(to).mask_key, seed, cohort.box_info("pair seed", me, to))
+            pair_commitment = cohort.commitment(seed, "pair seed", me, to)
+    except MalformedMessageError as error:
+        raise BadShareError(f"{to} advertised {error}", to) from error
     return Piece(
         share_box=share_box,
         pair_box=pair_box,

@@ -34,6 +34,7 @@ from . import encoding
 from .cohort import Cohort, check_advert, check_deal, cohort_of, delivery_digest, fixed_point
 from .opened import Opened, add_vector, decode, masker, opened, tallies, tally_start, unmask_total
 from .rules import LEAST_ORGANIZATIONS, organizations_of, threshold_of
+from .sealing import seal
 from .signed import Kind, Signed, check_signed
 from .spec import MAX_COHORT, SumSpec
 from .statements import (
@@ -340,7 +341,12 @@ def open_sum(state: Unmasking) -> Opened:
 
 
 def _advertised(state: Gathering, by: EnvoyName, said: Signed) -> dict[EnvoyName, Signed]:
-    check_advert(state.spec, state.roster, said)
+    advert = check_advert(state.spec, state.roster, said)
+    for key in (advert.share_key, advert.mask_key):
+        try:
+            seal(state.spec.terms.suite, key, b"", b"")  # whoever has a key that is none would stop everybody else
+        except MalformedMessageError as error:
+            raise MalformedMessageError(f"{by} advertises {error}") from error
     return {**state.heard, by: said}
 
 

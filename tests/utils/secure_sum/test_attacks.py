@@ -809,6 +809,21 @@ def test_a_mask_key_that_does_not_follow_from_the_mask_secret_is_named_when_its_
     assert caught.value.site == "site-04"
 
 
+def test_a_site_whose_key_is_none_is_named_before_it_stops_the_others():
+    """X25519's point of small order: every site that sealed to it would refuse."""
+    play = Play()
+    state = play_advert(play, "site-04")
+    advert = replace(encoding.read_advert(state.advert.body), share_key=bytes(32))
+    forged = signed("site-04", Kind.ADVERT, encoding.advert_body(advert), play.cast.sites["site-04"].sign)
+    with pytest.raises(MalformedMessageError, match="site-04 advertises a public key"):
+        summation.take(play.stage, "site-04", encoding.encode(forged))
+    call = call_of(play.adverts()["site-00"])  # a director that lets it pass
+    adverts = (*call.adverts[:4], forged, *call.adverts[5:])
+    with pytest.raises(BadShareError, match="site-04 advertised a public key") as caught:
+        play.share("site-00", encoding.encode(replace(call, adverts=adverts)))
+    assert caught.value.site == "site-04"
+
+
 def test_a_deal_with_boxes_too_many_or_pieces_that_it_did_not_sign_is_refused_at_once():
     play = Play()
     item = play.adverts()["site-00"]
