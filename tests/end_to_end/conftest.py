@@ -26,6 +26,7 @@ from fedveil.workspace.plan_builder import build_plan
 
 HERE = Path(__file__).parent
 SITES = ("site-a", "site-b", "site-c")
+FOUR = (*SITES, "site-d")
 ENVOY = """
 [training]
 preload_torch = false
@@ -82,20 +83,22 @@ def wait_until(is_so: Callable[[], bool], what: str, seconds: float = 60.0) -> N
 
 
 class ToyFederation(LocalFederation):
-    """Three envoys that are in, and a director that may die at any time and come back at the same address."""
+    """Envoys that are in, and a director that may die at any time and come back at the same address."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sites: tuple[str, ...] = SITES, envoy: str = ENVOY) -> None:
         super().__init__(folder, "toys")
+        self.sites, self._envoy = sites, envoy
         self.lives = 0  # directors started
 
     def set_up(self) -> None:
-        """A director that runs, and three envoys."""
+        """A director that runs, and its envoys: all are in before the first starts, so that their rosters are whole."""
         self.found(settings={"listen": f'"127.0.0.1:{_free_port()}"'})
         self.start_director()
         self.wait_for_director()
-        for name in SITES:
+        for name in self.sites:
             folder = self.join(name, name.title())
-            (folder / "envoy.toml").write_text(ENVOY, "utf-8")
+            (folder / "envoy.toml").write_text(self._envoy, "utf-8")
+        for name in self.sites:
             self.start_envoy(name)
 
     def plan(self, **settings: float) -> Bundle:
@@ -114,6 +117,15 @@ class ToyFederation(LocalFederation):
         command = [sys.executable, str(HERE / "crashing_director.py"), str(self.director_folder), *doom]
         with (self.director_folder / "log.txt").open("ab") as log:
             self.director = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def start_doomed_envoy(self, name: str, *doom: str) -> None:
+        """An envoy that will kill itself; when as ``crashing_envoy.py`` takes it."""
+        command = [sys.executable, str(HERE / "crashing_envoy.py"), str(self.folder / name), *doom]
+        with (self.folder / name / "log.txt").open("ab") as log:
+            self.envoys[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def is_envoy_dead(self, name: str) -> bool:
+        return self.envoys[name].poll() is not None
 
     def kill_director(self) -> None:
         assert self.director is not None
@@ -140,7 +152,7 @@ class ToyFederation(LocalFederation):
 
     def trainings(self) -> dict[str, int]:
         """How often each site began to train."""
-        return {name: self.says(name, "training begins") for name in SITES}
+        return {name: self.says(name, "training begins") for name in self.sites}
 
     def record(self, name: str) -> RunRecord | None:
         """The run of a name, from the director's database; the director may be dead."""
@@ -187,7 +199,7 @@ class ToyFederation(LocalFederation):
 
     def wait_for_all(self, seconds: float = 30.0) -> None:
         """Until the director sees every envoy."""
-        wait_until(lambda: self._answers() and self.connected() == set(SITES), "all envoys", seconds)
+        wait_until(lambda: self._answers() and self.connected() == set(self.sites), "all envoys", seconds)
 
     def finish(self, run: RunId) -> ExperimentView:
         """Wait for a run's end; it must have finished."""
@@ -218,6 +230,22 @@ def federation(tmp_path: Path) -> Iterator[ToyFederation]:
         for envoy in federation.envoys.values():
             envoy.send_signal(signal.SIGCONT)
         federation.history._engine.dispose()
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Iterator[ToyFederation]:
+    """Four whose updates leave them inside secure sums alone."""
+    with ToyFederation(tmp_path, FOUR, ENVOY.replace('"allowed"', '"required"')) as federation:
+        federation.set_up()
+        federation.wait_for_all()
+        yield federation
+        federation.history._engine.dispose()
+
+
+@pytest.fixture
+def toy_federation() -> Callable[[Path], ToyFederation]:
+    """Makes a federation of four in a folder; whoever asks for it sets it up and ends it."""
+    return lambda folder: ToyFederation(folder, FOUR, ENVOY.replace('"allowed"', '"required"'))
 
 
 @pytest.fixture(name="wait_until")

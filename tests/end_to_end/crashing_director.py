@@ -2,6 +2,7 @@
 
     python crashing_director.py FOLDER --kill-at N --when before|after    the Nth transition since it started
     python crashing_director.py FOLDER --kill-at-byte N [--torn]          the Nth byte of updates since it started
+    python crashing_director.py FOLDER --kill-at-event N --when ...       the Nth event of secure sums since it started
 
 The director is the real one; only where it dies is decided here. ``before`` is after the statements and before their
 commit. ``torn`` leaves bytes on disk that the spool's header does not know of.
@@ -18,11 +19,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from fedveil.director import uploads
+from fedveil.director import sums, uploads
 from fedveil.director.config import load_config
 from fedveil.director.history import History
 from fedveil.director.server import Director
 from fedveil.director.spool import Spool
+from fedveil.director.sum_log import Event, SumLog
 from fedveil.utils.logs import log_to_stderr
 from sqlalchemy import Connection, Engine
 
@@ -70,6 +72,21 @@ class DoomedSpool(Spool):
         die("in an upload")
 
 
+class DoomedLog(SumLog):
+    """Its Nth event is its last."""
+
+    left = 0
+    when = "after"
+
+    def append(self, event: Event, now: float) -> None:
+        DoomedLog.left -= 1
+        if DoomedLog.left == 0 and DoomedLog.when == "before":
+            die("before an event of a secure sum")
+        super().append(event, now)
+        if DoomedLog.left == 0:
+            die(f"after an event of a secure sum: {event.way.value} {event.stage}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -77,11 +94,15 @@ def main() -> None:
     parser.add_argument("--when", choices=("before", "after"), default="after")
     parser.add_argument("--kill-at-byte", type=int)
     parser.add_argument("--torn", action="store_true")
+    parser.add_argument("--kill-at-event", type=int)
     given = parser.parse_args()
     uploads.PART_BYTES = 4096  # so that a small model comes in several parts
     if given.kill_at_byte is not None:
         DoomedSpool.left, DoomedSpool.is_torn = given.kill_at_byte, given.torn
         uploads.Spool = DoomedSpool
+    if given.kill_at_event is not None:
+        DoomedLog.left, DoomedLog.when = given.kill_at_event, given.when
+        sums.SumLog = DoomedLog
     config = load_config(given.folder)
     log_to_stderr(config.log_level)
     director = Director(given.folder, config, partial(DoomedHistory, kill_at=given.kill_at, when=given.when))
