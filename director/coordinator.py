@@ -171,6 +171,7 @@ class Coordinator:
             num_examples=header.num_examples,
             metrics=header.metrics,
             spool=self._uploads.path(envoy).name,
+            privacy=header.privacy,
         )
         with self._lock:
             self._up += header.length
