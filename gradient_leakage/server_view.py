@@ -19,7 +19,7 @@ What it finds, at ``LEVEL``, in vectors of 25,000 words of four sites over two r
 | a mask that begins anew after 1, 4, 2^14 or 2^18 words | correlation of words so far apart | 100 beyond it |
 | words sent without a mask, at random places | bytes | 1 word in 100 |
 | a mask whose highest bit is set 55 times in 100 | bytes | 25,000 words |
-| a linear share of the update in the vector | correlation | ``least_correlation``: 0.046 |
+| a linear share of the update in the vector | correlation | ``least_correlation``: 0.05 |
 | a short seed; a known key; a mask that only another run shows | nothing here | - |
 
 Pure: numbers in, numbers out. Only somebody who owns all sites has the true updates to correlate with; the looks at
@@ -145,7 +145,7 @@ def least_correlation(size: int, looks: int, level: float = LEVEL, power: float 
     """The least correlation that one of so many looks at ``size`` numbers finds with that chance.
 
     >>> round(least_correlation(25_000, 400), 3)
-    0.048
+    0.049
     """
     return (math.sqrt(2 * math.log(2 * looks / level)) + float(norm.ppf(power))) / math.sqrt(size)
 
