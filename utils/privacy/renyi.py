@@ -69,10 +69,10 @@ def _price(delta: float) -> Curve:
 def _of_one(mechanism: Mechanism) -> Curve:
     """One step at each order."""
     if isinstance(mechanism, Skellam):
-        from ..secure_sum import skellam
+        from ..secure_sum.skellam import rdp
 
         l1, l2 = mechanism.sensitivity_l1, mechanism.sensitivity_l2
-        found = skellam.rdp(ORDERS, sensitivity_l1=l1, sensitivity_l2=l2, variance=mechanism.variance)
+        found = rdp(ORDERS, sensitivity_l1=l1, sensitivity_l2=l2, variance=mechanism.variance)
         return np.asarray(found, np.float64)
     if isinstance(mechanism, Gaussian) or mechanism.sampling_rate == 1:
         return np.asarray(ORDERS, np.float64) / (2 * mechanism.noise_multiplier**2)

@@ -5,11 +5,11 @@ import pytest
 from fedveil.utils.errors import ConfigError, PrivacyError
 from fedveil.utils.privacy import accounting
 from fedveil.utils.privacy.accounting import checked, cross_check, reported, stopping
-from fedveil.utils.privacy.events import Gaussian, Release, SampledGaussian, grouped
+from fedveil.utils.privacy.events import Gaussian, Release, SampledGaussian, Skellam, grouped
 from fedveil.utils.privacy.gaussian import calibrated_noise, exact_epsilon, release_epsilon
 from fedveil.utils.privacy.renyi import ORDERS, curve, epsilons, filter_order, repetitions
 from fedveil.utils.privacy.values import Accountant, Epsilon, PublishedEpsilon, Unit, accountant_named, rounded_up
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 HISTORIES = {
@@ -98,6 +98,7 @@ def test_renyi_divergence_is_that_of_dp_accounting_at_every_order(rate, noise):
         assert ours == pytest.approx(theirs.get_epsilon(delta), rel=1e-6, abs=0.05)  # theirs is 0 for next to nothing
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.floats(0.001, 1), st.floats(0.3, 50), st.integers(1, 1000), st.integers(1, 1000))
 def test_a_history_costs_the_same_in_pieces(rate, noise, first, second):
     pieces = [SampledGaussian(rate, noise, first), SampledGaussian(rate, noise, second)]
@@ -105,6 +106,7 @@ def test_a_history_costs_the_same_in_pieces(rate, noise, first, second):
     assert grouped(pieces) == grouped([SampledGaussian(rate, noise, first + second)]) or rate == 1
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.floats(0.01, 1), st.floats(0.5, 20), st.floats(0.2, 10), st.integers(0, 200))
 def test_as_many_rounds_fit_as_are_said_to_fit_and_not_one_more(rate, noise, budget, before):
     history, next_ = (
@@ -141,6 +143,7 @@ def test_the_textbook_formula_wastes_noise_below_one_and_is_too_small_for_large_
     assert math.sqrt(2 * math.log(1.25 / 0.01)) / 20 < calibrated_noise(20, 0.01)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.floats(0.01, 50), st.floats(1e-9, 0.1))
 def test_calibrated_noise_spends_what_was_asked_and_not_more(epsilon, delta):
     noise = calibrated_noise(epsilon, delta)
@@ -154,6 +157,7 @@ def test_every_epsilon_prints_with_delta_unit_and_mechanism():
     assert str(PublishedEpsilon(1.5, 1e-6, Unit.PATIENT)) == "epsilon 1.5 at delta 1e-06 per patient"
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.floats(1e-9, 1e6))
 def test_an_epsilon_is_never_printed_below_what_it_is(epsilon):
     assert epsilon <= float(rounded_up(epsilon)) <= epsilon * 1.0011
@@ -223,3 +227,34 @@ def test_an_epsilon_that_cannot_be_is_our_own_mistake(epsilon, delta):
 )
 def test_a_release_survives_being_written_down(release):
     assert Release.from_json(release.to_json()) == release
+
+
+def skellam(steps=1, **changes):
+    return Skellam(**({"sensitivity_l1": 2.0e5, "sensitivity_l2": 2.0e4, "variance": 4.0e8, "steps": steps} | changes))
+
+
+def test_fine_skellam_noise_costs_a_little_more_than_gaussian_noise_of_its_variance():
+    gaussian = stopping([Gaussian(1.0, 10)], 1e-5, Unit.SITE).value  # sqrt(4e8) / 2e4
+    assert gaussian <= stopping([skellam(10)], 1e-5, Unit.SITE).value < 1.01 * gaussian
+
+
+def test_a_history_with_skellam_noise_is_reported_by_renyi_divergence_and_says_so():
+    history = [skellam(2), SampledGaussian(0.1, 2.0), skellam(3)]
+    found = reported(history, 1e-5, Unit.SITE)
+    assert found.accountant is Accountant.RDP
+    assert found.value == stopping(history, 1e-5, Unit.SITE).value
+    assert "Skellam in the secure sum + Poisson-sampled Gaussian" in str(found)
+    assert checked(history, 1e-5, Unit.SITE).prv is None
+    assert grouped(history) == (skellam(5), SampledGaussian(0.1, 2.0))
+
+
+def test_skellam_noise_for_a_site_protects_each_patient_by_half_and_survives_being_written_down():
+    release = Release(skellam(3), Unit.SITE)
+    assert release.protecting(Unit.PATIENT).noise_multiplier == release.mechanism.noise_multiplier / 2
+    assert Release.from_json(release.to_json()) == release
+
+
+@pytest.mark.parametrize("changes", [{"variance": 0}, {"sensitivity_l1": 1.0}, {"sensitivity_l2": 0.0}, {"steps": 0}])
+def test_skellam_noise_that_cannot_be_is_refused(changes):
+    with pytest.raises(ConfigError):
+        skellam(**changes)
