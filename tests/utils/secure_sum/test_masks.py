@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "masks.json").read_text("utf-8"))["cases"]
 KEYS = [bytes([n]) * 32 for n in range(6)]
 PIECE = PIECE_BYTES // 4
+FIRST_COUNTER = bytes(15) + b"\2"
 TYPES = {32: np.uint32, 64: np.uint64}
 
 
 def plain_keystream(key, length):
-    return Cipher(AES256(key), CTR(bytes(16))).encryptor().update(bytes(length))
+    return Cipher(AES256(key), CTR(FIRST_COUNTER)).encryptor().update(bytes(length))
 
 
 def values(size, seed=0, kind=np.uint32):
@@ -41,7 +42,7 @@ def test_nist_vector():
     key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
     counter = int("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff", 16)
     out = bytearray(32)
-    Keystream(key, 16 * counter).into(out, 16)
+    Keystream(key, 16 * (counter - 2)).into(out, 16)
     assert out[:16].hex() == "0bdf7df1591716335e9a8b15c860c502"
 
 
@@ -67,6 +68,14 @@ def test_any_cut_gives_the_words_of_the_whole(cuts, plus, minus, start):
     for begin, end in itertools.pairwise(edges):
         masker.apply(cut[begin:end])
     assert np.array_equal(whole, cut)
+
+
+def test_the_counter_goes_on_beyond_32_bits_as_ctr_says():
+    start = 16 * (2**32 - 4)
+    out = bytearray(16 * 8)
+    Keystream(KEYS[0], start).into(out, 16 * 7)
+    counter = (2**32 - 2).to_bytes(16, "big")
+    assert out[: 16 * 7] == Cipher(AES256(KEYS[0]), CTR(counter)).encryptor().update(bytes(16 * 7))
 
 
 @given(st.integers(0, 3 * PIECE))
