@@ -243,10 +243,15 @@ class Coordinator:
         """
         with self._lock:
             self.hear(envoy)
-            _, this = self._open_round(refusal.ref, envoy)
+            run, this = self._open_round(refusal.ref, envoy)
             if self._sum is not None:
                 rounds.check_voice(this, refusal.ref, envoy)
                 self._sum.refuse(envoy, self._now())
+                accused = self._sum.accuse(envoy, refusal.reason) if refusal.error == BadShareError.__name__ else None
+                if accused is not None:
+                    self._expel(
+                        run, BadShareError(f"several sites decline what it dealt them: {refusal.reason}", accused)
+                    )
                 self._save(rounds.leave(this, envoy))
             else:
                 self._save(rounds.decline(this, refusal.ref, envoy))

@@ -80,6 +80,7 @@ class SecureSum:
         self._policy, self._log, self._audit = policy, log, audit
         self._items: Mapping[EnvoyName, bytes] = {}
         self._refused: set[EnvoyName] = set()
+        self._accusers: dict[EnvoyName, set[EnvoyName]] = {}
         self._since, self._short_since = now, cast("float | None", None)
         for event in log.replay():
             try:
@@ -139,6 +140,19 @@ class SecureSum:
         if envoy not in self._refused:
             self._log.append(Event(Way.HERE, "declined", envoys=(envoy,)), now)
             self._refused.add(envoy)
+
+    def accuse(self, by: EnvoyName, reason: str) -> EnvoyName | None:
+        """A site declined because of what another dealt it; its reason begins with that one's name.
+
+        One word against another is no proof. Whom more organizations accuse than may collude is named: one of them
+        at least is honest.
+        """
+        state, accused = self._state, EnvoyName(reason.partition(" ")[0])
+        if isinstance(state, summation.Gathering) or accused not in state.cohort or accused == by:
+            return None
+        accusers = self._accusers.setdefault(accused, set())
+        accusers.add(by)
+        return accused if len(state.roster.organizations(accusers)) > state.rules.colluding else None
 
     def check_header(self, envoy: EnvoyName, header: UpdateHeader) -> None:
         """May this envoy send this masked vector now?

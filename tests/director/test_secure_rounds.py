@@ -512,6 +512,21 @@ def test_a_site_that_declines_in_the_middle_is_not_waited_for(desks):
     assert desk.rounds()[0].sum.survivors == NAMES[:3]
 
 
+def test_a_site_that_several_organizations_accuse_is_not_asked_again_and_one_accuser_is_not_enough(desks):
+    desk = desks(made_sites(5), rounds=2)
+    for stage in STAGES[:2]:
+        desk.step(stage, NAMES[:5])
+    accused, ref = NAMES[4], desk.sites[NAMES[0]].task.ref
+    reason = f"{accused} dealt {{}} other shares or another pair seed than it committed to"
+    desk.coordinator.decline(NAMES[0], m.Refusal(ref, "BadShareError", reason.format(NAMES[0])))
+    assert not desk.history.run(m.RunId("toy-1")).expelled
+    desk.coordinator.decline(NAMES[1], m.Refusal(ref, "BadShareError", reason.format(NAMES[1])))
+    assert set(desk.history.run(m.RunId("toy-1")).expelled) == {accused}
+    desk.until(lambda: desk.rounds()[0].round.state is RoundState.FAILED)  # three of five are left, and four are needed
+    desk.step("advert", NAMES[:4])
+    assert desk.rounds()[1].round.cohort == frozenset(NAMES[:4])
+
+
 def test_when_too_many_decline_the_round_fails_with_what_they_said(desks):
     desk = desks(attempts=1)
     desk.step("advert", NAMES[:4])
