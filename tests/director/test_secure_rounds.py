@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fedveil.director.active_run import ActiveRun, Outcome
 from fedveil.director.coordinator import Coordinator
 from fedveil.director.database import open_database
 from fedveil.director.history import History
@@ -47,6 +49,7 @@ from fedveil.workspace.plan_builder import build_plan
 
 PLAN = Path(__file__).parents[2] / "workspace" / "benchmarks" / "noop_plan.py"
 ELEMENTS = 5_001  # odd: padded
+PARTS = 1_000
 FEDERATION = "toys"
 NAMES = tuple(m.EnvoyName(f"site-{letter}") for letter in "abcde")
 SETTINGS = """
@@ -119,7 +122,7 @@ class Site:
         assert self.task is not None
         payload = self.update(self.task) if self.task.kind is m.TaskKind.TRAIN else None
         metrics = [mean_of("loss", self.examples / 2, self.examples)]
-        parts = participant.stream(self.state, payload, self.examples, metrics, self.task.seed, part_words=1_000)
+        parts = participant.stream(self.state, payload, self.examples, metrics, self.task.seed, part_words=PARTS)
         return np.concatenate([part.copy() for part in parts])
 
     def header(self, vector: np.ndarray) -> m.UpdateHeader:
@@ -595,6 +598,29 @@ def test_where_sums_are_kept_an_auditor_finds_all_that_the_director_saw(desks):
     went = [(one["way"], one["stage"]) for one in events]
     assert went.count(("up", "shares")) == went.count(("down", "shares")) == 4
     assert [one["envoys"] for one in events if one["way"] == "here"] == [list(NAMES[:4])] * 4
+
+
+def test_opening_a_sum_takes_no_vector_of_memory_whatever_the_number_of_sites(desks, monkeypatch):
+    """Four megabytes each, of five sites: a block, and the step of the server optimizer."""
+    monkeypatch.setitem(globals(), "ELEMENTS", 1 << 20)
+    monkeypatch.setitem(globals(), "PARTS", 1 << 18)
+    desk, peaks = desks(made_sites(5)), []
+    desk.play(until="unmasking")
+    open_sum = ActiveRun.conclude_sum
+
+    def traced(*arguments: object) -> Outcome:
+        tracemalloc.start()
+        try:
+            outcome = open_sum(*arguments)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        return outcome
+
+    monkeypatch.setattr(ActiveRun, "conclude_sum", traced)
+    desk.step("unmasking", NAMES[:5])
+    assert desk.ended().state is RunState.FINISHED
+    assert peaks[0] < 1 << 20
 
 
 def test_a_stopped_run_leaves_no_sum_behind(desks):
