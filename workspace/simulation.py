@@ -97,7 +97,8 @@ def simulate(
         experiment: more of experiment.toml, as text: settings that stand before its tables, and further tables
             (``[aggregation]``, ``[server_optimizer]``, ``[stop]``, ``[protection]``, ``[secure_sum]``). It says
             ``secure_aggregation = "required"`` for real secure sums, of which each site is an organization; they are
-            off by default, as nobody is there from whom they would hide anything.
+            off by default, as nobody is there from whom they would hide anything. ``name`` is the run's: sums round by
+            lots that are drawn by it too, so the bits of real processes need the name of theirs.
         codec: the file of the codec that the sites code their updates with; stands for the table ``[codec]``. A seeded
             one draws by the run's name too, so its model is another in real processes.
         seed: the same seed, device and threads give the same model, bit for bit; also as real processes. Noise is not
@@ -115,7 +116,7 @@ def simulate(
         home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedveil-simulation-")))
         bundle = plan if isinstance(plan, Bundle) else _built(plan, home / "plan", settings)
         first, tables = _divided(experiment)
-        head = f'name = "{_NAME}"\nplan = "plan"\nseed = "{seed % (1 << 256):064x}"\n{first}'
+        head = f'plan = "plan"\nseed = "{seed % (1 << 256):064x}"\n{first}'
         limits = f"[rounds]\nmax_rounds = {rounds}\nmin_participants = {len(sites)}\n"
         config = EnvoyConfig(
             training=_training_settings(device, threads), protection=protection, secure_aggregation=PLAIN_ALLOWED
@@ -279,15 +280,17 @@ def _roster(members: IdentityStore) -> Roster:
 
 
 def _divided(experiment: str) -> tuple[str, str]:
-    """Settings that stand before the first table, with the secure sums' default of simulations, and the tables."""
+    """Settings that stand before the first table, with the defaults of simulations, and the tables."""
     lines = experiment.splitlines(keepends=True)
     at = next((number for number, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
     first = "".join(lines[:at])
     try:
-        is_said = "secure_aggregation" in tomllib.loads(first)
+        said = tomllib.loads(first)
     except tomllib.TOMLDecodeError:
-        is_said = True  # the experiment's own reader says what is wrong with it
-    return first + ("" if is_said else 'secure_aggregation = "off"\n'), "".join(lines[at:])
+        return first, "".join(lines[at:])  # the experiment's own reader says what is wrong with it
+    defaults = {"name": _NAME, "secure_aggregation": "off"}
+    first += "".join(f'{key} = "{value}"\n' for key, value in defaults.items() if key not in said)
+    return first, "".join(lines[at:])
 
 
 def _training_settings(device: str, threads: int) -> TrainingSettings:

@@ -201,3 +201,26 @@ def test_a_folder_keeps_the_files_of_a_simulation(toy_plan, sites, tmp_path):
     fedveil.simulate(toy_plan, sites, rounds=1, folder=tmp_path / "kept")
     assert {path.name for path in (tmp_path / "kept" / "sites").iterdir()} == set(sites)
     assert open_bundle(tmp_path / "kept" / "plan").manifest.name == "Toy"
+
+
+SECURE = 'secure_aggregation = "required"\n[secure_sum]\nclip = 4.0\nmax_examples = 20\n'
+
+
+def test_secure_sums_give_the_plain_model_but_for_rounding_and_the_same_bits_each_time(toy_plan, sites):
+    plain = fedveil.simulate(toy_plan, sites, rounds=2, seed=SEED)
+    secure = fedveil.simulate(toy_plan, sites, rounds=2, seed=SEED, experiment=SECURE)
+    for name, array in load(plain.model).items():
+        np.testing.assert_allclose(load(secure.model)[name], array, atol=1e-6)
+    assert fedveil.simulate(toy_plan, dict(reversed(sites.items())), rounds=2, seed=SEED, experiment=SECURE).model == (
+        secure.model
+    )
+    assert [one.sum.survivors for one in secure.rounds] == [tuple(sorted(sites))] * 3
+    assert [one.sum for one in plain.rounds] == [None] * 3
+    for one, other in zip(secure.rounds, plain.rounds, strict=True):
+        assert one.metrics == pytest.approx(other.metrics, abs=1e-5)
+
+
+def test_two_sites_alone_make_no_secure_sum(toy_plan, sites):
+    two = dict(list(sites.items())[:2])
+    with pytest.raises(ConfigError, match="min_participants is 2, and under secure aggregation"):
+        fedveil.simulate(toy_plan, two, experiment=SECURE)
