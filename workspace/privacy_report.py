@@ -1,4 +1,4 @@
-"""One privacy report of a federation, from the reports of its sites (``envoy privacy report --json``).
+"""One privacy report of a federation: from its sites' (``envoy privacy report --json``), or as the director knows it.
 
 A site's epsilon is that of its own patients, so a federation's is the worst of them and never their sum, as long as
 nobody is a patient of two sites: such a patient's epsilons add up, and no site can know it.
@@ -13,7 +13,8 @@ from typing import Any
 
 from ..envoy.privacy_report import SCHEMA
 from ..utils.errors import ConfigError
-from ..utils.privacy.values import rounded_up
+from ..utils.messages import ExperimentView, TaskKind
+from ..utils.privacy.values import ADJACENCY, rounded_up
 
 _MAX_BYTES = 16 << 20
 _NEEDED = ("total_epsilon", "delta", "unit", "participants", "secure_aggregation", "leakage_score", "datasets")
@@ -66,6 +67,49 @@ def combined(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         },
         "leakage_score": max(scores, default=None),
         "attack_used": next((one["attack_used"] for one in reports.values() if one.get("attack_used")), None),
+        "suppressed_cells": None,
+    }
+
+
+def of_run(view: ExperimentView) -> dict[str, Any]:
+    """What a director knows of a run: the last epsilon of each site that publishes one, and whether it saw sums alone.
+
+    No total where an update came without an epsilon, or metrics left the sites: then nothing bounds the whole.
+    """
+    told = {name: one for this in view.rounds for name, one in this.privacy.items()}
+    answered = [one for one in view.rounds if one.received]
+    participants = max((one.received for one in answered), default=0)
+    units = {(one.unit, one.delta) for one in told.values()}
+    worst = max(told.values(), key=lambda one: one.epsilon, default=None)
+    trained = [one for one in answered if one.kind is TaskKind.TRAIN]
+    if (
+        any(len(one.privacy) < one.received for one in trained)
+        or any(one.metrics for one in answered)
+        or len(units) > 1
+    ):
+        worst = None
+    masked = sum(one.received for one in answered if one.sum is not None)
+    in_clear = sum(one.received for one in answered if one.sum is None)
+    return {
+        "total_epsilon": worst.epsilon if worst else None,
+        "delta": worst.delta if worst else None,
+        "unit": worst.unit.value if worst else None,
+        "adjacency": ADJACENCY,
+        "mechanism": "as the sites' own ledgers account for it, over all their studies",
+        "accountant": "the sites' own",
+        "participants": participants,
+        "sites": {
+            name: {"total_epsilon": one.epsilon, "delta": one.delta, "unit": one.unit.value}
+            for name, one in sorted(told.items())
+        },
+        "secure_aggregation": {
+            "state": "none left" if not answered else "some" if masked and in_clear else "all" if masked else "off",
+            "masked": masked,
+            "in_clear": in_clear,
+            "metrics_in_clear": sum(one.received for one in answered if one.sum is None and one.metrics),
+        },
+        "leakage_score": None,  # it stays at the sites
+        "attack_used": None,
         "suppressed_cells": None,
     }
 

@@ -4,8 +4,11 @@ import json
 
 import pytest
 from fedveil.utils.errors import ConfigError
+from fedveil.utils.messages import EnvoyName, ExperimentView, RoundView, RunId, SumView, TaskKind
+from fedveil.utils.privacy.values import PublishedEpsilon, Unit
+from fedveil.utils.tensors import Digest
 from fedveil.workspace.__main__ import app
-from fedveil.workspace.privacy_report import as_lines, combined, read_report
+from fedveil.workspace.privacy_report import as_lines, combined, of_run, read_report
 from typer.testing import CliRunner
 
 
@@ -65,3 +68,42 @@ def test_the_command_reads_the_sites_files(tmp_path):
     assert "participants: 4" in done.output
     found = json.loads(CliRunner().invoke(app, ["report", "privacy", "--json", *files]).output)
     assert set(found["sites"]) == {"north", "south"}
+
+
+def view(*rounds):
+    return ExperimentView(RunId("lungs"), "lungs", "finished", "", Digest("ab" * 32), None, 0, 9, 0.0, rounds)
+
+
+def training(number, epsilons, received=2, **more):
+    told = {EnvoyName(name): PublishedEpsilon(one, 1e-5, Unit.PATIENT) for name, one in epsilons.items()}
+    return RoundView(number, 1, TaskKind.TRAIN, "closed", 2, received, 1.0, privacy=told, **more)
+
+
+def test_a_director_knows_the_last_epsilon_of_each_site_and_whether_it_saw_sums_alone():
+    summed = SumView(("north", "south"), 2, 2, 2, Digest("cd" * 32))
+    rounds = [
+        training(1, {"north": 0.5, "south": 0.7}, sum=summed),
+        training(2, {"north": 0.9, "south": 0.8}, sum=summed),
+    ]
+    found = of_run(view(*rounds))
+    assert (found["total_epsilon"], found["unit"], found["participants"]) == (0.9, "patient", 2)
+    assert found["secure_aggregation"] == {"state": "all", "masked": 4, "in_clear": 0, "metrics_in_clear": 0}
+    assert as_lines(found)[0].startswith("total_epsilon: epsilon 0.9 at delta 1e-05 per patient (one added or removed;")
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        training(2, {"north": 0.9}),
+        training(2, {"north": 0.9, "south": 0.9}, metrics={"loss": 0.3}),
+        RoundView(2, 1, TaskKind.EVALUATE, "closed", 2, 2, 1.0, metrics={"auc": 0.9}),
+    ],
+    ids=["an update without an epsilon", "metrics beside it", "an evaluation"],
+)
+def test_a_director_names_no_total_where_something_came_that_no_epsilon_covers(second):
+    assert of_run(view(training(1, {"north": 0.5, "south": 0.7}), second))["total_epsilon"] is None
+
+
+def test_a_run_in_which_nobody_answered_has_no_total():
+    assert of_run(view())["total_epsilon"] is None
+    assert of_run(view())["secure_aggregation"]["state"] == "none left"

@@ -141,9 +141,9 @@ class PublishedEpsilon:
 def rounded_up(epsilon: float) -> str:
     """Four significant digits, never below the number.
 
-    >>> rounded_up(1.54301), rounded_up(0.0), rounded_up(12.0), rounded_up(float("inf"))
-    ('1.544', '0', '12', 'infinity')
+    >>> rounded_up(1.54301), rounded_up(0.9), rounded_up(12.0), rounded_up(float("inf"))
+    ('1.544', '0.9', '12', 'infinity')
     """
     if not math.isfinite(epsilon):
         return "infinity"
-    return f"{_FOUR_DIGITS.create_decimal_from_float(epsilon).normalize():f}"
+    return f"{_FOUR_DIGITS.create_decimal(repr(float(epsilon))).normalize():f}"
