@@ -21,7 +21,7 @@ from ..utils.command_line import errors_in_words, in_bytes
 from ..utils.errors import ConfigError
 from ..utils.identity import Role
 from ..utils.logs import log_to_stderr
-from ..utils.messages import ExperimentView, RunId
+from ..utils.messages import ExperimentView, RunId, SumView
 from .audit_commands import audit
 from .roster_commands import roster
 
@@ -185,13 +185,14 @@ def show(
         view = client.show(RunId(run))
         content = client.fetch(view.model) if model and view.model else None
     _CONSOLE.print(_experiment_table((view,)))
-    table = Table("round", "state", "answers", "seconds", "metrics", "reason")
+    table = Table("round", "state", "answers", "seconds", "metrics", "secure sum of", "reason")
     for one in view.rounds:
         number = f"{one.round}" if one.attempt == 1 else f"{one.round} (attempt {one.attempt})"
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in one.metrics.items())
         kind = "" if one.kind.value == "train" else f" {one.kind.value}"
         answers = f"{one.received} of {one.invited}"
-        table.add_row(number + kind, one.state, answers, f"{one.seconds:.2f}", metrics, one.reason)
+        summed = _summed(one.sum) if one.sum else ""
+        table.add_row(number + kind, one.state, answers, f"{one.seconds:.2f}", metrics, summed, one.reason)
     _CONSOLE.print(table)
     if model and content is not None:
         model.write_bytes(content)
@@ -224,6 +225,13 @@ def _experiment_table(views: tuple[ExperimentView, ...]) -> Table:
         done = f"{closed} of {view.max_rounds}" if view.rounds else f"of {view.max_rounds}"
         table.add_row(view.run, view.state, done, in_bytes(view.bytes_up), in_bytes(view.bytes_down), view.reason)
     return table
+
+
+def _summed(view: SumView) -> str:
+    return (
+        f"{', '.join(view.survivors)} (threshold {view.threshold} of {view.cohort}, {view.total_weight} examples,"
+        f" transcript {view.transcript[:12]})"
+    )
 
 
 def _running_port(folder: Path) -> int:
