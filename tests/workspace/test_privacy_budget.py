@@ -8,6 +8,7 @@ from fedveil.envoy.privacy_ledger import LEDGER_FILE, PrivacyLedger
 from fedveil.utils.errors import FederationError
 from fedveil.utils.privacy.events import Gaussian, Release
 from fedveil.utils.privacy.values import Unit
+from fedveil.workspace.privacy_report import of_run
 
 NOISED = ProtectionPolicy((Step.CHECK, Step.CLIP, Step.NOISE), max_norm=1.0, noise_multiplier=8.0, metrics=("*",))
 RELEASE = (Release(Gaussian(8.0), Unit.SITE),)
@@ -63,6 +64,10 @@ def test_under_a_secure_sum_rounds_of_noised_updates_fit_and_send_no_metrics(toy
     assert [(one.state, one.metrics) for one in done.rounds] == [("closed", {})] * 2
     assert all(one.sum.total_weight == len(sites) for one in done.rounds)
     assert {len(book(folder, site).spendings) for site in sites} == {2}
+    known = of_run(done.view)  # of the director
+    assert known["total_epsilon"] == pytest.approx(book(folder, "north").spent().value)
+    assert (known["delta"], known["unit"], known["participants"]) == (1e-5, "patient", len(sites))
+    assert known["secure_aggregation"]["state"] == "all"
 
 
 def test_a_plan_without_a_guarantee_is_refused_before_anything_is_trained(toy_plan, sites, folder):
