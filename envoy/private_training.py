@@ -200,4 +200,6 @@ def _seed_all(seed: int) -> None:
     """Everything that a plan may draw from; ``training.deterministic`` puts it back."""
     random.seed(seed)
     np.random.seed(seed % (1 << 32))  # noqa: NPY002 - plans may use numpy's old generator
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a traceback of each call where CUDA may start
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types for it
+        torch.cuda.manual_seed_all(seed)
