@@ -1,4 +1,4 @@
-"""The README's set-up with two sites, command by command, and a cable that is pulled; hosts are network namespaces.
+"""The README's set-up with three sites, command by command, and a cable that is pulled; hosts are network namespaces.
 
 It needs root, `ip` (Debian: iproute2) and a kernel that lets namespaces be made; elsewhere it is skipped.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -27,6 +28,7 @@ from safetensors.numpy import load_file
 
 BIN = Path(sys.executable).parent
 DIRECTOR = "10.87.0.1"
+HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")
 PLAN = '''
 import numpy as np
 from fedveil import ArrayPlan, DataKind, DataSpec, mean_of
@@ -56,10 +58,9 @@ class Brightness(ArrayPlan):
 EXPERIMENT = """
 name = "brightness"
 plan = "brightness.bundle"
-secure_aggregation = "off"
 [rounds]
 max_rounds = 3
-min_participants = 2
+min_participants = 3
 """
 
 
@@ -110,6 +111,12 @@ class Host:
     def cable(self, state: str) -> None:
         """Pull it (down) or plug it in (up); what is on its way is lost, and nobody is told."""
         assert not _run("ip", "-n", self._name, "link", "set", "eth0", state).returncode
+
+    def restart(self) -> None:
+        """`envoy start` again: it reads its settings."""
+        self.end()
+        self.processes.clear()
+        self.starts("envoy start")
 
     def end(self) -> None:
         for process in self.processes:
@@ -165,10 +172,11 @@ def network() -> Iterator[Callable[[str, str], str]]:
 
 
 @pytest.fixture
-def hosts(network: Callable[[str, str], str], tmp_path: Path) -> Iterator[tuple[Host, Host, Host]]:
-    """The director's, and two hospitals'."""
+def hosts(network: Callable[[str, str], str], tmp_path: Path) -> Iterator[tuple[Host, ...]]:
+    """The director's, and three hospitals'."""
     made = []
-    for name, address in (("director", DIRECTOR), ("hospital-a", "10.87.0.2"), ("hospital-b", "10.87.0.3")):
+    for nth, name in enumerate(("director", *HOSPITALS), start=1):
+        address = f"10.87.0.{nth}"
         home = tmp_path / name
         home.mkdir()
         room = {"FEDVEIL_DIRECTOR" if name == "director" else "FEDVEIL_ENVOY": str(home / "folder")}
@@ -192,49 +200,79 @@ def xrays(folder: Path, seed: int) -> None:
 
 
 def set_up(director: Host, hospitals: list[Host], wait_until: Callable[..., None]) -> None:
-    """As the README says it."""
+    """As the README says it, up to the roster."""
     shown = director.types(f"director init lungs --address {DIRECTOR}")
     fingerprint = shown.partition("read out to sites: ")[2].splitlines()[0].strip()
     director.starts("director start")
     wait_until((director.home / "folder" / "director.address").exists, "the director")
-    for nth, (hospital, name) in enumerate(zip(hospitals, ("hospital-a", "hospital-b"), strict=True)):
-        director.types(f"director invite {name} --organization H --out {name}.join")
+    for nth, (hospital, name) in enumerate(zip(hospitals, HOSPITALS, strict=False)):
+        director.types(f"director invite {name} --organization H{nth} --out {name}.join")
         shutil.move(director.home / f"{name}.join", hospital.home)  # handed over like a password
         assert fingerprint in hospital.types(f"envoy join {name}.join").replace("\n", "")
         xrays(hospital.home / "xrays", nth)
-        file = hospital.home / "folder" / "envoy.toml"
-        allowed = file.read_text("utf-8").replace('rule = "required"', 'rule = "allowed"')
-        file.write_text(allowed + "\n[training]\npreload_torch = false\n", "utf-8")
+        with (hospital.home / "folder" / "envoy.toml").open("a") as settings:
+            settings.write("\n[training]\npreload_torch = false\n")
         hospital.types("envoy data add chest-xray xrays")
         hospital.starts("envoy start")
     (director.home / "plan.py").write_text(PLAN, "utf-8")
     director.types("fedveil plan build plan.py --out brightness.bundle")
 
 
+def accept_rosters(hospitals: list[Host]) -> None:
+    """At each hospital; the fingerprints that it shows are the ones that the others read out."""
+    fetched = [hospital.types("envoy roster fetch") for hospital in hospitals]
+    digest = re.search(r"envoy roster accept ([0-9a-f]{64})", "".join(fetched[0].split("\n")))
+    for hospital, said in zip(hospitals, fetched, strict=True):
+        assert digest[1] in said
+        assert said.count("+ hospital-") == len(hospitals)
+        assert "3 envoys accepted" in hospital.types(f"envoy roster accept {digest[1]}")
+
+
 @pytest.mark.slow
-def test_two_hospitals_on_hosts_of_their_own_train_together_as_the_readme_says(hosts, wait_until):
+def test_three_hospitals_on_hosts_of_their_own_train_together_as_the_readme_says(hosts, wait_until):
     director, *hospitals = hosts
     set_up(director, hospitals, wait_until)
+    accept_rosters(hospitals)
     (director.home / "experiment.toml").write_text(EXPERIMENT, "utf-8")
     assert "brightness-1 is queued" in director.types("director experiment submit experiment.toml")
     wait_until(lambda: "finished" in director.types("director experiment list"), "the end of the run", 60)
     status = director.types("director status")
-    assert all(name in status for name in ("hospital-a", "hospital-b"))
+    assert all(name in status for name in HOSPITALS)
     shown = director.types("director experiment show brightness-1 --model model.safetensors")
     assert "max_rounds: 3 rounds are closed" in " ".join(shown.split())
     assert load_file(director.home / "model.safetensors")["weight"][0] > 0  # pneumonia is the brighter here
     assert "4, last" in " ".join(hospitals[0].types("envoy status").split())
     assert len(director.listening()) == 1  # one port at the director, none at a site
-    assert [hospital.listening() for hospital in hospitals] == [[], []]
+    assert [hospital.listening() for hospital in hospitals] == [[], [], []]
+    left = hospitals[0].types("envoy outbox")
+    assert left.count(" masked ") == 4  # three updates, and the metrics of the final model
+    assert "audit" in hospitals[0].types("envoy audit verify").lower()
+
+
+@pytest.mark.slow
+def test_without_a_roster_that_they_accepted_hospitals_sum_with_nobody(hosts, wait_until):
+    director, *hospitals = hosts
+    set_up(director, hospitals, wait_until)
+    (director.home / "experiment.toml").write_text(EXPERIMENT, "utf-8")
+    director.types("director experiment submit experiment.toml")
+    wait_until(lambda: "failed" in director.types("director experiment list"), "the end of the run", 60)
+    shown = " ".join(director.types("director experiment show brightness-1").split())
+    assert "envoy roster" in shown
+    assert "when  task" in hospitals[0].types("envoy outbox")
+    assert " masked" not in hospitals[0].types("envoy outbox")
 
 
 @pytest.mark.slow
 def test_a_site_whose_cable_is_pulled_is_lost_in_five_seconds_and_back_when_it_is_plugged_in(hosts, wait_until):
-    director, *hospitals = hosts
+    director, *hospitals, _ = hosts
     set_up(director, hospitals, wait_until)
-    (director.home / "experiment.toml").write_text(
-        EXPERIMENT.replace("= 3", "= 5000").replace("= 2\n", "= 1\n"), "utf-8"
-    )
+    for hospital in hospitals:
+        file = hospital.home / "folder" / "envoy.toml"
+        file.write_text(file.read_text("utf-8").replace('rule = "required"', 'rule = "allowed"'), "utf-8")
+        hospital.restart()
+    plain = EXPERIMENT.replace("[rounds]", 'secure_aggregation = "off"\n[rounds]')
+    plain = plain.replace("max_rounds = 3", "max_rounds = 5000").replace("min_participants = 3", "min_participants = 1")
+    (director.home / "experiment.toml").write_text(plain, "utf-8")
     folder = director.home / "folder"
     history = History(open_database(f"sqlite:///{folder / 'director.sqlite'}", durable=False))
 
