@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from ..utils.command_line import errors_in_words
-from ..utils.errors import ConfigError, DatasetError
+from ..utils.errors import ConfigError, DatasetError, PrivacyError
 from ..utils.messages import RunId
 from ..utils.privacy.values import Unit
 
@@ -43,17 +43,25 @@ def set_budget(
     from .datasets import DatasetRegistry
     from .privacy_books import Budget, WithoutGuarantee
     from .privacy_ledger import LEDGER_FILE, PrivacyLedger
+    from .privacy_overlap import Overlaps
 
     with errors_in_words():
         rule = WithoutGuarantee.ALLOW if allow else WithoutGuarantee.REFUSE
         budget = Budget(epsilon, delta, unit, rule)
-        examples = DatasetRegistry(folder / "datasets").get(dataset).num_train
+        registry = DatasetRegistry(folder / "datasets")
+        examples = registry.get(dataset).num_train
         if delta * examples >= 1:
             raise ConfigError(
                 f"delta {delta:g} of {examples} examples: one over their number or more lets somebody's data out whole;"
                 f" take at most {0.1 / examples:.1g}"
             )
         ledger = PrivacyLedger(folder / LEDGER_FILE)
+        budgeted = [one.dataset for one in ledger.books().books.values() if one.budget]
+        for other, count in Overlaps(registry).of(dataset, budgeted).items():
+            raise PrivacyError(
+                f"{count} examples of {dataset} are also in {other}, which has a budget: they would have two. Keep one"
+                " of the two data sets"
+            )
         book = ledger.set_budget(dataset, budget, getpass.getuser())
         ledger.close()
     _say(f"{dataset}: {budget}, over all studies.")

@@ -34,14 +34,16 @@ from pathlib import Path
 
 from ..utils import messages as m
 from ..utils.data_spec import DataKind
-from ..utils.errors import BudgetExhaustedError
+from ..utils.errors import BudgetExhaustedError, PrivacyError
 from ..utils.plan_bundle import Manifest
 from ..utils.privacy.events import Gaussian, Release
 from ..utils.privacy.values import PublishedEpsilon, Unit
+from .datasets import DatasetRegistry
 from .orders import WorkResult
 from .policy import Measures
 from .privacy_books import WithoutGuarantee
 from .privacy_ledger import LEDGER_FILE, PrivacyLedger, Reservation
+from .privacy_overlap import Overlaps
 
 _LOG = logging.getLogger(__name__)
 _PUBLIC_EXAMPLES = 1
@@ -101,6 +103,7 @@ class PrivacyGuard:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LEDGER_FILE
+        self._overlaps = Overlaps(DatasetRegistry(folder / "datasets"))
         self._opened: PrivacyLedger | None = None
         self._told: tuple[m.TaskRef, PublishedEpsilon | None] | None = None
 
@@ -109,7 +112,8 @@ class PrivacyGuard:
 
         Raises:
             BudgetExhaustedError: its data set's budget does not cover it; the log has what is left.
-            PrivacyError: the data set has a budget, and the task no guarantee of its unit.
+            PrivacyError: the data set has a budget, and the task no guarantee of its unit; or it has none, and holds
+                examples of one that has.
             StorageError: the ledger is damaged, or cannot be written.
         """
         released = releases_of(task.kind, manifest, measures)
@@ -117,7 +121,10 @@ class PrivacyGuard:
         if not released.any:
             return Charge(None, None, is_stripped=is_private)
         name, ledger = manifest.data.name, self._ledger()
-        budget = ledger.books().of(name).budget
+        books = ledger.books()
+        budget = books.of(name).budget
+        if budget is None:
+            self._refuse_a_way_round(task, name, [one.dataset for one in books.books.values() if one.budget])
         is_stripped = is_private or (budget is not None and bool(released.accounted))
         try:
             reservation = ledger.reserve(
@@ -147,6 +154,14 @@ class PrivacyGuard:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
+
+    def _refuse_a_way_round(self, task: m.Task, name: str, budgeted: list[str]) -> None:
+        """The same patients under a name that has no budget."""
+        shared = self._overlaps.of(name, budgeted)
+        if shared:
+            told = ", ".join(f"{count} with {other}" for other, count in shared.items())
+            _LOG.warning("refused task=%s: data set %s shares examples: %s; remove it", task.ref, name, told)
+            raise PrivacyError(f"{task.ref}: this site's data is also in a data set that has a privacy budget")
 
     def _ledger(self) -> PrivacyLedger:
         if self._opened is None:

@@ -1,13 +1,19 @@
 """What a data manager types, and what is answered."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from fedveil.envoy.__main__ import app
 from fedveil.envoy.datasets import DatasetRegistry
 from fedveil.envoy.inspection import inspect
+from fedveil.envoy.policy import Measures
+from fedveil.envoy.privacy_guard import PrivacyGuard
 from fedveil.envoy.privacy_ledger import LEDGER_FILE, PrivacyLedger
 from fedveil.envoy.records import DataOptions
+from fedveil.utils import messages as m
+from fedveil.utils.data_spec import DataKind
+from fedveil.utils.errors import PrivacyError
 from fedveil.utils.messages import RunId, TaskKind, TaskRef
 from fedveil.utils.privacy.events import Release, SampledGaussian
 from fedveil.utils.privacy.values import Unit
@@ -29,6 +35,16 @@ def site(folder):
         return done.exit_code, done.output
 
     return call
+
+
+def manifest(name):
+    return SimpleNamespace(privacy=None, data=SimpleNamespace(name=name, kind=DataKind.IMAGES))
+
+
+def a_task():
+    digest = Digest("ab" * 32)
+    ref = TaskRef(RunId("lungs"), 1, 1, digest)
+    return m.Task(ref, TaskKind.TRAIN, digest, 10, digest, bytes(32), 60.0, 1, (m.EnvoyName("north"),))
 
 
 def spend(folder, *runs):
@@ -82,6 +98,30 @@ def test_a_budget_for_a_data_set_that_is_not_here_or_a_delta_that_lets_somebody_
     assert (code, "no dataset scans here" in said) == (1, True)
     code, said = site("budget", "x-rays", "--epsilon", "3", "--delta", "0.2")
     assert (code, "lets somebody's data out whole" in said) == (1, True)
+
+
+def add(folder, name, path):
+    found = inspect(name, path, DataOptions(), 1.0)
+    DatasetRegistry(folder / "datasets").add(found.record, found.index)
+
+
+def test_the_same_examples_under_another_name_get_no_second_budget(site, folder, image_folder, png):
+    site("budget", "x-rays", "--epsilon", "3")
+    (image_folder / "normal" / "person9_9.png").write_bytes(png(999))
+    add(folder, "again", image_folder)
+    code, said = site("budget", "again", "--epsilon", "3")
+    assert (code, "20 examples of again are also in x-rays, which has a budget" in said) == (1, True)
+
+
+def test_and_no_task_without_one(site, folder, image_folder, caplog):
+    add(folder, "again", image_folder)
+    guard, task = PrivacyGuard(folder), a_task()
+    guard.reserve(task, manifest("again"), Measures((), None, 0.0))  # while no budget is given, everything goes
+    site("budget", "x-rays", "--epsilon", "3")
+    with pytest.raises(PrivacyError, match="also in a data set that has a privacy budget"):
+        guard.reserve(task, manifest("again"), Measures((), None, 0.0))
+    assert "data set again shares examples: 20 with x-rays" in caplog.text
+    guard.close()
 
 
 def test_the_plan_says_how_many_rounds_fit_and_what_they_spend(site):
