@@ -30,10 +30,10 @@ from .records import Ending, RunRecord, RunState, SubmissionRecord
 from .relayed_sum import Handover, RelayedSum
 from .resumption import left_open
 from .retention import Retention
+from .round_sum import RoundSum
 from .rounds import Round, RoundState
 from .selection import select
 from .sequel import after_close, after_failure, with_refusals
-from .sum_progress import SecureSum
 from .sums import Sums
 from .uploads import Uploads
 
@@ -74,7 +74,7 @@ class Coordinator:
     ) -> None:
         self._retention, self._broken = Retention(history, artifacts, keep_models), broken
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
-        self._members, self._sums, self._now = members, sums, now
+        self._members, self._now = members, now
         self._audit = audit or DirectorAudit()
         self._lock = threading.Condition(threading.RLock())
         self._attendance = Attendance(now())
@@ -82,9 +82,7 @@ class Coordinator:
         self._run: ActiveRun | None = None
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
-        self._sum: SecureSum | None = None  # of the present round
-        self._handover: Handover | None = None  # while an aggregator elsewhere opens it
-        self._opened: frozenset[tuple[m.TaskRef, m.EnvoyName]] = frozenset()  # who is in the last sum that was opened
+        self._sum = RoundSum(sums, self._lines)
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
         self._up = self._down = 0
         self._looked_at = now()
@@ -105,8 +103,7 @@ class Coordinator:
             self._lock.notify_all()
         self._lines.close()
         self._thread.join()
-        if self._sum is not None:
-            self._sum.close()
+        self._sum.close()
 
     # ------------------------------------------------------------ envoys
 
@@ -145,8 +142,8 @@ class Coordinator:
                 return kept
             run, this = self._open_round(header.ref, envoy)
             rounds.check_answer(this, header.ref, envoy)
-            if self._sum is not None:
-                self._sum.check_header(envoy, header)
+            if self._sum.present is not None:
+                self._sum.present.check_header(envoy, header)
             elif this.kind is not m.TaskKind.TRAIN:
                 raise ProtocolError(f"{header.ref} asks for an evaluation, {envoy} announces an update")
             else:
@@ -189,7 +186,7 @@ class Coordinator:
             if kept is not None:
                 return kept
             _, this = self._open_round(report.ref, envoy)
-            if self._sum is not None:
+            if self._sum.present is not None:
                 raise ProtocolError(f"{report.ref} takes masked answers alone, {envoy} reports metrics in clear")
             if this.kind is not m.TaskKind.EVALUATE:
                 raise ProtocolError(f"{report.ref} asks for an update, {envoy} reports metrics alone")
@@ -215,23 +212,14 @@ class Coordinator:
         """
         with self._lock:
             self.hear(envoy)
-            given = self._handover
-            if given is not None and given.order.ref == statement.ref and given.is_for(envoy, statement.content):
-                given.take(statement.content)
-                self._lock.notify_all()
-                return m.SumReply()
-            if (statement.ref, envoy) in self._opened:  # enough others revealed their shares before: heard, and no news
-                return m.SumReply()
-            run, this = self._open_round(statement.ref, envoy)
-            rounds.check_voice(this, statement.ref, envoy)
-            if self._sum is None:
-                raise ProtocolError(f"{statement.ref} has no secure sum, and {envoy} speaks in one")
-            arrived = {name: one.digest for name, one in self._answers.items()}
-            try:
-                self._sum.take(envoy, statement.content, arrived, self._now())
-            except BadShareError as error:
-                self._expel(run, error)
-                raise
+            if not self._sum.has_heard(envoy, statement):
+                run, this = self._open_round(statement.ref, envoy)
+                rounds.check_voice(this, statement.ref, envoy)
+                try:
+                    self._sum.take(envoy, statement, self._answers, self._now())
+                except BadShareError as error:
+                    self._expel(run, error)
+                    raise
             self._lock.notify_all()
         return m.SumReply()
 
@@ -244,14 +232,11 @@ class Coordinator:
         with self._lock:
             self.hear(envoy)
             run, this = self._open_round(refusal.ref, envoy)
-            if self._sum is not None:
+            if self._sum.present is not None:
                 rounds.check_voice(this, refusal.ref, envoy)
-                self._sum.refuse(envoy, self._now())
-                accused = self._sum.accuse(envoy, refusal.reason) if refusal.error == BadShareError.__name__ else None
+                accused = self._sum.refuse(envoy, refusal, self._now())
                 if accused is not None:
-                    self._expel(
-                        run, BadShareError(f"several sites decline what it dealt them: {refusal.reason}", accused)
-                    )
+                    self._expel(run, accused)
                 self._save(rounds.leave(this, envoy))
             else:
                 self._save(rounds.decline(this, refusal.ref, envoy))
@@ -349,8 +334,9 @@ class Coordinator:
             if self._attendance.is_gone(envoy, now):
                 _LOG.warning("lost task=%s envoy=%s", this.ref, envoy)
                 this = rounds.lose(this, envoy)
-        if self._sum is not None and this.state.takes_answers:
-            then = self._advance_sum(self._sum, this, now)
+        if self._sum.present is not None and this.state.takes_answers:
+            gone = {envoy for envoy in this.cohort if self._attendance.is_gone(envoy, now)}
+            then = self._sum.advance(this, gone, now)
         else:
             is_training = this.kind is m.TaskKind.TRAIN
             withheld = sum(is_training and not one.num_examples for one in self._answers.values())
@@ -360,24 +346,6 @@ class Coordinator:
         else:
             self._save(then)
         return self._round
-
-    def _advance_sum(self, secure_sum: SecureSum, this: Round, now: float) -> Round:
-        """One look at the secure sum: on to its next stage, or to its opening, or to its end."""
-        gone = {envoy for envoy in this.cohort if self._attendance.is_gone(envoy, now)}
-        try:
-            items = secure_sum.advance(this.cohort, gone, now)
-        except StorageError:
-            raise
-        except FederationError as error:
-            return rounds.fail(this, str(error))
-        for envoy, item in items.items():
-            self._lines.push([envoy], item)
-        if items:
-            _LOG.info("secure sum task=%s stage=%s envoys=%d", this.ref, secure_sum.stage, len(items))
-        if not secure_sum.is_ready:
-            return this
-        self._opened = frozenset((this.ref, envoy) for envoy in secure_sum.survivors)
-        return rounds.seal(this)
 
     def _expel(self, run: ActiveRun, error: BadShareError) -> None:
         """A site that did not keep to what it had signed is not asked again in this run."""
@@ -400,30 +368,23 @@ class Coordinator:
         cohort = select(there, size, run.record.seed, this.ref.round, this.ref.attempt)
         opened = rounds.open_round(this, cohort, run.settings.round_policy, now)
         self._audit.round_opened(opened.ref, opened.kind, run.model, cohort)
-        self._sum = self._begin_sum(run, opened, now)
+        self._sum.begin(run, opened, now)
         self._save(opened)
         _LOG.info("round opened task=%s cohort=%d", opened.ref, len(cohort))
         self._lines.push(sorted(cohort), run.task(opened, now))
         return opened
 
-    def _begin_sum(self, run: ActiveRun, this: Round, now: float) -> SecureSum | None:
-        if self._sums is not None:
-            return self._sums.begin(run, this, now)
-        if run.settings.is_secure:
-            raise ValueError(f"{this.ref} asks for a secure sum, and this coordinator was made without any")
-        return None
-
     def _conclude(self, this: Round) -> None:
         """Sum outside the lock; what the arithmetic refuses fails the round, never the director."""
-        run = self._run
+        run, secure_sum = self._run, self._sum.present
         if run is None:
             return
         try:
-            if self._sum is not None:
-                opened, total = self._sum.open(), None
-                self._sum.keep_vectors(self._uploads)
-                if isinstance(self._sum, RelayedSum):
-                    total = self._summed_elsewhere(this, self._sum)
+            if secure_sum is not None:
+                opened, total = secure_sum.open(), None
+                secure_sum.keep_vectors(self._uploads)
+                if isinstance(secure_sum, RelayedSum):
+                    total = self._summed_elsewhere(this, secure_sum)
                     if total is None:
                         return
                 outcome = run.conclude_sum(this, opened, self._uploads, len(self._members()), total)
@@ -453,12 +414,12 @@ class Coordinator:
         given = Handover(secure_sum, self._artifacts, self._uploads)
         try:
             with self._lock:
-                self._handover = given
+                self._sum.handover = given
                 self._lines.push([given.aggregator], given.order)
                 self._lock.wait_for(
                     lambda: given.is_over or self._ends or self._round is not this, secure_sum.timeout_seconds
                 )
-                self._handover = None
+                self._sum.handover = None
                 return None if self._ends or self._round is not this else given.total()
         finally:
             given.close()
@@ -520,7 +481,7 @@ class Coordinator:
         self._run, self._round, self._answers = left.run, left.round, left.answers
         damaged = left.damaged
         try:
-            self._sum = self._sums.resume(left.run, left.round, now) if self._sums is not None else None
+            self._sum.resume(left.run, left.round, now)
         except FederationError as error:
             damaged = damaged or str(error)
         if damaged:
@@ -562,14 +523,11 @@ class Coordinator:
         is_new = present is not None and present not in held
         if run is not None and this is not None and is_new and envoy in this.waiting | this.lost:
             items.append(run.task(this, self._now()))
-        if self._handover is not None and envoy == self._handover.aggregator:
-            items.append(self._handover.order)
-        said = self._sum.item_for(envoy) if self._sum is not None and present in held else None
-        return [*items, said] if said else items
+        return items + self._sum.items_for(envoy, is_at_work=present in held)
 
     def _begin(self, following: Round | None, ending: Ending | None = None, outcome: str = "") -> None:
         """What the history says already: another round, or the run's end."""
-        self._end_sum(outcome)
+        self._sum.end(outcome)
         run, self._round = self._run, following
         self._answers.clear()
         self._refusals.clear()
@@ -579,15 +537,6 @@ class Coordinator:
             _LOG.info("run ended run=%s state=%s reason=%s", run.record.run, ending.state.value, ending.reason)
             self._run = None
         self._lock.notify_all()
-
-    def _end_sum(self, outcome: str) -> None:
-        """What was kept of the round's secure sum goes, or stays for auditors: housekeeping, which may fail."""
-        ended, self._sum = self._sum, None
-        try:
-            if ended is not None:
-                ended.end(outcome)
-        except FederationError as error:
-            _LOG.warning("housekeeping is put off: %s", error)
 
     def _save(self, this: Round) -> None:
         if this is not self._round and this != self._round:

@@ -11,6 +11,7 @@ Used under the coordinator's lock.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -45,6 +46,8 @@ STAGES: Mapping[type, str] = {
     summation.Unmasking: "unmasking",
 }
 """What envoys say in each stage."""
+_MOST_STATEMENTS = 32
+"""Of one envoy in one attempt: whoever restarts while keys are gathered says more than others, and not without end."""
 _WORDS = {"advert": "keys", "shares": "shares", "masked": "masked updates", "consent": "consents"}
 
 
@@ -80,6 +83,7 @@ class SecureSum:
         self._policy, self._log, self._audit = policy, log, audit
         self._items: Mapping[EnvoyName, bytes] = {}
         self._refused: set[EnvoyName] = set()
+        self._spoken: Counter[EnvoyName] = Counter()
         self._accusers: dict[EnvoyName, set[EnvoyName]] = {}
         self._since, self._short_since = now, cast("float | None", None)
         for event in log.replay():
@@ -131,7 +135,10 @@ class SecureSum:
             return
         if isinstance(state, summation.Masking) and not self._is_whole(state, envoy, arrived):
             raise DigestMismatchError(f"{envoy} announces a masked vector that is not the one that came from it")
+        if self._spoken[envoy] >= _MOST_STATEMENTS:
+            raise ProtocolError(f"{envoy} said {_MOST_STATEMENTS} things in one attempt; a sum has {len(STAGES)}")
         self._log.append(Event(Way.UP, STAGES[type(state)], envoy, content), now)
+        self._spoken[envoy] += 1
         self._state = state
         self._refused.discard(envoy)
 
@@ -300,6 +307,7 @@ class SecureSum:
         if event.way is Way.UP:
             envoy = EnvoyName(event.envoy)
             self._state = _taken(self._state, envoy, event.content)
+            self._spoken[envoy] += 1
             self._refused.discard(envoy)
         elif event.way is Way.HERE and event.stage == "declined":
             self._refused.update(event.envoys)
