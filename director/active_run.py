@@ -177,6 +177,7 @@ class ActiveRun:
             transcript=Digest(opened.cohort.transcript.hex()),
             clipped=found.tallies.clipped,
             bounds=bounds,
+            histogram=found.tallies.histogram,
         )
         metrics = found.tallies.metrics
         if this.kind is TaskKind.EVALUATE:

@@ -11,7 +11,8 @@ from .. import __version__
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.config import parse_toml
-from ..utils.errors import MalformedMessageError, PlanError
+from ..utils.errors import ConfigError, MalformedMessageError, PlanError
+from ..utils.identity import Role
 from ..utils.plan_bundle import Manifest, read_manifest
 from ..utils.tensors import model_num_bytes
 from .active_run import check_plan
@@ -130,6 +131,7 @@ class ExperimentDesk:
             )
         read_run_codec(settings, layout, self._artifacts)
         check_summable(settings, layout)
+        self._check_aggregator(settings)
         check_privacy(settings, manifest)
         taken = {record.run for record in self._history.runs()}
         number = next(n for n in range(1, len(taken) + 2) if f"{settings.name}-{n}" not in taken)
@@ -147,6 +149,14 @@ class ExperimentDesk:
             reason="",
             model=initial,
         )
+
+    def _check_aggregator(self, settings: ExperimentSettings) -> None:
+        name = settings.secure_sum.summing_envoy
+        member = self._members.identity(name) if settings.is_secure and name else None
+        if settings.is_secure and name and (member is None or member.role != Role.ENVOY.value):
+            raise ConfigError(
+                f"secure_sum.aggregator: no envoy {name} has joined; `director status` lists those that have"
+            )
 
     def _view(self, record: RunRecord) -> m.ExperimentView:
         settings = parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}")

@@ -78,6 +78,7 @@ class SumRecord:
     transcript: Digest
     clipped: tuple[int, ...]  # elements of each tensor that were clipped, over all sites
     bounds: tuple[float, ...]  # clip bounds of the next round; () after an evaluation
+    histogram: tuple[int, ...] = ()  # of the sites' norms, from 20 sites on
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,7 @@ def _sum_record(values: dict[str, Any]) -> SumRecord:
         transcript=Digest(values["transcript"]),
         clipped=tuple(values["clipped"]),
         bounds=tuple(values["bounds"]),
+        histogram=tuple(values["histogram"]),
     )
 
 

@@ -111,7 +111,7 @@ def test_what_a_site_tells_of_its_privacy_ledger_stays_when_its_other_values_go(
 
 
 def test_a_secure_sum_leaves_its_record_and_a_run_remembers_whom_it_expelled(history: History) -> None:
-    record = SumRecord((A, B), 3, 2, 154, "ab" * 32, (0, 7), (8.0, 4.0))
+    record = SumRecord((A, B), 3, 2, 154, "ab" * 32, (0, 7), (8.0, 4.0), (0, 20))
     history.close_round(
         rounds.close(collect(history)),
         model_out=NEXT_MODEL,

@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.director.active_run import ActiveRun, Outcome
 from fedveil.director.coordinator import Coordinator
 from fedveil.director.database import open_database
+from fedveil.director.experiment_desk import ExperimentDesk
 from fedveil.director.history import History
+from fedveil.director.identity_store import IdentityStore
 from fedveil.director.records import RoundRecord, RunRecord, RunState
 from fedveil.director.rounds import RoundState
 from fedveil.director.sums import Sums
@@ -26,6 +28,7 @@ from fedveil.utils import messages as m
 from fedveil.utils.artifacts import ArtifactStore
 from fedveil.utils.certificates import public_bytes
 from fedveil.utils.errors import (
+    ConfigError,
     DigestMismatchError,
     FederationError,
     LengthMismatchError,
@@ -621,6 +624,18 @@ def test_opening_a_sum_takes_no_vector_of_memory_whatever_the_number_of_sites(de
     desk.step("unmasking", NAMES[:5])
     assert desk.ended().state is RunState.FINISHED
     assert peaks[0] < 1 << 20
+
+
+def test_an_aggregator_that_never_joined_is_refused_when_the_experiment_is_submitted(desks):
+    desk = desks()
+    operator = ExperimentDesk(
+        FEDERATION, desk.history, desk.artifacts, desk.coordinator, IdentityStore(desk.engine), max_model_bytes=1 << 20
+    )
+    text = SETTINGS.format(rounds=1, attempts=1, evaluates="false") + 'aggregator = "envoy:university"\n'
+    manifest = open_bundle(desk.folder / "plan").manifest.to_json()
+    with pytest.raises(ConfigError, match="no envoy university has joined"):
+        operator.submit(m.Submission(text, manifest))
+    assert operator.submit(m.Submission(text.replace("envoy:university", "director"), manifest)).run == "toy-2"
 
 
 def test_a_stopped_run_leaves_no_sum_behind(desks):
