@@ -199,7 +199,14 @@ class ToyFederation(LocalFederation):
 
     def wait_for_all(self, seconds: float = 30.0) -> None:
         """Until the director sees every envoy."""
-        wait_until(lambda: self._answers() and self.connected() == set(self.sites), "all envoys", seconds)
+        wait_until(lambda: self.sees(set(self.sites)), "all envoys", seconds)
+
+    def sees(self, names: set[str]) -> bool:
+        """Does the director answer, and see just these envoys?"""
+        try:
+            return self.connected() == names
+        except UnreachableError:
+            return False
 
     def finish(self, run: RunId) -> ExperimentView:
         """Wait for a run's end; it must have finished."""
@@ -243,9 +250,9 @@ def four(tmp_path: Path) -> Iterator[ToyFederation]:
 
 
 @pytest.fixture
-def toy_federation() -> Callable[[Path], ToyFederation]:
-    """Makes a federation of four in a folder; whoever asks for it sets it up and ends it."""
-    return lambda folder: ToyFederation(folder, FOUR, ENVOY.replace('"allowed"', '"required"'))
+def toy_federation() -> Callable[[Path, str], ToyFederation]:
+    """Makes a federation of four in a folder, with more lines of [secure_aggregation]; to be set up and ended."""
+    return lambda folder, more: ToyFederation(folder, FOUR, ENVOY.replace('"allowed"', '"required"') + more)
 
 
 @pytest.fixture(name="wait_until")

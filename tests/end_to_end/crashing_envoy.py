@@ -2,9 +2,10 @@
 
     python crashing_envoy.py FOLDER WHEN [--round N]
 
-``WHEN`` is ``before-advert``, ``after-advert``, ``before-shares``, ``after-shares``, ``after-vector`` (its masked words
-are at the director, and it has not said so), ``after-header``, ``before-consent``, ``after-consent``,
-``before-unmasking`` or ``after-unmasking``. The envoy is the real one; only where it dies is decided here.
+``WHEN`` is ``before-advert``, ``after-advert``, ``before-shares``, ``after-shares``, ``after-vector`` (its masked
+words are at the director, and it has not said so), ``after-header``, ``before-consent``, ``after-consent``,
+``before-unmasking`` or ``after-unmasking``; or ``before-total``, of a sum that it opens for others. The envoy is the
+real one; only where it dies is decided here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import ClassVar
 
 from fedveil.envoy import __main__, client
 from fedveil.utils import messages as m
+from fedveil.utils.secure_sum.handover import is_handover
 
 STATEMENTS = ("advert", "shares", "header", "consent", "unmasking")
 
@@ -38,6 +40,10 @@ class DoomedClient(client.DirectorClient):
 
     def tell_sum(self, statement: m.SumStatement) -> m.SumReply:
         if statement.ref.round != self.round:
+            return super().tell_sum(statement)
+        if is_handover(statement.content):
+            if self.when == "before-total":
+                die(self.when)
             return super().tell_sum(statement)
         name = STATEMENTS[self.said[statement.ref]]
         self.said[statement.ref] += 1

@@ -11,25 +11,20 @@ import pytest
 from fedveil.director.rounds import RoundState
 from fedveil.utils.audit_chain import read_entries
 
+pytestmark = pytest.mark.slow
 SITES = ("site-a", "site-b", "site-c", "site-d")
 AGGREGATOR = "site-d"
 
 
 @pytest.fixture
-def made(request, tmp_path: Path):
-    """Makes federations of four: ``made(folder, aggregators)`` says whom each site lets sum."""
-    four = request.getfixturevalue("toy_federation")
+def made(toy_federation, tmp_path: Path):
+    """Makes federations of four: ``made(folder, named)`` says whom the sites let sum."""
 
     @contextmanager
-    def make(folder: str, aggregators: dict[str, list[str]]) -> Iterator[object]:
-        with four(tmp_path / folder) as federation:
+    def make(folder: str, named: tuple[str, ...]) -> Iterator[object]:
+        with toy_federation(tmp_path / folder, f"aggregators = {json.dumps(named)}\n") as federation:
             federation.set_up()
-            for name, named in aggregators.items():
-                file = federation.folder / name / "envoy.toml"
-                lines = file.read_text("utf-8").rstrip() + f"\naggregators = {json.dumps(named)}\n"
-                file.write_text(lines, "utf-8")
-                federation.kill_envoy(name)
-                federation.start_envoy(name)
+            federation.wait_for_all()
             yield federation
             federation.history._engine.dispose()
 
@@ -47,11 +42,10 @@ def experiment(settings) -> Callable[[str], str]:
     return make
 
 
-EVERYWHERE = {name: ["director", AGGREGATOR] for name in SITES}
+NAMED = ("director", AGGREGATOR)
 
 
 def model_of(federation, settings: str) -> bytes:
-    federation.wait_for_all()
     view = federation.finish(federation.submit(settings, federation.plan()))
     with federation.operator() as operator:
         return operator.fetch(view.model)
@@ -63,31 +57,44 @@ def logged(federation, name: str, what: str) -> list[dict[str, object]]:
 
 
 def test_the_model_is_bit_for_bit_that_of_a_director_that_opens_its_sums_itself(made, experiment):
-    with made("relayed", EVERYWHERE) as federation:
+    with made("relayed", NAMED) as federation:
         relayed = model_of(federation, experiment(f"envoy:{AGGREGATOR}"))
         assert len(logged(federation, AGGREGATOR, "summed for others")) == 3  # two rounds and the evaluation
         assert not logged(federation, "site-a", "summed for others")
         left = {path.name for path in (federation.folder / AGGREGATOR / "work").iterdir()}
         assert not {name for name in left if name.startswith("aggregating")}
-    with made("own", {}) as federation:
+    with made("own", ("director",)) as federation:
         assert model_of(federation, experiment("director")) == relayed
 
 
-def test_an_aggregator_that_is_killed_while_it_is_asked_comes_back_and_gives_the_sum(made, experiment, wait_until):
-    with made("killed", EVERYWHERE) as federation:
+def test_aggregator_and_director_are_killed_before_the_total_and_the_run_goes_on_with_the_same_model(
+    made, experiment, wait_until
+):
+    with made("killed", NAMED) as federation:
+        federation.kill_envoy(AGGREGATOR)
+        wait_until(lambda: federation.sees(set(SITES) - {AGGREGATOR}), "the aggregator's first end")
+        federation.start_doomed_envoy(AGGREGATOR, "before-total", "--round", "1")
         federation.wait_for_all()
         run = federation.submit(experiment(f"envoy:{AGGREGATOR}"), federation.plan())
-        wait_until(lambda: federation.says(AGGREGATOR, "training ends"), "the first update")
-        federation.wait_for_round(run, 1, RoundState.CLOSED)
-        federation.kill_envoy(AGGREGATOR)
+        wait_until(lambda: federation.is_envoy_dead(AGGREGATOR), "the aggregator's end")
+        federation.wait_for_round(run, 1, RoundState.AGGREGATING)
+        federation.kill_director()
+        federation.start_director()
         federation.start_envoy(AGGREGATOR)
-        federation.finish(run)
+        federation.wait_for_all()
+        view = federation.finish(run)
+        assert [one.attempt for one in view.rounds] == [1, 1, 1]
+        assert federation.trainings() == dict.fromkeys(SITES, 2)
+        with federation.operator() as operator:
+            interrupted = operator.fetch(view.model)
+        log = (federation.director_folder / "audit.jsonl").read_text("utf-8")
+        assert log.count('"round closed"') == 3
+    with made("undisturbed", NAMED) as federation:
+        assert model_of(federation, experiment("director")) == interrupted
 
 
 def test_sites_that_did_not_name_the_aggregator_take_no_part_and_say_so(made, experiment):
-    named = {name: ["director"] for name in SITES[:2]} | {AGGREGATOR: [AGGREGATOR]}
-    with made("unnamed", named) as federation:
-        federation.wait_for_all()
+    with made("unnamed", ("director", "site-c")) as federation:
         run = federation.submit(experiment(f"envoy:{AGGREGATOR}"), federation.plan())
         view = federation.wait_for(run, timeout_seconds=60.0)
         assert view.state == "failed"
