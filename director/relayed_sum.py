@@ -83,6 +83,9 @@ class RelayedSum(SecureSum):
             raise ProtocolError(f"{self.spec.ref}: the secure sum is at the {self.stage}s and cannot be opened")
         return Opened(state.cohort, state.survivors, encoding.encode(state.consents), (), ())
 
+    def keep_vectors(self, uploads: Uploads) -> None:
+        """Sealed vectors tell an auditor nothing: they are not kept."""
+
     def case(self, vectors: Mapping[EnvoyName, Digest]) -> Case:
         """All that was said, from the log.
 

@@ -11,7 +11,7 @@ from fedveil.director.__main__ import app as director
 from fedveil.envoy.__main__ import app as envoy
 from fedveil.envoy.accepted_roster import load_roster
 from fedveil.envoy.enrolment import load_credentials
-from fedveil.utils.errors import IdentityError
+from fedveil.utils.errors import ConfigError, IdentityError
 from fedveil.utils.roster import Roster, grouped, roster_of
 from typer.testing import CliRunner
 
@@ -88,6 +88,16 @@ def test_the_operator_sees_the_roster_that_sites_are_offered(federation, join):
     with federation.operator() as operator:
         offered = roster_of(operator.roster())
     assert digest_in(typed(envoy, "roster", "fetch", "--folder", a)) == offered.digest
+
+
+def test_an_aggregator_that_never_joined_is_refused_when_the_experiment_is_submitted(federation, join):
+    join("a", "Hospital A")
+    with federation.operator() as operator:
+        for name in ("university", "operator"):
+            rounds = "[rounds]\nmax_rounds = 1\nmin_participants = 3\n"
+            text = f'name = "toy"\n{rounds}[secure_sum]\naggregator = "envoy:{name}"\n'
+            with pytest.raises(ConfigError, match=f"no envoy {name} has joined"):
+                operator.submit(text, federation.bundle)
 
 
 def test_a_director_that_never_summed_has_a_log_that_verifies(federation):
