@@ -193,6 +193,11 @@ class Journal:
         with self._transaction(is_durable=True) as database:
             promises.put(database, row, time.time())
 
+    def repeated(self, ref: TaskRef, payload: str) -> list[promises.Row]:
+        """What was promised of the very same payload in other rounds, of any run."""
+        with self._lock:
+            return promises.select_repeats(self._database, payload, ref.run, ref.round)
+
     def promised(self, run: RunId) -> list[promises.Row]:
         """All that was promised in a run, the oldest round first."""
         with self._lock:

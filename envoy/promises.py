@@ -19,6 +19,7 @@ CREATE TABLE promises (
     promise TEXT NOT NULL,  -- JSON: cohort, threshold, what was sent, consented to, unmasked or given up
     PRIMARY KEY (run, round, attempt)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX promises_payload ON promises (payload);
 """
 
 
@@ -40,6 +41,15 @@ def put(database: sqlite3.Connection, row: Row, now: float) -> None:
         "INSERT OR REPLACE INTO promises VALUES (?, ?, ?, ?, ?, ?, ?)",
         (row.run, row.round, row.attempt, now, row.model, row.payload, row.promise),
     )
+
+
+def select_repeats(database: sqlite3.Connection, payload: str, run: RunId, number: int) -> list[Row]:
+    """What was promised of the very same payload in any other round, of any run."""
+    query = (
+        "SELECT run, round, attempt, model, payload, promise FROM promises"
+        " WHERE payload = ? AND NOT (run = ? AND round = ?) ORDER BY said_at"
+    )
+    return [Row(RunId(name), *rest) for name, *rest in database.execute(query, (payload, run, number)).fetchall()]
 
 
 def select(database: sqlite3.Connection, run: RunId) -> list[Row]:

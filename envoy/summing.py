@@ -180,6 +180,7 @@ class Summing:
         survivors = self._take(occasion, "the survivors")
         consented, said = participant.consent(masked, survivors, book.promises)
         transcript, consent = consented.cohort.transcript, consented.consent
+        book.check_survivors(consent.survivors)
         if identity.audit is not None:
             identity.audit.consented(task.ref, transcript, consent.survivors, consent.audit_head)
         book.write(consented.promises)
@@ -291,17 +292,44 @@ class _Book:
         self.promises = Promises(task.ref.run, records)
 
     def check_payload(self, promises: Promises) -> None:
-        """Before masked words leave: nothing else of this site is under masks that somebody may still take off.
+        """Before masked words leave: would they, with what left before, tell this site apart?
 
         Raises:
-            SumRefusedError: another update of this round is.
+            SumRefusedError: another update of this round may still be opened; or the very same one was summed among
+                others in another round, of this run or of one that was submitted with the same seed.
         """
+        mine = promises.of(self._task.ref)
+        for where, before in self._repeats():
+            if mine is not None and before.masked and before.cohort != mine.cohort:
+                raise SumRefusedError(
+                    f"the very same answer was masked among {len(before.cohort)} envoys in {where}; among others it"
+                    " would be told from that sum. Submit the run with another seed"
+                )
         for before in promises.earlier(self._task.ref):
             if before.masked and not before.dead and self._rows[before.round, before.attempt].payload != self._payload:
                 raise SumRefusedError(
                     f"what this site masked in attempt {before.attempt} of round {before.round} is no longer here, and"
                     " may still be opened; another update of the same round would be told from it"
                 )
+
+    def check_survivors(self, survivors: tuple[m.EnvoyName, ...]) -> None:
+        """Before a consent: the very same answer is in no sum over others.
+
+        Raises:
+            SumRefusedError: it is, in another round.
+        """
+        for where, before in self._repeats():
+            if before.consented not in (None, survivors):
+                raise SumRefusedError(
+                    f"the very same answer is in a sum over {len(before.consented or ())} other envoys in {where}; the"
+                    " difference would tell them apart"
+                )
+
+    def _repeats(self) -> Iterator[tuple[str, Promise]]:
+        for row in self._journal.repeated(self._task.ref, self._payload):
+            promise = Promise.from_json(row.promise)
+            if not promise.dead:
+                yield f"round {row.round} of {row.run}", promise
 
     def write(self, promises: Promises) -> None:
         """Make what changed durable."""

@@ -805,6 +805,38 @@ def test_a_set_of_survivors_without_this_site_gets_no_consent(site):
     assert "consent to a sum that it is not in" in site.refusal().reason
 
 
+def test_the_very_same_answer_is_not_summed_among_others_in_another_run(site):
+    """A run submitted twice with one seed trains to the same bits: without one site, the difference is its update."""
+    site.start()
+    Round(site, site.task()).whole()
+    site.rest()
+    second = m.TaskRef("lungs-2", 1, 1, site.bundle.digest)
+    puppets = {name: Puppet(name, site.keys[name].sign, site.roster, SumFloors()) for name in OTHERS[:2]}
+    this = Round(site, site.task(ref=second), puppets)
+    for step in (this.advertise, this.close, this.deliver):
+        step()
+    assert "was masked among 4 envoys in round 1 of lungs-1; among others it would be told" in site.refusal().reason
+    assert second not in site.director.uploads
+
+
+def test_nor_consented_to_among_others_where_the_cohort_was_the_same(site):
+    site.start()
+    Round(site, site.task()).whole()
+    site.rest()
+    this = Round(site, site.task(ref=m.TaskRef("lungs-2", 1, 1, site.bundle.digest)))
+    for step in (this.advertise, this.close, this.deliver):
+        step()
+    this.call(NAMES[:3])
+    assert "is in a sum over 4 other envoys in round 1 of lungs-1" in site.refusal().reason
+
+
+def test_a_run_that_is_repeated_among_the_same_sites_gives_the_same_sum_once_more(site):
+    site.start()
+    Round(site, site.task()).whole()
+    site.rest()
+    Round(site, site.task(ref=m.TaskRef("lungs-2", 1, 1, site.bundle.digest))).whole()
+
+
 def test_too_few_consents_open_nothing(site):
     site.start()
     this = Round(site, site.task())
