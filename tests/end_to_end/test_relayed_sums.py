@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fedveil.director.__main__ import app as director
+from fedveil.director.audit import DirectorAudit
 from fedveil.director.rounds import RoundState
+from fedveil.envoy.__main__ import app as envoy
 from fedveil.utils.audit_chain import read_entries
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow
 SITES = ("site-a", "site-b", "site-c", "site-d")
@@ -56,6 +60,33 @@ def logged(federation, name: str, what: str) -> list[dict[str, object]]:
     return [dict(entry.event) for entry in entries if entry.event["what"] == what]
 
 
+def all_logs_are_one_story(federation) -> None:
+    """Every site's log is whole, and every head that a site kept is in the director's log; a rewritten one is found."""
+
+    def typed(app, *words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, words)
+        return done.exit_code, done.output
+
+    heads = []
+    for name in SITES:
+        folder = str(federation.folder / name)
+        status, said = typed(envoy, "audit", "verify", "--folder", folder)
+        assert (status, "whole, signed by this site" in said) == (0, True), said
+        _, printed = typed(envoy, "audit", "heads", "--folder", folder)
+        heads += ["--heads", str(federation.folder / f"{name}.heads")]
+        Path(heads[-1]).write_text(printed, "ascii")
+    whole = ("audit", "verify", *heads, "--folder", str(federation.director_folder))
+    assert "holds all 3 heads" in typed(director, *whole)[1]  # two rounds and the evaluation
+    federation.end()
+    log = federation.director_folder / "audit.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:3]))
+    DirectorAudit.open(federation.director_folder, "toys").close()  # it goes on as if nothing had been
+    assert typed(director, *whole[:2], "--folder", whole[-1])[0] == 0
+    status, said = typed(director, *whole)
+    assert (status, "cut" in said) == (1, True), said
+
+
 def test_the_model_is_bit_for_bit_that_of_a_director_that_opens_its_sums_itself(made, experiment):
     with made("relayed", NAMED) as federation:
         relayed = model_of(federation, experiment(f"envoy:{AGGREGATOR}"))
@@ -65,6 +96,7 @@ def test_the_model_is_bit_for_bit_that_of_a_director_that_opens_its_sums_itself(
         assert not {name for name in left if name.startswith("aggregating")}
     with made("own", ("director",)) as federation:
         assert model_of(federation, experiment("director")) == relayed
+        all_logs_are_one_story(federation)
 
 
 def test_aggregator_and_director_are_killed_before_the_total_and_the_run_goes_on_with_the_same_model(
