@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fedveil.director.coordinator import Coordinator
+from fedveil.director.database import open_database
+from fedveil.director.history import History
 from fedveil.director.relayed_sum import Handover, RelayedSum
+from fedveil.director.rounds import Round, RoundState
 from fedveil.director.spool import HEADER_BYTES
 from fedveil.director.sum_log import SumLog
 from fedveil.director.sum_progress import SumPolicy
@@ -25,7 +30,7 @@ from fedveil.utils.errors import (
     SumRefusedError,
     UnsendableUpdateError,
 )
-from fedveil.utils.messages import EnvoyName, PayloadKind, UpdateHeader
+from fedveil.utils.messages import EnvoyName, PayloadKind, SumItem, SumStatement, TaskKind, UpdateHeader
 from fedveil.utils.secure_sum import handover, relayed, summation
 from fedveil.utils.secure_sum.case import Case, tried
 from fedveil.utils.secure_sum.rehearsal import Contribution, Network, Outcome, Step, cast_of, identity_of, spec_for
@@ -246,6 +251,73 @@ def test_shares_come_sealed_once_and_from_those_who_are_in_the_sum(desk):
     with pytest.raises(MalformedMessageError):
         desk.sum.take(EnvoyName("b"), relayed.SEALED + bytes(2 << 20), {}, 0.0)
     assert not desk.sum.is_ready
+
+
+@dataclass
+class Shell:
+    """A coordinator whose round waits for the aggregator's total."""
+
+    coordinator: Coordinator
+    round: Round
+    answer: Future
+
+    def tell(self, name: EnvoyName, content: bytes) -> None:
+        self.coordinator.tell_sum(name, SumStatement(self.round.ref, content))
+
+
+@pytest.fixture
+def shell(desk, tmp_path: Path):
+    """Asked, and not answered yet; ended after the test."""
+    desk.given().close()
+    engine = open_database(f"sqlite:///{tmp_path / 'director.sqlite'}", durable=False)
+    coordinator = Coordinator(History(engine), desk.artifacts, desk.uploads, lambda: frozenset(SITES))
+    this = Round(desk.outcome.spec.ref, TaskKind.TRAIN, 0.0, RoundState.AGGREGATING, frozenset(SITES))
+    coordinator._round = this
+    line = coordinator.open_line(AGGREGATOR, ())
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(coordinator._summed_elsewhere, this, desk.sum)
+        item = line.next(20.0)
+        assert isinstance(item, SumItem)
+        assert handover.is_handover(item.content)
+        yield Shell(coordinator, this, answer)
+        with coordinator._lock:
+            coordinator._ends = True
+            coordinator._lock.notify_all()
+    engine.dispose()
+
+
+def test_the_round_waits_for_the_total_and_no_longer(shell, desk, outcome):
+    raw = outcome.total.tobytes()
+    for content in (*parts(raw), desk.finished(raw)):
+        shell.tell(AGGREGATOR, content)
+    assert np.array_equal(shell.answer.result(20.0), outcome.total)
+    assert not [path for path in (desk.folder / "artifacts").iterdir() if not path.name.startswith(".")]
+
+
+def test_an_aggregator_that_comes_back_finds_its_order_again(shell):
+    line = shell.coordinator.open_line(AGGREGATOR, ())
+    assert isinstance(line.next(20.0), SumItem)
+    assert shell.coordinator.open_line(EnvoyName("a"), ()).next(0.0) is None
+
+
+def test_nobody_else_gives_a_total(shell, outcome):
+    with pytest.raises(ProtocolError):
+        shell.tell(EnvoyName("a"), parts(outcome.total.tobytes())[0])
+    assert not shell.answer.done()
+
+
+def test_a_round_that_is_ended_meanwhile_waits_for_nothing(shell):
+    with shell.coordinator._lock:
+        shell.coordinator._round = None
+        shell.coordinator._lock.notify_all()
+    assert shell.answer.result(20.0) is None
+
+
+def test_a_director_that_ends_leaves_the_total_to_its_next_start(shell):
+    with shell.coordinator._lock:
+        shell.coordinator._ends = True
+        shell.coordinator._lock.notify_all()
+    assert shell.answer.result(20.0) is None
 
 
 def test_too_few_sealed_shares_end_the_attempt_in_time(desk):
