@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import getpass
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +13,13 @@ import typer
 from rich.console import Console
 
 from ..utils.command_line import errors_in_words
-from ..utils.errors import ConfigError, DatasetError, PrivacyError
+from ..utils.errors import ConfigError, DatasetError, IdentityError, PrivacyError
 from ..utils.messages import RunId
 from ..utils.privacy.values import Unit
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from ..utils.privacy.events import Mechanism
     from .privacy_books import Book, Books
 
@@ -62,9 +65,11 @@ def set_budget(
                 f"{count} examples of {dataset} are also in {other}, which has a budget: they would have two. Keep one"
                 " of the two data sets"
             )
-        book = ledger.set_budget(dataset, budget, getpass.getuser())
+        key = _identity_key(folder)
+        book = ledger.set_budget(dataset, budget, getpass.getuser(), key.sign if key else None)
         ledger.close()
-    _say(f"{dataset}: {budget}, over all studies.")
+    signed = "signed by this site's identity key" if key else "not signed: this site is no member now"
+    _say(f"{dataset}: {budget}, over all studies; {signed}.")
     bare = book.uncovered(unit)
     if bare:
         _say(f"{bare} earlier tasks released what no epsilon per {unit.value} covers; a budget cannot undo it.")
@@ -81,9 +86,9 @@ def show(
     """What was spent and what is left: by data set and study, by all accountants; the ledger is checked on the way."""
     with errors_in_words():
         books, head = _books(folder)
-        chosen = _chosen(books, dataset)
+        chosen, signed = _chosen(books, dataset), _signed(folder)
         for book in chosen:
-            for line in _lines(book, rows=rows):
+            for line in _lines(book, signed, rows=rows):
                 _say(line)
     if not chosen:
         _say("No data set has released anything yet.")
@@ -183,11 +188,40 @@ def _chosen(books: Books, dataset: str | None) -> list[Book]:
     return [books.books[dataset]]
 
 
-def _lines(book: Book, *, rows: bool) -> list[str]:
+def _identity_key(folder: Path) -> Ed25519PrivateKey | None:
+    """The site's, if it is a member of a federation now."""
+    from ..utils.certificates import read_identity_key
+    from .enrolment import load_credentials
+
+    try:
+        return read_identity_key(load_credentials(folder, time.time()).identity_key, "the identity key")
+    except IdentityError:
+        return None
+
+
+def _signed(folder: Path) -> frozenset[str]:
+    """The data sets whose budget the site's identity key signed."""
+    from ..utils.certificates import public_bytes
+    from .privacy_ledger import LEDGER_FILE, PrivacyLedger
+
+    key = _identity_key(folder) if (folder / LEDGER_FILE).exists() else None
+    if key is None:
+        return frozenset()
+    ledger = PrivacyLedger(folder / LEDGER_FILE)
+    try:
+        return ledger.signed_budgets(public_bytes(key.public_key()))
+    finally:
+        ledger.close()
+
+
+def _lines(book: Book, signed: frozenset[str], *, rows: bool) -> list[str]:
     from .privacy_report import balance, terms_of
 
     lines, terms, budget = [f"data set {book.dataset}"], terms_of(book), book.budget
-    lines.append(f"  budget: {budget}" if budget else "  budget: none; its tasks are counted, and none is refused")
+    by = "signed by this site" if book.dataset in signed else "not signed"
+    lines.append(
+        f"  budget: {budget}, {by}" if budget else "  budget: none; its tasks are counted, and none is refused"
+    )
     if terms is None:
         lines.append(f"  {len(book.spendings)} tasks released something that no epsilon covers")
     else:

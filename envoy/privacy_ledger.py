@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from ..utils.errors import ConfigError, PrivacyError, StorageError
 from ..utils.messages import TaskKind, TaskRef
 from ..utils.privacy.accounting import reported, stopping
@@ -140,34 +143,51 @@ class PrivacyLedger:
             self._read(database)
             self._append(database, {"row": "settle", "dataset": reservation.dataset, "reserve": reservation.row})
 
-    def set_budget(self, dataset: str, budget: Budget, by: str) -> Book:
+    def set_budget(self, dataset: str, budget: Budget, by: str, sign: Callable[[bytes], bytes] | None = None) -> Book:
         """Give a data set a budget, or another one; the book as it stands then.
 
         Args:
             dataset: by its name at this site.
             budget: the new one.
             by: who says so.
+            sign: by the site's identity key; None leaves the budget unsigned.
 
         Raises:
             PrivacyError: it counts another unit than the one that was spent from.
             StorageError: as ``reserve``.
         """
+        said = {
+            "row": "budget",
+            "dataset": dataset,
+            "epsilon": budget.epsilon,
+            "delta": budget.delta,
+            "unit": budget.unit.value,
+            "without_guarantee": budget.without_guarantee.value,
+            "by": by,
+        }
         with self._transaction() as database:
             self._read(database)
             may_replace(self._books.of(dataset), budget)
-            self._append(
-                database,
-                {
-                    "row": "budget",
-                    "dataset": dataset,
-                    "epsilon": budget.epsilon,
-                    "delta": budget.delta,
-                    "unit": budget.unit.value,
-                    "without_guarantee": budget.without_guarantee.value,
-                    "by": by,
-                },
-            )
+            signature = sign(_signed(self._head, said)).hex() if sign is not None else ""
+            self._append(database, said | {"signature": signature})
             return self._books.of(dataset)
+
+    def signed_budgets(self, key: bytes) -> frozenset[str]:
+        """The data sets whose budget, as it stands, is signed by an Ed25519 key, for its place in this ledger.
+
+        Raises:
+            StorageError: as ``books``.
+        """
+        found, before = dict[str, bool](), FIRST_HEAD
+        with self._transaction() as database:
+            self._read(database)
+            for body, digest in database.execute("SELECT body, hash FROM ledger ORDER BY number").fetchall():
+                row = json.loads(body)
+                if row["row"] == "budget":
+                    signature = bytes.fromhex(row.pop("signature"))
+                    found[row["dataset"]] = _is_signed_by(key, signature, _signed(before, row))
+                before = digest
+        return frozenset(name for name, is_right in found.items() if is_right)
 
     def books(self) -> Books:
         """All that is in it, after its rows were checked one by one.
@@ -256,6 +276,20 @@ class PrivacyLedger:
 
 def _hash(before: str, number: int, at: float, body: str) -> str:
     return hashlib.sha256(canonical_json(["fedveil/privacy-ledger/1", before, number, at, body])).hexdigest()
+
+
+def _signed(before: str, row: Mapping[str, Any]) -> bytes:
+    """What is signed of a budget: all of it, and the row that it follows."""
+    return b"fedveil/privacy-budget/1\0" + canonical_json([before, row])
+
+
+def _is_signed_by(key: bytes, signature: bytes, text: bytes) -> bool:
+    """Ed25519; a key that is none has signed nothing."""
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def _published(book: Book, delta: float, unit: Unit, until: int) -> PublishedEpsilon:

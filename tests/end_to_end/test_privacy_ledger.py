@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
+from fedveil.envoy.__main__ import app
 from fedveil.envoy.datasets import DatasetRegistry
 from fedveil.envoy.inspection import inspect
-from fedveil.envoy.privacy_books import Budget
 from fedveil.envoy.privacy_ledger import LEDGER_FILE, PrivacyLedger
 from fedveil.envoy.records import DataOptions
 from fedveil.utils.plan_bundle import open_bundle
 from fedveil.utils.privacy.events import Gaussian
 from fedveil.utils.privacy.values import Unit
 from fedveil.workspace.plan_builder import build_plan
+from typer.testing import CliRunner
 
 ENVOY = """
 [training]
@@ -40,7 +41,6 @@ class Slow(ArrayPlan):
         yield mean_of("distance", 0.0, 1)
 """
 EQUAL = "[secure_sum]\nequal_weights = true\n"
-BUDGET = Budget(4.0, 1e-5, Unit.PATIENT)
 
 
 def give_data(folder, seed):
@@ -51,9 +51,12 @@ def give_data(folder, seed):
     np.savez(folder / "scans.npz", **arrays)
     found = inspect("scans", folder / "scans.npz", DataOptions(classes=("ill", "well")), 1.0)
     DatasetRegistry(folder / "datasets").add(found.record, found.index)
-    ledger = PrivacyLedger(folder / LEDGER_FILE)
-    ledger.set_budget("scans", BUDGET, "the data manager")
-    ledger.close()
+    words = ["privacy", "budget", "scans", "--epsilon", "4", "--folder", str(folder)]
+    said = CliRunner().invoke(app, words).output
+    assert "signed by this site's identity key" in said
+    assert "epsilon 4 at delta 1e-05 per patient, signed by this site" in (
+        CliRunner().invoke(app, ["privacy", "show", "--folder", str(folder)]).output
+    )
 
 
 def spendings(folder):

@@ -62,7 +62,7 @@ def test_a_budget_is_given_and_shown_with_what_was_spent_and_is_left(site, folde
     pytest.importorskip("dp_accounting")
     assert site("budget", "x-rays", "--epsilon", "3") == (
         0,
-        "x-rays: epsilon 3 at delta 1e-05 per patient, over all studies.\n",
+        "x-rays: epsilon 3 at delta 1e-05 per patient, over all studies; not signed: this site is no member now.\n",
     )
     spend(folder, "lungs", "lungs", "hearts")
     code, said = site("show", "--rows")

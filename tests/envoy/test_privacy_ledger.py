@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.envoy.privacy_books import Budget, WithoutGuarantee
 from fedveil.envoy.privacy_ledger import FIRST_HEAD, PrivacyLedger
 from fedveil.utils.errors import BudgetExhaustedError, ConfigError, PrivacyError, StorageError
@@ -313,6 +314,19 @@ def test_a_row_that_was_taken_out_is_found(ledger, path):
         database.execute("DELETE FROM ledger WHERE number = 2")
     with pytest.raises(StorageError, match="row 2 does not follow"):
         PrivacyLedger(path).books()
+
+
+def test_a_budget_may_be_signed_and_a_signature_holds_for_its_place_alone(ledger):
+    key, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes_raw()
+    assert ledger.signed_budgets(public) == frozenset()  # the fixture's is unsigned
+    ledger.set_budget("x-rays", BUDGET, "the data manager", key.sign)
+    ledger.set_budget("scans", BUDGET, "somebody", other.sign)
+    assert ledger.signed_budgets(public) == {"x-rays"}
+    ledger.set_budget("x-rays", Budget(9.0, 1e-5, Unit.PATIENT), "somebody")
+    assert ledger.signed_budgets(public) == frozenset()  # the newest counts
+    ledger.set_budget("x-rays", BUDGET, "the data manager", lambda text: key.sign(text.replace(b"1", b"2")))
+    assert ledger.signed_budgets(public) == frozenset()
 
 
 @pytest.mark.parametrize("statement", ["UPDATE ledger SET at = 0", "DELETE FROM ledger"])
