@@ -336,6 +336,9 @@ class Coordinator:
                 this = rounds.lose(this, envoy)
         if self._sum.present is not None and this.state.takes_answers:
             gone = {envoy for envoy in this.cohort if self._attendance.is_gone(envoy, now)}
+            if isinstance(self._sum.present, RelayedSum):
+                relayed = self._sum.present
+                relayed.is_aggregator_there = self._attendance.is_there(relayed.aggregator, now)
             then = self._sum.advance(this, gone, now)
         else:
             is_training = this.kind is m.TaskKind.TRAIN

@@ -44,6 +44,7 @@ class RelayedSum(SecureSum):
     """The secure sum of one attempt that an envoy opens."""
 
     _sealed: dict[EnvoyName, bytes]  # what was revealed, for the aggregator alone
+    is_aggregator_there = True  # as the coordinator last saw it
 
     @property
     def aggregator(self) -> EnvoyName:
@@ -141,6 +142,19 @@ class RelayedSum(SecureSum):
     def _revealed(self, state: summation.Unmasking) -> Collection[EnvoyName]:
         del state
         return self._held
+
+    def _go_on(self, names: tuple[EnvoyName, ...], now: float) -> Mapping[EnvoyName, SumItem]:
+        """Not to consents or shares while the aggregator is away: sites give both once, and the sum would be lost.
+
+        Raises:
+            SumAbortedError: it was away for too long; nothing was revealed, and the next attempt may sum the same.
+        """
+        binds = isinstance(self._state, summation.Masking | summation.Consenting)
+        if binds and not self.is_aggregator_there:
+            if now - self._since < self._limit:
+                return {}
+            raise SumAbortedError(f"{self.aggregator}, the aggregator, is not connected; nothing was revealed")
+        return super()._go_on(names, now)
 
     def _repeat(self, event: Event) -> None:
         if event.way is Way.UP and event.stage == STAGES[summation.Unmasking]:

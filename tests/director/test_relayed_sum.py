@@ -320,6 +320,20 @@ def test_a_director_that_ends_leaves_the_total_to_its_next_start(shell):
     assert shell.answer.result(20.0) is None
 
 
+@pytest.mark.parametrize(("last", "limit"), [(Step.SHARES, 60.0), (Step.MASKED, 30.0)])
+def test_nothing_binding_is_asked_of_sites_while_the_aggregator_is_away(desk, last, limit):
+    desk.goes_to(last)
+    desk.sum.is_aggregator_there = False
+    following = STEPS[STEPS.index(last) + 1]
+    for name, content in desk.said(following).items():
+        desk.sum.take(name, content, {name: digest_of(b"sealed") for name in SITES}, 0.0)
+    assert not desk.sum.advance(SITES, (), limit - 1)
+    with pytest.raises(SumAbortedError, match="not connected; nothing was revealed"):
+        desk.sum.advance(SITES, (), limit + 1)
+    desk.sum.is_aggregator_there = True
+    assert desk.sum.advance(SITES, (), limit - 1).keys() == set(SITES)
+
+
 def test_too_few_sealed_shares_end_the_attempt_in_time(desk):
     desk.goes_to(Step.CONSENT)
     desk.sum.take(EnvoyName("a"), desk.sealed(EnvoyName("a")), {}, 0.0)
