@@ -24,6 +24,8 @@ from fedveil.director.records import RoundRecord, RunRecord, RunState
 from fedveil.director.rounds import RoundState
 from fedveil.director.sums import Sums
 from fedveil.director.uploads import Uploads
+from fedveil.gradient_leakage.vae.codec import Codec, codec_bytes, round_seed
+from fedveil.gradient_leakage.vae.fitting import seeded
 from fedveil.utils import messages as m
 from fedveil.utils.artifacts import ArtifactStore
 from fedveil.utils.certificates import public_bytes
@@ -47,7 +49,7 @@ from fedveil.utils.secure_sum.signed import Kind, signed
 from fedveil.utils.secure_sum.spec import rounding_key, spec_of
 from fedveil.utils.secure_sum.statements import Unmasking
 from fedveil.utils.secure_sum.tallies import MetricShape
-from fedveil.utils.tensors import digest_of, read_model
+from fedveil.utils.tensors import Layout, Role, digest_of, read_model
 from fedveil.workspace.plan_builder import build_plan
 
 PLAN = Path(__file__).parents[2] / "workspace" / "benchmarks" / "noop_plan.py"
@@ -83,16 +85,25 @@ class Site:
     state: object = None
     task: m.Task | None = None
     said: bytes = b""
-    trained: int = 0
+    codec: Codec | None = None
 
     def update(self, task: m.Task) -> np.ndarray:
         """What it would send in clear: another one each round and site, the same in each attempt."""
         rng = np.random.default_rng([task.ref.round, NAMES.index(self.name)])
         return rng.normal(0, 0.1, ELEMENTS).astype(np.float32)
 
+    def payload(self, task: m.Task) -> np.ndarray:
+        """What stands under the masks."""
+        return self.update(task) if self.codec is None else self.round_codec(task).encode(self.update(task))
+
+    def round_codec(self, task: m.Task) -> Codec:
+        """With the directions of the round."""
+        return self.codec.for_round(round_seed(task.ref, task.model, self.codec.digest))
+
     def start(self, task: m.Task) -> bytes:
         """An advert."""
-        spec = spec_of(FEDERATION, task, (ELEMENTS,))
+        sizes = [entry.size for entry in self.codec.payload_layout.entries] if self.codec else [ELEMENTS]
+        spec = spec_of(FEDERATION, task, tuple(sizes))
         site = participant.Site(self.name, self.key.sign, self.roster, self.floors)
         shapes = (MetricShape("loss", mean_of("loss", 1, 1).kind),)
         self.task, known = task, self.promises or Promises(task.ref.run)
@@ -123,7 +134,7 @@ class Site:
     def masked(self) -> np.ndarray:
         """The masked vector once more."""
         assert self.task is not None
-        payload = self.update(self.task) if self.task.kind is m.TaskKind.TRAIN else None
+        payload = self.payload(self.task) if self.task.kind is m.TaskKind.TRAIN else None
         metrics = [mean_of("loss", self.examples / 2, self.examples)]
         parts = participant.stream(self.state, payload, self.examples, metrics, self.task.seed, part_words=PARTS)
         return np.concatenate([part.copy() for part in parts])
@@ -302,11 +313,18 @@ def desks(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
     made: list[Desk] = []
 
     def make(
-        sites: dict[m.EnvoyName, Site] | None = None, *, keep: bool = False, settings: str | None = "", **keys: object
+        sites: dict[m.EnvoyName, Site] | None = None,
+        *,
+        keep: bool = False,
+        settings: str | None = "",
+        blobs: Collection[bytes] = (),
+        **keys: object,
     ) -> Desk:
         if made:
             made.pop().close()
         desk = Desk(tmp_path, sites or made_sites(), keep=keep)
+        for blob in blobs:
+            desk.artifacts.put([blob])
         if settings is not None:
             fields = {"rounds": 1, "attempts": 3, "evaluates": "false"} | keys
             desk.queue(settings or SETTINGS.format(**fields))
@@ -590,6 +608,27 @@ def test_an_evaluation_is_a_sum_of_tallies_alone(desks):
     assert evaluation.metrics == (mean_of("loss", 50, 100),)
     assert evaluation.sum.bounds == ()
     assert ended.model == training.model_out
+
+
+def test_codes_are_summed_under_masks_and_decoded_once(desks):
+    codec = seeded(Layout.of([("weights", (ELEMENTS,), Role.PARAMETER)]), 50.0)
+    sites = made_sites()
+    for site in sites.values():
+        site.codec = codec
+    text = SETTINGS.format(rounds=1, attempts=1, evaluates="false") + f'[codec]\ndigest = "{codec.digest}"\n'
+    desk = desks(sites, settings=text, blobs=[codec_bytes(codec)])
+    desk.play()
+    ended, task = desk.ended(), desk.sites[NAMES[0]].task
+    assert ended.state is RunState.FINISHED
+    assert (task.payload, task.codec) == (m.PayloadKind.CODED, codec.digest)
+    numbers = FixedPoint((codec.size,), task.sum.bounds, 4 * task.sum.max_weight)
+    total, mean = np.zeros(codec.size, np.uint32), np.empty(codec.size, np.float32)
+    for site in sites.values():
+        out, key = np.empty(codec.size, np.uint32), rounding_key(task.seed, task.ref, site.name)
+        numbers.encode(site.payload(task), 0, site.examples, key, out, np.zeros(1, np.int64))
+        total += out
+    numbers.decode(total, 100, mean)
+    assert np.array_equal(desk.model(ended.model), sites[NAMES[0]].round_codec(task).decode(mean))
 
 
 def test_clip_bounds_follow_the_sums_and_survive_a_restart(desks):
