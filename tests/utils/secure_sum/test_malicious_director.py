@@ -204,10 +204,10 @@ def search(plays):
 
 @pytest.mark.slow
 def test_whatever_a_director_and_one_site_try_no_update_is_told_from_a_sum():
-    breach, sums, twice = search(150)
+    breach, sums, twice = search(100)
     assert breach is None
-    assert sums > 40  # it would show nothing if nothing got so far
-    assert twice > 1
+    assert sums > 20  # it would show nothing if nothing got so far
+    assert twice > 0
 
 
 @pytest.mark.slow
