@@ -23,7 +23,7 @@ KEY_BYTES = 32
 WORD_BYTES = 4
 _BLOCK_BYTES = 16
 _FIRST_COUNTER = 2
-PIECE_BYTES = 1 << 16
+PIECE_BYTES = 1 << 17
 """Keystream made at once: with its piece of the vector it stays in the second-level cache."""
 _ZEROS = bytes(PIECE_BYTES)
 
@@ -50,7 +50,9 @@ class Keystream:
             self._cipher.update(_ZEROS[:within])
 
     def into(self, out: bytearray | memoryview, length: int) -> None:
-        """Write the next ``length`` bytes; ``out`` has 15 more than that, which OpenSSL wants and leaves alone."""
+        """Write the next ``length`` bytes, at most ``PIECE_BYTES``; ``out`` has 15 more, which OpenSSL leaves alone."""
+        if length > PIECE_BYTES:
+            raise ValueError(f"{length} bytes of keystream at once, expected {PIECE_BYTES} at most")
         self._cipher.update_into(_ZEROS if length == PIECE_BYTES else _ZEROS[:length], out)
 
 
@@ -62,7 +64,7 @@ class Masker:
         - pieces of any length give the same integers as the whole vector at once;
         - a masker that starts at a word goes on as one that came from the beginning.
 
-    Memory: 64 KiB, whatever the vector's length. Not for several threads at once.
+    Memory: 128 KiB, whatever the vector's length. Not for several threads at once.
     """
 
     def __init__(self, plus: Sequence[bytes], minus: Sequence[bytes] = (), start_word: int = 0) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.backends.openssl import backend
@@ -41,7 +42,15 @@ ROWS = {  # key: what the table calls it, decimal places
 COMPARED = ("client_cpu_s", "client_mask_cpu_s", "extra_memory_mb", "director_cpu_s", "director_cpu_s_per_dropout")
 """Of which the ratio is told; Flower hashes nothing, so that both our client figures stand against its one."""
 
-Figures = Mapping[str, float | int | str | None]
+PRIMITIVES = {
+    "key_pair": "a key pair",
+    "seal": "sealing one box",
+    "open_box": "opening it",
+    "split": "splitting a secret",
+    "combine": "combining it",
+}
+Figures = Mapping[str, Any]
+"""As a process printed them: numbers and text, ``primitives_us`` by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +129,11 @@ def as_markdown(cost: SecaggCost) -> Iterator[str]:
         theirs, ratio = _theirs(cost, key), _ratio(cost, key)
         times = "" if ratio is None else f"{ratio:.1f}"
         yield f"| {name} | {_shown(cost.own.get(key), places)} | {_shown(theirs, places)} | {times} |"
+    for key, name in PRIMITIVES.items():
+        yield f"| {name}; CPU-us | {_shown(cost.own['primitives_us'][key], 0)} | | |"
 
 
-def _theirs(cost: SecaggCost, key: str) -> float | int | str | None:
+def _theirs(cost: SecaggCost, key: str) -> Any:
     if cost.flower is None:
         return None
     return cost.flower.get("client_cpu_s" if key == "client_mask_cpu_s" else key)
@@ -130,26 +141,25 @@ def _theirs(cost: SecaggCost, key: str) -> float | int | str | None:
 
 def _ratio(cost: SecaggCost, key: str) -> float | None:
     ours, theirs = cost.own.get(key), _theirs(cost, key)
-    if key not in COMPARED or not isinstance(ours, float) or not isinstance(theirs, float) or ours <= 0:
-        return None
-    return theirs / ours
+    return theirs / ours if key in COMPARED and theirs and ours and ours > 0 else None
 
 
-def _shown(value: float | str | None, places: int) -> str:
-    return "" if value is None else f"{value:,.{places}f}" if isinstance(value, float | int) else value
+def _shown(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:,.{places}f}"
 
 
-def _median(turns: list[dict[str, float | str | None]]) -> Figures:
-    return {
-        key: statistics.median([turn[key] for turn in turns]) if isinstance(value, float | int) else value  # type: ignore[type-var]
-        for key, value in turns[0].items()
-    }
+def _median(turns: list[Any]) -> Any:
+    """Of numbers; of tables entry by entry; of text the first."""
+    first = turns[0]
+    if isinstance(first, dict):
+        return {key: _median([turn[key] for turn in turns]) for key in first}
+    return statistics.median(turns) if isinstance(first, float | int) else first
 
 
-def _run(command: list[str]) -> dict[str, float | str | None]:
+def _run(command: list[str]) -> dict[str, Any]:
     done = subprocess.run(command, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise ConfigError(f"{command[0]} ended with {done.returncode}; it said: {last}")
-    figures: dict[str, float | str | None] = json.loads(done.stdout.strip().splitlines()[-1])
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return figures

@@ -28,6 +28,8 @@ from ...utils.roster import Roster, RosterEntry
 from ...utils.secure_sum import cohort, participant, summation
 from ...utils.secure_sum.fixed_point import LEVELS
 from ...utils.secure_sum.rules import Promises, SumFloors
+from ...utils.secure_sum.sealing import key_pair, open_box, seal
+from ...utils.secure_sum.shamir import combine, split
 from ...utils.secure_sum.spec import SumSpec
 from ...utils.secure_sum.terms import Suite, SumTerms
 from ...utils.tensors import Digest, Vector
@@ -35,6 +37,7 @@ from ...utils.tensors import Digest, Vector
 TENSOR = 1_000_000  # numbers in each tensor, but for the last
 NUM_EXAMPLES = 700
 _BLOCK = 1 << 17  # words that the director sums, unmasks and decodes at once
+_CALLS = 101
 _DIGEST = Digest("0" * 64)
 Words: TypeAlias = NDArray[np.uint32]
 _P = ParamSpec("_P")
@@ -58,6 +61,7 @@ class OwnCost:
     director_control_cpu_s: float  # all else of the aggregator
     director_cpu_s_per_dropout: float | None  # more than that, a site that was lost; None where none may be
     max_error_steps: float  # of the sum, in units of the last place; at most one a site is promised
+    primitives_us: Mapping[str, float]  # CPU microseconds of one call
 
 
 @dataclass(slots=True)
@@ -119,6 +123,7 @@ def measure(params: int, envoys: int, repeats: int, suite: Suite) -> OwnCost:
         director_control_cpu_s=clock.seconds,
         director_cpu_s_per_dropout=more,
         max_error_steps=error,
+        primitives_us=_primitives(suite, envoys, masking.cohort.threshold),
     )
 
 
@@ -224,6 +229,22 @@ def _sent(ready: participant.Ready, payload: Vector) -> Words:
         whole[at : at + part.size] = part
         at += part.size
     return whole
+
+
+def _primitives(suite: Suite, envoys: int, threshold: int) -> dict[str, float]:
+    """What a site's control work is made of; combining is of another secret of the same senders."""
+    secret, info = os.urandom(32), b"of one site to another in one sum"
+    private, public = key_pair(suite, secret)
+    box = seal(suite, public, secret, info)
+    shares = dict(enumerate(split(secret, threshold, envoys, os.urandom), 1))
+    calls: dict[str, Callable[[], object]] = {
+        "key_pair": lambda: key_pair(suite, secret),
+        "seal": lambda: seal(suite, public, secret, info),
+        "open_box": lambda: open_box(suite, private, box, info),
+        "split": lambda: split(secret, threshold, envoys, os.urandom),
+        "combine": lambda: combine(shares, threshold),
+    }
+    return {name: 1e6 * statistics.median(_timed(call, _CALLS)) for name, call in calls.items()}
 
 
 def _decode(opened: summation.Opened, vectors: Mapping[EnvoyName, Words], mean: Vector) -> None:

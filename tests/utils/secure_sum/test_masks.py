@@ -134,6 +134,7 @@ def test_masked_zeros_have_uniform_bytes():
 @pytest.mark.parametrize(
     "wrong",
     [
+        lambda: Keystream(KEYS[0]).into(bytearray(PIECE_BYTES + 32), PIECE_BYTES + 1),
         lambda: Masker([bytes(31)]),
         lambda: Masker([KEYS[0]], start_word=-1),
         lambda: Masker([KEYS[0], KEYS[0]]),
