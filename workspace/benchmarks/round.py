@@ -97,10 +97,15 @@ def measure_secure_round(mb: float, envoys: int, rounds: int, turns: int = 3) ->
     return SecureRoundCost(
         plain=usual,
         secure=guarded,
-        round_ratio=round(guarded.round_s_median / usual.round_s_median, 2),
-        server_cpu_ratio=round(guarded.server_cpu_s_per_round / usual.server_cpu_s_per_round, 2),
-        envoy_cpu_ratio=round(guarded.envoy_cpu_s_per_round / usual.envoy_cpu_s_per_round, 2),
+        round_ratio=_ratio(guarded.round_s_median, usual.round_s_median),
+        server_cpu_ratio=_ratio(guarded.server_cpu_s_per_round, usual.server_cpu_s_per_round),
+        envoy_cpu_ratio=_ratio(guarded.envoy_cpu_s_per_round, usual.envoy_cpu_s_per_round),
     )
+
+
+def _ratio(guarded: float, usual: float) -> float:
+    """Rounds of a small model may take less than a clock tick."""
+    return round(guarded / max(usual, 1e-4), 2)
 
 
 def _median(costs: list[RoundCost]) -> RoundCost:
