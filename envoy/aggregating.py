@@ -19,7 +19,14 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ..utils import messages as m
-from ..utils.errors import ConfigError, FederationError, IdentityError, MalformedMessageError, StorageError
+from ..utils.errors import (
+    ConfigError,
+    FederationError,
+    IdentityError,
+    LengthMismatchError,
+    MalformedMessageError,
+    StorageError,
+)
 from ..utils.secure_sum import handover, relayed
 from ..utils.secure_sum.case import MAX_CASE_BYTES, Case, tried
 from ..utils.tensors import Digest, digest_of
@@ -32,6 +39,7 @@ from .summing import SumIdentity
 _LOG = logging.getLogger(__name__)
 _MAX_WAITING = 4
 _READ_BYTES = 1 << 20
+_MAX_TOTAL_BYTES = 4 << 30  # as of a model
 
 
 class Audit(Protocol):
@@ -163,6 +171,8 @@ class Aggregating:
         if case.spec.ref != item.ref:
             raise MalformedMessageError(f"the order is for {item.ref}, its case for {case.spec.ref}")
         held = tried(case, self._name, roster, key)
+        if held.opened.words * relayed.WORD_BYTES > _MAX_TOTAL_BYTES:
+            raise LengthMismatchError(f"{item.ref} sums {held.opened.words} words, more than this envoy takes")
         for by, reason in held.spoilt.items():
             _LOG.warning("left out task=%s envoy=%s reason=%s", item.ref, by, reason)
 

@@ -303,3 +303,11 @@ def test_any_changed_byte_of_what_a_signing_request_says_is_refused(desk: Desk) 
 def test_an_issuer_that_expired_invites_nobody(desk: Desk) -> None:
     with pytest.raises(IdentityError, match="expired"):
         desk.registrar.invite("a", "A", Role.ENVOY, ADDRESSES, DAY, NOW + 366 * DAY)
+
+
+def test_a_key_for_which_anybody_can_sign_is_no_identity(desk: Desk) -> None:
+    csr = signing_request(ec.generate_private_key(ec.SECP256R1()))
+    neutral = (1).to_bytes(32, "little")  # a point of order 1: every signature that begins with it fits
+    forged = JoinRequest(csr, neutral, neutral + bytes(32))
+    with pytest.raises(IdentityError):
+        desk.registrar.join(bootstrap_of(desk.invite()), forged, NOW)
