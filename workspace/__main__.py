@@ -17,6 +17,7 @@ from ..utils.secure_sum.terms import Suite
 from .attack_commands import attack
 from .codec_commands import codec as codecs
 from .report_commands import report
+from .secagg_commands import secagg
 
 _CONSOLE = Console()
 
@@ -32,6 +33,7 @@ app.add_typer(plans, name="plan")
 app.add_typer(bench, name="bench")
 app.add_typer(attack, name="attack")
 app.add_typer(codecs, name="codec")
+app.add_typer(secagg, name="secagg")
 app.add_typer(report, name="report")
 
 
