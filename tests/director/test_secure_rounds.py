@@ -442,6 +442,24 @@ def test_a_director_that_is_killed_at_any_stage_goes_on_to_the_same_bits(desks, 
     assert np.array_equal(again.model(again.ended().model), integer_mean(task, again.sites.values(), 4))
 
 
+def test_a_sum_whose_log_was_damaged_fails_and_the_next_attempt_sums_the_same_updates(desks):
+    desk = desks()
+    desk.play(until="masked")
+    events = desk.folder / "sums" / "toy-1" / "1-1" / "events.jsonl"
+    desk.coordinator.close()
+    events.write_bytes(events.read_bytes().replace(b'"up"', b'"in"', 1))
+    desk.coordinator.close = lambda: None
+    again = desks(desk.sites, settings=None)
+    failed = again.rounds()[0].round
+    assert failed.state is RoundState.FAILED
+    assert "is no event of a secure sum" in failed.reason
+    again.play()
+    assert again.ended().state is RunState.FINISHED
+    task = again.sites[NAMES[0]].task
+    assert task.ref.attempt == 2
+    assert np.array_equal(again.model(again.ended().model), integer_mean(task, again.sites.values(), 4))
+
+
 def test_what_is_said_twice_counts_once_also_when_the_stage_is_over(desks):
     desk = desks()
     desk.step("advert", NAMES[:4])
