@@ -74,7 +74,7 @@ class Director:
             kept, members = history(engine), IdentityStore(engine)
             artifacts = ArtifactStore(folder / "artifacts", config.is_durable)
             uploads = Uploads(folder / "uploads", config.uploads.slots, durable=config.is_durable)
-            audit = DirectorAudit.open(folder, config.federation, durable=config.is_durable)
+            audit = DirectorAudit.open(folder, config.federation)  # always durable: sites refuse a log that went back
             stack.callback(audit.close)
 
             def roster() -> Roster:
