@@ -15,7 +15,7 @@ from typing import Any
 from ..utils.errors import BudgetExhaustedError, ConfigError, PrivacyError
 from ..utils.messages import RunId, TaskKind, TaskRef
 from ..utils.privacy import renyi
-from ..utils.privacy.accounting import reported, stopping
+from ..utils.privacy.accounting import published, reported, stopping
 from ..utils.privacy.events import Mechanism, Release
 from ..utils.privacy.values import Epsilon, Unit, rounded_up
 from ..utils.tensors import Digest
@@ -141,7 +141,7 @@ class Book:
         after = float(renyi.epsilons(history + next_, budget.delta)[place])
         if after > budget.epsilon:
             before = float(renyi.epsilons(history, budget.delta)[place])
-            public = stopping(self.history(budget.unit), budget.delta, budget.unit).published()
+            public = published(self.history(budget.unit), budget.delta, budget.unit)
             raise BudgetExhaustedError(
                 f"{ref}: the privacy budget of this site's data is exhausted; spent: {public}",
                 f"data set {self.dataset}: budget {budget}; spent {rounded_up(before)}, left"

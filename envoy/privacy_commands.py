@@ -149,6 +149,7 @@ def report(
 ) -> None:
     """The site's privacy report: total_epsilon, participants, secure aggregation, leakage score."""
     from .journal import DATABASE_FILE, read_outbox
+    from .privacy_report import as_lines
     from .privacy_report import report as report_of
 
     with errors_in_words():
@@ -158,12 +159,8 @@ def report(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    for key, value in found.items():
-        if key != "datasets":
-            _say(f"{key}: {'none' if value is None else value}")
-    for one in found["datasets"]:
-        bound = "no epsilon covers it" if one["total_epsilon"] is None else f"total_epsilon {one['total_epsilon']:.4g}"
-        _say(f"data set {one['dataset']}: {bound}, {one['tasks']} tasks")
+    for line in as_lines(found):
+        _say(line)
 
 
 def _books(folder: Path) -> tuple[Books, str]:
@@ -230,7 +227,9 @@ def _lines(book: Book, signed: frozenset[str], *, rows: bool) -> list[str]:
         stop, prv = book.stopping(), whole.account.prv
         if budget is not None and stop is not None:
             left = max(0.0, budget.epsilon - stop.value)
-            lines.append(f"  stops by: epsilon {stop.rounded} (rdp, order {book.order or 'open'}); left: {left:.4g}")
+            lines.append(
+                f"  stops by: epsilon {stop.rounded} (rdp, order {book.order or 'open'}); left: epsilon {left:.4g}"
+            )
         lines.append(f"  cross-check: epsilon {prv.rounded} (prv)" if prv else "  cross-check: none (prv)")
         if whole.uncovered:
             lines.append(f"  not covered by it: {whole.uncovered} tasks released something without a guarantee")

@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ..utils.errors import ConfigError, PrivacyError, StorageError
 from ..utils.messages import TaskKind, TaskRef
-from ..utils.privacy.accounting import reported, stopping
+from ..utils.privacy.accounting import published
 from ..utils.privacy.events import Release
-from ..utils.privacy.values import PublishedEpsilon, Unit
+from ..utils.privacy.values import PublishedEpsilon
 from ..utils.tensors import canonical_json
 from .privacy_books import Book, Books, Budget, may_replace
 
@@ -221,7 +221,7 @@ class PrivacyLedger:
             return None
         if book.uncovered(unit, until=spending.row):
             return None
-        return _published(book, delta, unit, spending.row)
+        return published(book.history(unit, until=spending.row), delta, unit)
 
     def close(self) -> None:
         """Close the file."""
@@ -290,11 +290,3 @@ def _is_signed_by(key: bytes, signature: bytes, text: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
-
-
-def _published(book: Book, delta: float, unit: Unit, until: int) -> PublishedEpsilon:
-    history = book.history(unit, until=until)
-    try:
-        return reported(history, delta, unit).published()
-    except ConfigError:  # without the extra: larger, and as true
-        return stopping(history, delta, unit).published()

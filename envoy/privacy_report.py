@@ -5,13 +5,13 @@ Everything in it is a public number or a count of tasks: no example, no label, n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..utils.messages import RunId
 from ..utils.privacy.accounting import Account, checked
-from ..utils.privacy.values import Epsilon, Unit
+from ..utils.privacy.values import Epsilon, Unit, rounded_up
 from .outbox import METRICS, Departure
 from .privacy_books import Book
 
@@ -92,6 +92,30 @@ def report(books: Sequence[Book], departures: Iterable[Departure], run: RunId | 
         "suppressed_cells": None,  # no analytics yet
         "datasets": found,
     }
+
+
+def as_lines(found: Mapping[str, Any]) -> list[str]:
+    """A report in words: of a site with its data sets, or of a federation with its sites."""
+    sums, score = found["secure_aggregation"], found["leakage_score"]
+    attacked = "not measured" if score is None else f"{score:.3f}, {found['attack_used']}"
+    parts = [(f"data set {one['dataset']}", one) for one in found.get("datasets", ())]
+    parts += [*found.get("sites", {}).items()]
+    bound = _bound(found)
+    if found["total_epsilon"] is not None:
+        bound += f" ({found['adjacency']}; {found['mechanism']}; {found['accountant']})"
+    return [
+        f"total_epsilon: {bound}",
+        f"participants: {found['participants']}",
+        f"secure_aggregation: {sums['state']} ({sums['masked']} answers masked, {sums['in_clear']} in the clear)",
+        f"leakage_score: {attacked}",
+        *(f"  {name}: {_bound(one)}" for name, one in parts),
+    ]
+
+
+def _bound(one: Mapping[str, Any]) -> str:
+    if one["total_epsilon"] is None:
+        return "none: something left without a guarantee, or nothing private was trained"
+    return f"epsilon {rounded_up(one['total_epsilon'])} at delta {one['delta']:g} per {one['unit']}"
 
 
 _HEADLINE = ("total_epsilon", "delta", "unit", "adjacency", "mechanism", "accountant")

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..envoy.privacy_report import SCHEMA
+from ..envoy.privacy_report import SCHEMA, as_lines
 from ..utils.errors import ConfigError
 from ..utils.messages import ExperimentView, TaskKind
-from ..utils.privacy.values import ADJACENCY, rounded_up
+from ..utils.privacy.values import ADJACENCY
+
+__all__ = ["as_lines", "combined", "of_run", "read_report"]
 
 _MAX_BYTES = 16 << 20
 _NEEDED = ("total_epsilon", "delta", "unit", "participants", "secure_aggregation", "leakage_score", "datasets")
@@ -112,33 +114,6 @@ def of_run(view: ExperimentView) -> dict[str, Any]:
         "attack_used": None,
         "suppressed_cells": None,
     }
-
-
-def as_lines(found: Mapping[str, Any]) -> list[str]:
-    """In words."""
-    sums, score, epsilon = found["secure_aggregation"], found["leakage_score"], found["total_epsilon"]
-    bound = (
-        f"epsilon {rounded_up(epsilon)} at delta {found['delta']:g} per {found['unit']} ({found['adjacency']};"
-        f" {found['mechanism']}; {found['accountant']})"
-        if epsilon is not None
-        else "none: something left without a guarantee, or nothing private was trained"
-    )
-    attacked = "not measured" if score is None else f"{score:.3f}, {found['attack_used']}"
-    return [
-        f"total_epsilon: {bound}",
-        f"participants: {found['participants']}",
-        f"secure_aggregation: {sums['state']} ({sums['masked']} answers masked, {sums['in_clear']} in the clear)",
-        f"leakage_score: {attacked}",
-        *(
-            f"  {name}: "
-            + (
-                "no epsilon covers it"
-                if one["total_epsilon"] is None
-                else f"epsilon {rounded_up(one['total_epsilon'])}"
-            )
-            for name, one in found["sites"].items()
-        ),
-    ]
 
 
 def _severity(one: Mapping[str, Any]) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import ConfigError, PrivacyError
 from .events import Mechanism, SampledGaussian, Skellam, grouped, words
 from .renyi import curve, epsilons
-from .values import Accountant, Epsilon, Unit
+from .values import Accountant, Epsilon, PublishedEpsilon, Unit
 
 PRV_GAP = 0.03
 """Of what PRV and PLD may differ; more is an error, of one of them or of ours."""
@@ -58,6 +58,14 @@ def reported(history: Sequence[Mechanism], delta: float, unit: Unit) -> Epsilon:
         return stopping(history, delta, unit)
     value = _by_pld(grouped(history), delta) if history else 0.0
     return Epsilon(value, delta, unit, words(history), Accountant.PLD)
+
+
+def published(history: Sequence[Mechanism], delta: float, unit: Unit) -> PublishedEpsilon:
+    """What may be told of a history: as reported; without the extra ``dp`` by Renyi divergence, larger and as true."""
+    try:
+        return reported(history, delta, unit).published()
+    except ConfigError:
+        return stopping(history, delta, unit).published()
 
 
 def checked(history: Sequence[Mechanism], delta: float, unit: Unit) -> Account:
