@@ -16,14 +16,21 @@ from fedveil.envoy.session import Session
 from fedveil.envoy.summing import SumIdentity
 from fedveil.utils import messages as m
 from fedveil.utils.certificates import public_bytes
-from fedveil.utils.errors import IdentityError, SumRefusedError, UnreachableError, WrongRoundError
+from fedveil.utils.errors import (
+    IdentityError,
+    MalformedMessageError,
+    SumRefusedError,
+    UnreachableError,
+    WrongRoundError,
+)
 from fedveil.utils.metrics import mean_of
 from fedveil.utils.plan_bundle import open_bundle
 from fedveil.utils.roster import Roster, RosterEntry
-from fedveil.utils.secure_sum import encoding, opened, participant, summation
+from fedveil.utils.secure_sum import encoding, opened, participant, relayed, summation
 from fedveil.utils.secure_sum.cohort import fixed_point
 from fedveil.utils.secure_sum.participant import Site as Puppet
 from fedveil.utils.secure_sum.rules import Promises, SumFloors
+from fedveil.utils.secure_sum.sealed_stream import open_stream
 from fedveil.utils.secure_sum.spec import spec_of
 from fedveil.utils.secure_sum.statements import CohortCall, ConsentSet, SurvivorsCall
 from fedveil.utils.secure_sum.tallies import MetricShape
@@ -443,6 +450,70 @@ def test_what_left_is_in_the_outbox_as_masked(site):
     assert (row.kind, row.num_bytes) == ("masked", len(site.director.uploads[row.ref]))
     assert row.chain == "check, secure sum of 4, threshold 3"
     assert row.received_at is not None
+
+
+# an aggregator elsewhere
+
+
+class RelayedRound(Round):
+    """One attempt whose sum ``site-d`` opens: what the site seals to it is opened here, with its key."""
+
+    def __init__(self, site):
+        site.config = replace(
+            site.config, secure_aggregation=SecureAggregationPolicy(aggregators=("director", "site-d"))
+        )
+        super().__init__(site, site.task(sum=replace(TERMS, aggregator="site-d")))
+        self.key, self.sealed = relayed.opening_key(site.keys["site-d"]), b""
+
+    def hear(self):
+        content = self.site.director.told.get(timeout=SECONDS)
+        if isinstance(self.state, summation.Masking):
+            self.sealed = self.site.director.uploads[self.ref]
+            binding = relayed.vector_binding(self.state.cohort, "site-a")
+            self.site.director.uploads[self.ref] = b"".join(open_stream(binding, self.key, [self.sealed]))
+        elif isinstance(self.state, summation.Unmasking):
+            content = relayed.open_unmasking(self.state.cohort, "site-a", content, self.key)
+        self.state = summation.take(self.state, "site-a", content)
+        return content
+
+
+def test_masked_words_and_shares_leave_sealed_to_an_aggregator_that_this_site_named(site):
+    this = RelayedRound(site)
+    site.start()
+    mean, tallies = this.whole()
+    np.testing.assert_allclose(mean, this.expected(), atol=1e-6)
+    assert tallies.num_examples == 35
+    masked = this.masked["site-a"].tobytes()
+    assert masked[:64] not in this.sealed
+    (header,) = site.director.headers
+    assert header.length == len(this.sealed) == relayed.vector_binding(this.state.cohort, "site-a").sealed_length
+    with pytest.raises(MalformedMessageError):  # what the director is told at the end
+        encoding.decode(site.director.statements[-1])
+
+
+def test_a_sealed_stream_that_breaks_goes_on_with_the_very_same_bytes(site):
+    site.director.cuts = [40, 400, 3996]
+    this = RelayedRound(site)
+    site.start()
+    mean, _ = this.whole()
+    np.testing.assert_allclose(mean, this.expected(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("aggregators", "who", "why"),
+    [
+        (("director",), "site-d", "aggregators in"),
+        (("site-d",), "", "summed by director"),
+        (("director", "stranger"), "stranger", "not in this site's roster"),
+    ],
+)
+def test_an_aggregator_that_this_site_did_not_name_or_does_not_know_gets_nothing(site, aggregators, who, why):
+    site.config = replace(site.config, secure_aggregation=SecureAggregationPolicy(aggregators=aggregators))
+    site.start()
+    site.give(site.task(sum=replace(TERMS, aggregator=who)))
+    assert why in site.refusal().reason
+    assert not site.director.statements
+    assert not site.trainer.orders
 
 
 # lines that break
