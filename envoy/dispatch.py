@@ -86,7 +86,7 @@ class Dispatch:
             if done.ref == task.ref or told is None or not may_leave(done):
                 continue
             with contextlib.suppress(ProtocolError):  # its round closed without it
-                answer = patience.insist(partial(self._request_upload, header_of(done, task.layout)))
+                answer = patience.insist(partial(self._request_upload, header_of(done, task.layout), done.trained_ref))
                 if isinstance(answer, m.Receipt) and answer.digest == told:
                     self.keep_receipt(done)
 
@@ -94,7 +94,7 @@ class Dispatch:
         """Has the director still what it gave a receipt for? One that lost it, in a restored backup, asks again."""
         if not done.is_received or done.is_summed:
             return False
-        answer = patience.insist(partial(self._request_upload, header_of(done, task.layout)))
+        answer = patience.insist(partial(self._request_upload, header_of(done, task.layout), done.trained_ref))
         return isinstance(answer, m.Receipt) and answer.digest == done.digest
 
     def decline(self, refusal: m.Refusal, patience: Patience) -> None:
@@ -121,16 +121,19 @@ class Dispatch:
         self,
         header: m.UpdateHeader,
         parts: Callable[[m.Turn], Iterator[m.Part]],
+        trained: m.TaskRef,
         withdrawn: threading.Event,
         patience: Patience,
     ) -> m.Receipt:
         """Send masked words, until the director has all of them; ``parts`` makes them anew for each try.
 
+        ``trained`` is the attempt that the work was done in: the ledger knows it by that.
+
         Raises:
             ProtocolError: nobody waits for them any more.
             FederationError: what the director refuses.
         """
-        return patience.insist(lambda: self._upload(header, parts, withdrawn))
+        return patience.insist(lambda: self._upload(header, parts, trained, withdrawn))
 
     def keep_receipt(self, done: FinishedWork) -> None:
         """The answer counts: what was trained beside it is in force at this site, and nobody asks again."""
@@ -139,16 +142,21 @@ class Dispatch:
         self._journal.receive(done.ref)
 
     def _send(self, task: m.Task, done: FinishedWork, withdrawn: threading.Event) -> m.Receipt:
-        return self._upload(header_of(done, task.layout), lambda turn: self._parts(turn, done, withdrawn), withdrawn)
+        header = header_of(done, task.layout)
+        return self._upload(header, lambda turn: self._parts(turn, done, withdrawn), done.trained_ref, withdrawn)
 
     def _upload(
-        self, header: m.UpdateHeader, parts: Callable[[m.Turn], Iterator[m.Part]], withdrawn: threading.Event
+        self,
+        header: m.UpdateHeader,
+        parts: Callable[[m.Turn], Iterator[m.Part]],
+        trained: m.TaskRef,
+        withdrawn: threading.Event,
     ) -> m.Receipt:
-        grant = self._request_upload(header)
+        grant = self._request_upload(header, trained)
         while isinstance(grant, m.Wait):
             if withdrawn.is_set():
                 raise ProtocolError(f"{header.ref} was withdrawn")
-            grant = self._request_upload(header)
+            grant = self._request_upload(header, trained)
         if isinstance(grant, m.Receipt):
             return grant
         own: list[FederationError] = []  # this site's, raised while parts were made: the line only says that it broke
@@ -171,9 +179,9 @@ class Dispatch:
             yield m.Data(view[start : start + turn.part_bytes])
         yield m.Closing(done.digest)
 
-    def _request_upload(self, header: m.UpdateHeader) -> m.Grant:
+    def _request_upload(self, header: m.UpdateHeader, trained: m.TaskRef) -> m.Grant:
         with self._asking():
-            return self._link.request_upload(replace(header, privacy=self._published(header.ref)))
+            return self._link.request_upload(replace(header, privacy=self._published(trained)))
 
     def _report(self, report: m.MetricsReport) -> m.Receipt:
         with self._asking():

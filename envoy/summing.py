@@ -248,7 +248,7 @@ class Summing:
             yield m.Closing(Digest(sha.hexdigest()))
 
         header = masked_header(done, task.layout, num_bytes)
-        receipt = self._dispatch.upload_masked(header, parts, occasion.withdrawn, occasion.patience)
+        receipt = self._dispatch.upload_masked(header, parts, done.trained_ref, occasion.withdrawn, occasion.patience)
         if receipt.digest not in digests:
             raise DigestMismatchError(f"the director holds other masked words of {self._name} for {task.ref}")
         self._journal.left_masked(task.ref, receipt.digest, num_bytes)
