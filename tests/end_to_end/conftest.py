@@ -244,7 +244,7 @@ def four(tmp_path: Path) -> Iterator[ToyFederation]:
     """Four whose updates leave them inside secure sums alone."""
     with ToyFederation(tmp_path, FOUR, ENVOY.replace('"allowed"', '"required"')) as federation:
         federation.set_up()
-        federation.wait_for_all()
+        federation.wait_for_all(90.0)
         yield federation
         federation.history._engine.dispose()
 
