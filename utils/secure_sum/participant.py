@@ -190,7 +190,7 @@ def advertise(
     share_key, share_public = key_pair(spec.terms.suite, share_seed)
     mask_key, mask_public = key_pair(spec.terms.suite, mask_key_seed(spec, mask_secret))
     offered = () if spec.terms.equal_weights else tuple(sorted(metrics, key=lambda shape: shape.name))
-    given_up = tuple(one.transcript for one in promises.earlier(spec.ref) if one.given_up)
+    given_up = tuple(one.transcript for one in promises.earlier(spec.ref) if one.given_up)[-encoding.MAX_GIVEN_UP :]
     body = encoding.advert_body(Advert(spec.digest, share_public, mask_public, offered, given_up))
     advert = signed(site.name, Kind.ADVERT, body, site.sign)
     state = Advertised(site, spec, promises, advert, mask_secret, self_secret, share_key, mask_key)

@@ -7,9 +7,9 @@ import pytest
 from fedveil.utils.errors import DuplicateUpdateError, MalformedMessageError, NotInvitedError, ProtocolError
 from fedveil.utils.messages import TaskKind
 from fedveil.utils.metrics import mean_of
-from fedveil.utils.secure_sum import participant, summation
+from fedveil.utils.secure_sum import encoding, participant, summation
 from fedveil.utils.secure_sum.rehearsal import Contribution, Network, Step, cast_of, drawn, plain_total, spec_for
-from fedveil.utils.secure_sum.rules import Promises
+from fedveil.utils.secure_sum.rules import Promise, Promises
 from fedveil.utils.secure_sum.terms import Suite, SumTerms
 from fedveil.utils.tensors import digest_of
 from hypothesis import given, settings
@@ -241,3 +241,12 @@ def test_a_site_that_restarts_before_the_cohort_closes_advertises_once_more(netw
     _, items = summation.close_cohort(stage)
     shared, _ = participant.share(state, items["site-01"], promises, drawn(b""))
     assert shared.cohort.names == attempt.cast.names
+
+
+def test_after_any_number_of_attempts_an_advert_names_the_latest_that_fit(network):
+    attempt = network(4, spec=spec_for((23, 8), 4, attempt=90))
+    site = attempt.cast.sites["site-00"]
+    records = tuple(Promise(1, n, bytes([n]) * 32, attempt.cast.names, 3, 1, masked=True) for n in range(1, 90))
+    _, said = participant.advertise(site, attempt.spec, (), Promises(attempt.spec.ref.run, records), drawn(b""))
+    given_up = encoding.read_advert(encoding.decode(said).body).given_up
+    assert given_up == tuple(bytes([n]) * 32 for n in range(26, 90))
