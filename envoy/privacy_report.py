@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..utils.messages import RunId
-from ..utils.privacy.accounting import Account, checked
+from ..utils.privacy.accounting import Account, checked, reported, stopping
 from ..utils.privacy.values import Epsilon, Unit, rounded_up
 from .outbox import METRICS, Departure
 from .privacy_books import Book
@@ -50,14 +50,19 @@ class Balance:
 
 
 def balance(book: Book, delta: float, unit: Unit, run: RunId | None = None) -> Balance:
-    """What was spent, by all accountants.
+    """What was spent: of a data set by all accountants; of one study without the cross-check, which takes a second.
 
     Raises:
         ConfigError: the extra ``dp`` is not installed.
         PrivacyError: two accountants disagree.
     """
     chosen = [one for one in book.spendings if run is None or one.ref.run == run]
-    account = checked(book.history(unit, run=run), delta, unit)
+    history = book.history(unit, run=run)
+    account = (
+        checked(history, delta, unit)
+        if run is None
+        else Account(reported(history, delta, unit), stopping(history, delta, unit), None)
+    )
     return Balance(len(chosen), sum(not one.is_settled for one in chosen), book.uncovered(unit, run=run), account)
 
 
