@@ -1,6 +1,6 @@
 """``fedveil secagg view``: everything that a director saw of real secure sums, as one page and as JSON.
 
-Measures and writes: the statistical smoke test of ``gradient_leakage/server_view`` on what arrived, beside the same
+Measures: the statistical smoke test of ``gradient_leakage/server_view`` on what arrived, beside the same
 test of two broken schemes made from the same updates, which it must catch; and attacks of the benchmark on what
 arrived, beside the same attacks on an undefended update and on the scalar mask. It shows that gross defects are absent.
 It is no proof, and what the sum itself gives away is shown as well.
@@ -8,19 +8,13 @@ It is no proof, and what the sum itself gives away is shown as well.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
 from ..gradient_leakage.attacks.defended_matching import DefendedMatching
 from ..gradient_leakage.defenses.chain import Chain
@@ -29,14 +23,12 @@ from ..gradient_leakage.metrics import Scores, Truth, null_scores, score
 from ..gradient_leakage.server_view import SmokeTest, correlation, smoke_test
 from ..gradient_leakage.threat_model import Knowledge, LocalTraining, Observation
 from ..gradient_leakage.victim import granting
-from ..utils.errors import StorageError
 from ..utils.secure_sum.fixed_point import FixedPoint
 from ..utils.tensors import Vector
 from .masked_update import MASKED_SUFFIX
 from .recorded_update import recorded
-from .secagg_run import KeptSum, OwnRun, read_sums, run_federation
+from .secagg_run import KeptSum, OwnRun
 
-PAGE, FIGURES = "secagg.html", "secagg.json"
 _KNOWS = Knowledge(labels=True, defense=True, local_steps=True, learning_rate=True)
 _ATTACK = DefendedMatching(iterations=200, polish=300)
 _ATTACK_ON_SUM = DefendedMatching(iterations=300, polish=600)
@@ -126,38 +118,6 @@ class View:
                 for one in self.attacks
             ],
         }
-
-
-def make_page(out: Path, run: Path | None, console: Console) -> View:
-    """Run a federation (or read what a director kept), look at it, and write page and figures.
-
-    Args:
-        out: takes ``secagg.html`` and ``secagg.json``.
-        run: ``sums/RUN`` of a director; None: a federation is run here, and its truth is known.
-        console: says what is done.
-
-    Raises:
-        FederationError: the federation failed, there is no such run, or the folder cannot be written.
-    """
-    from .secagg_page import page_of
-
-    with ExitStack() as stack:
-        if run is None:
-            console.print("Four sites with one image each, two rounds, real processes, secure sums that are kept ...")
-            home = Path(tempfile.mkdtemp(prefix="fedveil-secagg-"))
-            stack.callback(shutil.rmtree, home, ignore_errors=True)
-            own = run_federation(home)
-            console.print(f"Images: {own.images_are}. Looking at what the director has, and attacking it ...")
-            view = view_of_own(own)
-        else:
-            view = view_of_sums(read_sums(run))
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / PAGE).write_text(page_of(view), "utf-8")
-            (out / FIGURES).write_text(json.dumps(view.as_json(), indent=2, allow_nan=False) + "\n", "utf-8")
-        except OSError as error:
-            raise StorageError(f"the page cannot be written to {out}: {error.strerror}") from error
-    return view
 
 
 def view_of_sums(sums: Sequence[KeptSum]) -> View:
