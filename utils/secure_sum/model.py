@@ -4,7 +4,7 @@ It goes through everything that a malicious director and corrupt sites can have 
 some attempts with given cohorts and thresholds, under the REAL rules of ``rules.py``. Sought is a breach:
 
 - an honest site's update in two opened sums over different sites;
-- an opened sum with fewer than ``h`` honest organizations in it;
+- an opened sum with fewer than ``h`` honest organizations, or fewer than t less the corrupt envoys, honest in it;
 - two survivor sets of one attempt that both have t consents.
 
 The director chooses who is told of which attempt, in what order all happens, whose shares reach whom, who masks, who
@@ -346,7 +346,8 @@ def _judged(world: World, views: Sequence[_View]) -> str | None:
         if len(view.passed) > 1:
             return f"{' and '.join(sorted(map(_named, view.passed)))} both have the consents of {view.attempt}"
         for sites in view.sums:
-            if world.organizations_of(sites) < world.floors.honest:
+            least = view.attempt.threshold - world.corrupt_in(view.attempt)
+            if len(sites) < least or world.organizations_of(sites) < world.floors.honest:
                 return f"a sum of {_named(sites)} alone is opened in {view.attempt}"
     for one, other in combinations(views, 2):
         for sites, others in product(one.sums, other.sums):
