@@ -44,8 +44,7 @@ def _parts(view: View) -> Iterator[str]:
     yield "<h2>The smoke test</h2>"
     yield _smoke_tests(view)
     yield "<h2>What came and went</h2>"
-    for kept in view.sums[:1]:
-        yield _stages(kept)
+    yield _stages(next((kept for kept in view.sums if kept.vectors), view.sums[0]))
     yield "<h2>What the director learns nevertheless</h2>"
     yield _learns(view)
     yield "</main></html>\n"
@@ -162,7 +161,10 @@ def _verdict(scheme: Scheme) -> str:
 
 
 def _stages(kept: KeptSum) -> str:
-    sites = list(kept.told["cohort"])
+    sites, summing = list(kept.told["cohort"]), str(kept.told["terms"]["aggregator"])
+    elsewhere = (
+        f" {escape(summing)} sums: the director relays sealed boxes, and holds no masked vector." if summing else ""
+    )
     rows = []
     for stage, way in dict.fromkeys((one.stage, one.way) for one in kept.said if one.way != "here"):
         sizes = {one.envoy: one for one in kept.said if (one.stage, one.way) == (stage, way)}
@@ -181,7 +183,7 @@ def _stages(kept: KeptSum) -> str:
     head = "".join(f"<th>{escape(site)}</th>" for site in sites)
     return (
         f"<p>{escape(kept.name)}: cohort of {len(sites)}, threshold {kept.told['threshold']}, "
-        f"{escape(str(kept.told['outcome']))}. Seconds since the first statement.</p>"
+        f"{escape(str(kept.told['outcome']))}. Seconds since the first statement.{elsewhere}</p>"
         f"<div class=wide><table><tr><th>stage</th>{head}</tr>{''.join(rows)}"
         f"<tr><td><b>masked vector</b>, to the director<br><span class=faint>{kept.body_words:,} words of the update, "
         f"and tallies behind them (weight, cuts, metrics)</span></td>{vectors}</tr></table></div>"

@@ -146,3 +146,17 @@ def test_attack_run_says_what_a_kept_vector_is(own, tmp_path):
     assert done.exit_code == 0, done.output
     assert "site-a.masked is no update: it is a masked vector of a secure sum" in " ".join(done.output.split())
     assert read_sums(kept.parent.parent)[0].told["run"] == own.run
+
+
+def test_a_sum_that_another_organization_made_is_shown_as_boxes(own, tmp_path):
+    """The director then holds no vector; nor does it fail on shares that are sealed to somebody else."""
+    kept = own.sum_folder(own.training_sums[0])
+    (tmp_path / "1-1").mkdir()
+    told = json.loads((kept / "sum.json").read_text())
+    told["terms"]["aggregator"] = "site-a"
+    (tmp_path / "1-1" / "sum.json").write_text(json.dumps(told))
+    sealed = [json.loads(line) | {"content": "AAAA"} for line in (kept / "events.jsonl").read_text().splitlines()]
+    (tmp_path / "1-1" / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sealed))
+    page = page_of(view_of_sums(read_sums(tmp_path)))
+    assert "site-a sums: the director relays sealed boxes" in page
+    assert "No masked vector was kept" in page
