@@ -36,7 +36,6 @@ from ..sites import SiteShare, assign
 from .private_accounting import Steps
 
 PLAN = Path(next(iter(_package_path))) / "workspace" / "pneumonia" / "private_plan.py"
-MODELS = ("histogram", "network")
 EPSILONS = (1.0, 3.0, 8.0)
 SEEDS = (1, 2, 3)
 DELTA = 1e-5
@@ -47,6 +46,7 @@ HOSPITALS = (  # of different size, and with different shares of ill patients
 )
 _CHOOSING_SEED = 0
 _NO_BOUND = 1e6
+_IMAGE_SIZE = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,10 @@ class Scale:
     rounds: int = 60  # each is one step of every hospital
     sampling_rate: float = 0.1  # of each patient in each round
     units: int = 800  # public: patients that a hospital is taken to have
-    image_size: int = 28
+
+
+SCALES: Mapping[str, Scale] = {"histogram": Scale(), "network": Scale(rounds=40, sampling_rate=0.04)}
+"""A gradient of the network costs eight times as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +107,25 @@ class PatientComparison:
         DatasetError: no images, or none that name their patients.
     """
 
-    def __init__(self, home: Path, data: Path, scale: Scale | None = None) -> None:
-        self._scale, self._home = scale or Scale(), home
+    def __init__(self, home: Path, data: Path, scales: Mapping[str, Scale] = SCALES) -> None:
+        self._scales, self._home = scales, home
         home.mkdir(parents=True, exist_ok=True)
-        self.images = find_images(data, self._scale.image_size, home / "cache")
+        self.images = find_images(data, _IMAGE_SIZE, home / "cache")
         text = PLAN.read_bytes()
         self._plan_class = plan_class_of(text, PLAN.name)
         shown = [part.images.tobytes() for part in (self.images.train, self.images.validation, self.images.test)]
-        said = [digest_of(text), digest_of(*shown), asdict(self._scale), [asdict(one) for one in HOSPITALS], DELTA]
-        self._setup = digest_of(canonical_json(said))[:12]
-        self._known = {row.key: row for row in read_rows(home / "rows.jsonl") if row.setup == self._setup}
-        self._noises: dict[float, float] = {}
+        hospitals = [asdict(one) for one in HOSPITALS]
+        said = {
+            model: [digest_of(text), digest_of(*shown), asdict(scale), hospitals, DELTA]
+            for model, scale in scales.items()
+        }
+        self._setups = {model: digest_of(canonical_json(words))[:12] for model, words in said.items()}
+        self._known = {row.key: row for row in read_rows(home / "rows.jsonl")}
+        self._noises: dict[tuple[str, float], float] = {}
 
-    @property
-    def steps(self) -> Steps:
+    def steps(self, model: str) -> Steps:
         """What the accountant is told of each hospital."""
-        return Steps(self._scale.sampling_rate, self._scale.rounds, DELTA)
+        return Steps(self._scales[model].sampling_rate, self._scales[model].rounds, DELTA)
 
     def rows(self, seeds: Sequence[int] = SEEDS, epsilons: Sequence[float] = EPSILONS) -> Iterator[PatientRow]:
         """Every model without privacy and at every epsilon, with what validation chose, on every seed.
@@ -127,7 +133,7 @@ class PatientComparison:
         Raises:
             ConfigError: an epsilon that no noise gives, or no accountant.
         """
-        for model in MODELS:
+        for model in self._scales:
             for is_private, asked in ((False, [None]), (True, list(epsilons))):
                 trial = min(epsilons) if is_private else None
                 choices = candidates(model, is_private=is_private)
@@ -137,10 +143,10 @@ class PatientComparison:
                     yield self._row(model, epsilon, best, seed)
 
     def _row(self, model: str, epsilon: float | None, choice: Choice, seed: int) -> PatientRow:
-        key = (self._setup, model, epsilon, choice.max_norm, choice.learning_rate, seed)
+        key = (self._setups[model], model, epsilon, choice.max_norm, choice.learning_rate, seed)
         if key not in self._known:
             began = time.process_time()
-            noise = 0.0 if epsilon is None else self._noise(epsilon)
+            noise = 0.0 if epsilon is None else self._noise(model, epsilon)
             plan, vector = self._trained(model, noise, choice, seed)
             validation, scores = (scores_of(plan, vector, p) for p in (self.images.validation, self.images.test))
             row = PatientRow(
@@ -155,7 +161,7 @@ class PatientComparison:
                 _auc(self.images.validation, validation),
                 _auc(self.images.test, scores),
                 round(time.process_time() - began, 1),
-                self._setup,
+                self._setups[model],
                 tuple(round(float(one), 7) for one in scores),
             )
             with (self._home / "rows.jsonl").open("a", encoding="utf-8") as file:
@@ -172,7 +178,7 @@ class PatientComparison:
         optimizer = ServerOptimizer(OptimizerName.FEDADAM, choice.learning_rate)
         state = initial_state(optimizer, layout)
         updates = [np.empty(layout.size, np.float32) for _ in hospitals]
-        for number in range(self._scale.rounds):
+        for number in range(self._scales[model].rounds):
             given = SiteModel(layout, vector, exact)
             sizes = [
                 local_update(plan, given, data, number, out, source)
@@ -184,11 +190,11 @@ class PatientComparison:
     def _plan(self, model: str, noise: float, choice: Choice) -> TrainingPlan:
         values: Mapping[str, Setting] = {
             "model": model,
-            "image_size": self._scale.image_size,
+            "image_size": _IMAGE_SIZE,
             "max_norm": choice.max_norm or _NO_BOUND,
             "noise_multiplier": noise or 1.0,  # without privacy nothing is drawn of it
-            "sampling_rate": self._scale.sampling_rate,
-            "units": self._scale.units,
+            "sampling_rate": self._scales[model].sampling_rate,
+            "units": self._scales[model].units,
             "delta": DELTA,
         }
         plan, _ = construct(self._plan_class, values)
@@ -196,10 +202,11 @@ class PatientComparison:
             raise PlanError(f"{PLAN.name} holds no TrainingPlan")
         return plan
 
-    def _noise(self, epsilon: float) -> float:
-        if epsilon not in self._noises:
-            self._noises[epsilon] = self.steps.noise_multiplier(epsilon)
-        return self._noises[epsilon]
+    def _noise(self, model: str, epsilon: float) -> float:
+        key = model, epsilon
+        if key not in self._noises:
+            self._noises[key] = self.steps(model).noise_multiplier(epsilon)
+        return self._noises[key]
 
 
 class _NoNoise:

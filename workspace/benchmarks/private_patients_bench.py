@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,13 +57,13 @@ def bench_private_patients(
         put_between_markers(page, TABLE, lines)
 
 
-def as_markdown(rows: Sequence[PatientRow], test: Part, steps: Steps) -> Iterator[str]:
+def as_markdown(rows: Sequence[PatientRow], test: Part, steps: Callable[[str], Steps]) -> Iterator[str]:
     """The table; differences in points, which are hundredths of AUC; intervals by patient.
 
     Args:
         rows: each arm's with the same seeds in the same order, that without privacy among each model's.
         test: whose scores the rows have.
-        steps: of each hospital.
+        steps: of each hospital, by the model.
     """
     by_arm: dict[tuple[str, float | None], list[PatientRow]] = {}
     for row in rows:
@@ -77,7 +77,7 @@ def as_markdown(rows: Sequence[PatientRow], test: Part, steps: Steps) -> Iterato
         lost = auc_difference(test.labels, scores, base, patients=test.groups)
         cells = [
             model,
-            "none" if epsilon is None else str(epsilon_of(one, steps)),
+            "none" if epsilon is None else str(epsilon_of(one, steps(model))),
             "" if epsilon is None else f"{one.noise_multiplier:.3f}",
             "" if one.max_norm is None else f"{one.max_norm:g}",
             f"{one.learning_rate:g}",
