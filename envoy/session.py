@@ -238,6 +238,10 @@ class Session:
             held = self._commissions.get(item.ref)
         if held is not None:
             held.mailbox.put(item.content)
+        elif (error := self._summing.left_behind(item.ref)) is not None:
+            _LOG.warning("declined task=%s error=%s", item.ref, error)
+            with contextlib.suppress(FederationError):  # on the next line it is asked again
+                self._link.decline(refusal_of(item.ref, error))
 
     def _turn_away(self, ref: m.TaskRef) -> None:
         error = ProtocolError(f"{_MAX_TASKS} tasks are here already; {ref} is one too many")

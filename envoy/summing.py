@@ -143,12 +143,19 @@ class Summing:
             )
         for row in self._journal.promised(task.ref.run):
             if (row.round, row.attempt) == (task.ref.round, task.ref.attempt):
-                raise SumAbortedError(
-                    f"this envoy was restarted in the middle of {task.ref} and has no keys of it any more; it takes"
-                    " part in the next attempt"
-                )
+                raise _restarted(task.ref)
             if row.round == task.ref.round and row.model != task.model:
                 raise SumRefusedError(f"{task.ref} begins with another model than attempt {row.attempt} of that round")
+
+    def left_behind(self, ref: m.TaskRef) -> SumAbortedError | None:
+        """Why an item of a sum that nobody works on here will not be answered; None where it needs no answer.
+
+        The director has this site's masked words, say, and waits for more; the envoy that sent them was killed.
+        """
+        for row in self._journal.promised(ref.run):
+            if (row.round, row.attempt) == (ref.round, ref.attempt) and not Promise.from_json(row.promise).unmasked:
+                return _restarted(ref)
+        return None
 
     def take_part(self, occasion: Occasion, done: FinishedWork) -> None:
         """Walk one attempt of a sum to its end.
@@ -365,6 +372,13 @@ class _Book:
         held = self._rows.get((promise.round, promise.attempt))
         model, payload = (held.model, held.payload) if held else (self._task.model, self._payload)
         return Row(self._task.ref.run, promise.round, promise.attempt, model, payload, promise.to_json())
+
+
+def _restarted(ref: m.TaskRef) -> SumAbortedError:
+    return SumAbortedError(
+        f"this envoy was restarted in the middle of {ref} and has no keys of it any more; it takes part in the next"
+        " attempt"
+    )
 
 
 def _hashed(pieces: Iterable[bytes | memoryview], sha: hashlib._Hash) -> Iterator[bytes | memoryview]:

@@ -165,6 +165,30 @@ def test_an_envoy_that_comes_back_in_the_middle_of_a_sum_sits_it_out(four, secur
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("when", ["after-shares", "after-vector"])
+def test_an_attempt_that_too_many_left_is_repeated_with_the_same_updates_and_nobody_trains_twice(
+    four, secure, wait_until, when
+):
+    plan, doomed = four.plan(), SITES[2:]
+    for site in doomed:
+        four.kill_envoy(site)
+    wait_until(lambda: not four.connected() & set(doomed), "their absence")
+    for site in doomed:
+        four.start_doomed_envoy(site, when)
+    four.wait_for_all(90.0)
+    run = four.submit(secure(rounds=2), plan)
+    for site in doomed:
+        wait_until(lambda site=site: four.is_envoy_dead(site), "its death")
+        four.start_envoy(site)
+    view = four.finish(run)
+    first = [one for one in view.rounds if one.round == 1]
+    assert [one.state for one in first] == ["failed", "closed"]
+    assert sums_of(view) == [SITES] * 2
+    assert fetched(four, view) == simulated(plan, 2)
+    assert four.trainings() == dict.fromkeys(SITES, 2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "when"),
     [

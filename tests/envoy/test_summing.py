@@ -629,6 +629,24 @@ def test_an_envoy_restarted_in_the_middle_sits_the_attempt_out_and_says_so(site,
     assert site.director.statements == []
 
 
+@pytest.mark.parametrize(("steps", "is_answered"), [(3, True), (4, True), (5, False)])
+def test_a_restarted_envoy_that_is_only_asked_for_more_says_so_too(site, steps, is_answered):
+    """The director has its vector, counts it as an answer, and sends no task again."""
+    site.start()
+    this = Round(site, site.task())
+    for step in [this.advertise, this.close, this.deliver, this.call, this.reveal][:steps]:
+        step()
+    this.hear()
+    if steps == 5:
+        site.rest()
+    site.restart()
+    this.say(b"whatever is missing")
+    site.give(replace(site.task(2), cohort=("site-b",)))  # declined: what came before it was dealt with
+    until(lambda: site.director.refusals and site.director.refusals[-1].ref.round == 2)
+    told = [one.error for one in site.director.refusals[:-1]]
+    assert told == (["SumAbortedError"] if is_answered else [])
+
+
 def test_an_attempt_that_failed_before_a_vector_left_is_repeated_without_another_training(site):
     site.start()
     this = Round(site, site.task())
