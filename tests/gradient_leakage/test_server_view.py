@@ -21,6 +21,8 @@ from fedveil.gradient_leakage.server_view import (
 )
 from fedveil.utils.errors import ConfigError
 from fedveil.utils.secure_sum.masks import Masker
+from fedveil.utils.secure_sum.rehearsal import Contribution, Network, cast_of, spec_for
+from fedveil.utils.secure_sum.terms import Suite, SumTerms
 
 SITES = ("site-a", "site-b", "site-c", "site-d")
 WORDS = 25_000
@@ -141,7 +143,7 @@ def test_two_sites_under_one_mask_and_some_whose_masks_cancel_are_found(words):
     assert "correlation, sums of some" in found([opposite], [truth])
 
 
-@pytest.mark.parametrize("period", [1, 4, 1 << 14])
+@pytest.mark.parametrize("period", [1, 4, 1 << 14, 1 << 18])
 def test_a_mask_that_begins_anew_is_found(period):
     truth = updates(max(200, period + 100))
     seen = masked(truth, 0)
@@ -293,3 +295,45 @@ def test_sites_are_combined_as_a_director_would():
     assert len(kinds["correlation, differences of two"]) == 2 * pairs
     assert len(kinds["correlation, sums of some"]) == 2 * some
     assert len(kinds["correlation, over rounds"]) == 4
+
+
+# The same of the real protocol, in process: all steps, own masks taken away as the director can.
+
+
+class Real:
+    """Sums of three sites by the protocol's own code; ``sizes`` are those of everything that was said."""
+
+    def __init__(self):
+        self.cast, self.sizes = cast_of(SITES[:3]), set()
+
+    def __call__(self, given, number):
+        # A bound and a total weight by which integers stay themselves; the stochastic rounding moves none so small.
+        terms = SumTerms(suite=Suite.X25519, bounds=(2.0**30 / 3,), max_weight=1)
+        spec = spec_for((given.shape[1],), 3, terms, run=f"run-{number}")
+        contributions = {
+            name: Contribution(row.astype(np.float32), 1) for name, row in zip(self.cast.names, given, strict=True)
+        }
+        seed = hashlib.sha256(str(number).encode()).digest()
+        outcome = Network(self.cast, spec, contributions, seed).run()
+        assert outcome.opened is not None
+        np.testing.assert_array_equal(outcome.total[: given.shape[1]], given.sum(0, np.uint32))
+        said = [(step, name, len(content)) for step, name, content in (*outcome.upward, *outcome.downward)]
+        self.sizes.add(tuple(said))
+        own = dict(zip(outcome.survivors, outcome.opened.plus, strict=True))
+        rows = []
+        for name in self.cast.names:
+            row = outcome.vectors[name][: given.shape[1]].copy()
+            Masker((), (own[name],)).apply(row)
+            rows.append(row)
+        return np.stack(rows)
+
+
+def test_of_the_real_protocol_neither_vectors_nor_sizes_tell_which_input_went_in():
+    """Both inputs have one total; what is seen are vectors less own masks, on the ring of three bits."""
+    first = np.tile(FIRST, (1, 16))
+    second = np.tile(SECOND, (1, 16))
+    real = Real()
+    test = two_inputs(real, first, second, 12)
+    assert not test.findings
+    assert len(test.looks) == 10
+    assert len(real.sizes) == 1  # every message has the same length, whatever the input and the run
