@@ -136,6 +136,11 @@ class Fetcher:
             self._model = task.model
         return path
 
+    @property
+    def codec_path(self) -> Path:
+        """Where the codec lies that was fetched last."""
+        return self._work / "codec.safetensors"
+
     def codec(self, task: m.Task, bundle: Bundle, patience: Patience) -> Codec:
         """The codec of a task.
 
@@ -150,7 +155,7 @@ class Fetcher:
             raise ConfigError(f"{task.ref} asks for codes and names no codec")
         if self._codec is None or self._codec.digest != task.codec:
             most = min(_most_codec_bytes(bundle.layout), self._max_bytes)
-            path = self._fetch(task.ref, task.codec, self._work / "codec.safetensors", most, patience)
+            path = self._fetch(task.ref, task.codec, self.codec_path, most, patience)
             try:
                 self._codec = read_codec(path.read_bytes())
             except OSError as error:

@@ -18,8 +18,17 @@ from .records import DatasetRecord
 
 
 @dataclass(frozen=True, slots=True)
+class CodecOrder:
+    """The codec of a round, as the training process opens it again."""
+
+    path: Path
+    digest: Digest
+    seed: bytes  # the round's, which draws its basis
+
+
+@dataclass(frozen=True, slots=True)
 class WorkOrder:
-    """Everything that a round of local work needs; the same order always gives the same update."""
+    """Everything that a round of local work needs; the same order always gives the same update, a private one aside."""
 
     ref: TaskRef
     kind: TaskKind
@@ -33,6 +42,7 @@ class WorkOrder:
     state_folder: Path  # what stays at the site between rounds, and the worker's log
     device: str = "auto"  # auto, cpu or cuda
     threads: int = 1
+    codec: CodecOrder | None = None  # of private training alone, which clips and adds noise in the code
 
     def seed_for(self, purpose: str) -> int:
         """A seed of 63 bits: the same for each attempt of a round, another for each purpose, envoy and round."""
@@ -69,13 +79,14 @@ def order_to_json(order: WorkOrder) -> dict[str, Any]:
         "state_folder": str(order.state_folder),
         "device": order.device,
         "threads": order.threads,
+        "codec": [str(order.codec.path), order.codec.digest, order.codec.seed.hex()] if order.codec else None,
     }
 
 
 def order_from_json(document: Mapping[str, Any]) -> WorkOrder:
     """Read what ``order_to_json`` made; parent and child are one program, so nothing is checked twice."""
     run, number, attempt, plan = document["ref"]
-    dataset, index_path = document["dataset"], document["index_path"]
+    dataset, index_path, codec = document["dataset"], document["index_path"], document["codec"]
     return WorkOrder(
         ref=TaskRef(RunId(run), number, attempt, Digest(plan)),
         kind=TaskKind(document["kind"]),
@@ -89,6 +100,7 @@ def order_from_json(document: Mapping[str, Any]) -> WorkOrder:
         state_folder=Path(document["state_folder"]),
         device=document["device"],
         threads=document["threads"],
+        codec=CodecOrder(Path(codec[0]), Digest(codec[1]), bytes.fromhex(codec[2])) if codec else None,
     )
 
 

@@ -18,6 +18,7 @@ What this does not do: hide that training failed. A plan that raises for one pat
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from ..gradient_leakage.defenses.gaussian import GaussianMechanism
 from ..gradient_leakage.defenses.noise import NoiseSource
 from ..gradient_leakage.private_steps import noised_mean
+from ..gradient_leakage.vae.codec import Codec
 from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import DatasetError, TrainingError, UnsendableUpdateError
 from ..utils.privacy.values import Unit
@@ -101,9 +103,12 @@ class PrivateGradient:
         seed: of what the plan draws; public.
         device: of the model.
         noise: who is drawn, and the noise.
+        codec: of the round; each unit's gradient is coded, and clip and noise are of the code (projected DP-SGD: Yu et
+            al. 2021, arXiv:2102.12677). What it leaves out is not learned.
 
     Raises:
         DatasetError: no training example, or as ``units_of``.
+        TrainingError: a codec, and a trained parameter that it does not code, since it stays at the site.
     """
 
     def __init__(
@@ -115,9 +120,10 @@ class PrivateGradient:
         seed: int,
         device: torch.device,
         noise: NoiseSource,
+        codec: Codec | None = None,
     ) -> None:
         self._plan, self._model, self._data, self._privacy = plan, model, data, privacy
-        self._seed, self._device, self._noise = seed, device, noise
+        self._seed, self._device, self._noise, self._codec = seed, device, noise, codec
         self._units = units_of(data, privacy.unit)
         if not len(self._units):
             raise DatasetError("the dataset has no training example; check its splits with: envoy data check")
@@ -126,19 +132,22 @@ class PrivateGradient:
         state = model.state_dict(keep_vars=True)
         self._untrained = {n: t.detach().clone() for n, t in state.items() if id(t) not in ids}
         self._mechanism = GaussianMechanism(privacy.max_norm, privacy.noise_multiplier)
+        self._places, self._size = _places(model, codec)
 
     def put(self, step: int) -> None:
         """Draw units and noise, and write the step's gradient."""
         units = drawn(len(self._units), self._privacy.sampling_rate, self._noise)
-        size = sum(parameter.numel() for parameter in self._trained)
         mean = noised_mean(
-            self._rows(units, step, size), size, None, self._mechanism, self._noise, self._privacy.expected_units
+            self._rows(units, step),
+            self._size,
+            self._codec,
+            self._mechanism,
+            self._noise,
+            self._privacy.expected_units,
         )
-        gradient, at = torch.from_numpy(mean), 0
-        for parameter in self._trained:
-            piece = gradient[at : at + parameter.numel()].view(parameter.shape)
-            parameter.grad = piece.to(self._device, parameter.dtype)
-            at += parameter.numel()
+        gradient = torch.from_numpy(mean)
+        for parameter, place in zip(self._trained, self._places, strict=True):
+            parameter.grad = gradient[place].view(parameter.shape).to(self._device, parameter.dtype)
 
     def require_untouched(self) -> None:
         """Refuse a model in which training changed what no noise was added to.
@@ -154,31 +163,50 @@ class PrivateGradient:
                     " cannot leave a plan with differential privacy; use a layer that keeps no statistics"
                 )
 
-    def _rows(self, units: NDArray[np.int64], step: int, size: int) -> Iterator[NDArray[np.float32]]:
+    def _rows(self, units: NDArray[np.int64], step: int) -> Iterator[NDArray[np.float32]]:
         """One unit's gradient after the other, (1, size)."""
         for number in units:
             _seed_all((self._seed + step) % _SEEDS)
-            row = self._of_unit(self._units.of(int(number)), size)
+            row = self._of_unit(self._units.of(int(number)))
             if np.isfinite(row).all():
                 yield row[None]
 
-    def _of_unit(self, positions: NDArray[np.int64], size: int) -> NDArray[np.float32]:
+    def _of_unit(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """The mean over the unit's batches, each weighted by its examples; at most ``batch_size`` at once."""
         batch_size = self._plan.settings.batch_size
         batches = Batches(self._data.features, self._data.labels, positions, batch_size, self._device)
-        row = np.zeros(size, np.float32)
+        row = np.zeros(self._size, np.float32)
         for features, labels in batches:
             with calling("train_step"):
                 loss = self._plan.train_step(self._model, (features, labels))
             require_loss(loss, "train_step")
             with calling("backward of train_step"):
                 found = torch.autograd.grad(loss, self._trained, allow_unused=True)
-            share, at = len(labels) / batches.num_examples, 0
-            for parameter, gradient in zip(self._trained, found, strict=True):
+            share = len(labels) / batches.num_examples
+            for place, gradient in zip(self._places, found, strict=True):
                 if gradient is not None:
-                    row[at : at + parameter.numel()] += share * gradient.detach().float().cpu().numpy().reshape(-1)
-                at += parameter.numel()
+                    row[place] += share * gradient.detach().float().cpu().numpy().reshape(-1)
         return row
+
+
+def _places(model: torch.nn.Module, codec: Codec | None) -> tuple[list[slice], int]:
+    """Where each trained parameter lies in a gradient, and how long that is: the codec's layout, or one after another.
+
+    Raises:
+        TrainingError: a trained parameter that the codec does not know.
+    """
+    trained = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if codec is None:
+        ends = np.cumsum([0, *(count for _, count in trained)]).tolist()
+        return [slice(start, end) for start, end in itertools.pairwise(ends)], ends[-1]
+    known = {entry.name: slice(entry.offset, entry.offset + entry.size) for entry in codec.layout.entries}
+    unknown = [name for name, _ in trained if name not in known]
+    if unknown:
+        raise TrainingError(
+            f"{unknown[0]} is trained, stays at the site and is in no code: with privacy and a codec every trained"
+            " parameter must leave; leave out the codec, or site_local"
+        )
+    return [known[name] for name, _ in trained], codec.layout.size
 
 
 def require_loss(loss: object, where: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..gradient_leakage.vae.codec import round_seed
 from ..utils import messages as m
 from ..utils.data_spec import DataKind
 from ..utils.errors import FederationError, NotInvitedError, ProtocolError, UnsendableUpdateError
@@ -31,7 +32,7 @@ from .fetching import Fetcher
 from .journal import DATABASE_FILE, FinishedWork, Journal
 from .link import Link
 from .mailbox import Mailbox
-from .orders import WorkOrder, WorkResult
+from .orders import CodecOrder, WorkOrder, WorkResult
 from .patience import Patience
 from .payload import Payloads
 from .policy import Measures
@@ -343,6 +344,9 @@ class Session:
     def _order(self, task: m.Task, bundle: Bundle, model: Path) -> WorkOrder:
         data = bundle.manifest.data
         dataset = self._datasets.get(data.name) if data.kind is not DataKind.NONE else None
+        codec = None
+        if bundle.manifest.privacy is not None and task.kind is m.TaskKind.TRAIN and task.codec is not None:
+            codec = CodecOrder(self._fetcher.codec_path, task.codec, round_seed(task.ref, task.model, task.codec))
         return WorkOrder(
             ref=task.ref,
             kind=task.kind,
@@ -356,4 +360,5 @@ class Session:
             state_folder=self._folder / "state",
             device=self._config.training.device.value,
             threads=self._config.training.threads or os.cpu_count() or 1,
+            codec=codec,
         )

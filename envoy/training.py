@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..gradient_leakage.defenses.noise import NoiseSource, SystemNoise
+from ..gradient_leakage.vae.codec import Codec
 from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import (
     ConfigError,
@@ -63,6 +64,7 @@ class LocalRound:
     device: str = "auto"
     privacy: DifferentialPrivacy | None = None  # what the manifest says, and so the plan
     noise: NoiseSource | None = None  # of private training; None: the operating system's
+    codec: Codec | None = None  # the round's; private training clips and adds noise in its code
 
 
 def run_round(plan: TrainingPlan, given: LocalRound, out: Vector | None) -> tuple[WorkResult, SiteState]:
@@ -155,6 +157,7 @@ class _Training:
             given.round_seed,
             self._device,
             given.noise or SystemNoise(),
+            given.codec,
         )
         for step in range(1, privacy.steps + 1):
             self._steps += 1

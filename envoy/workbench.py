@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..gradient_leakage.vae.codec import Codec, read_codec
 from ..utils.data_spec import DataKind
 from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import DatasetError, PlanError, StorageError
@@ -120,6 +121,7 @@ class Workbench:
             state=training.read_state(before) if before else {},
             device=order.device,
             privacy=privacy,
+            codec=_codec_of(order) if privacy is not None else None,
         )
         with _torch_threads(order.threads):
             result, state = training.run_round(plan, given, out)
@@ -139,6 +141,19 @@ def _torch_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _codec_of(order: WorkOrder) -> Codec | None:
+    """The round's codec, from the file that the envoy fetched."""
+    if order.codec is None:
+        return None
+    try:
+        codec = read_codec(order.codec.path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"the codec of {order.ref} cannot be read: {error.strerror}") from error
+    if codec.digest != order.codec.digest:
+        raise StorageError(f"the codec of {order.ref} was changed after it was fetched")
+    return codec.for_round(order.codec.seed)
 
 
 def _trains(order: WorkOrder) -> bool:
