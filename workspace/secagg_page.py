@@ -18,12 +18,15 @@ from .secagg_run import KeptSum, OwnRun
 from .secagg_view import Attacked, Scheme, View
 
 _STAGES = {
-    "advert": "adverts: two public keys, signed; then the cohort's, with the threshold",
-    "shares": "sealed shares and commitments",
-    "delivery": "what others dealt to each",
-    "masked": "what others dealt to each, down; digests of the masked vectors, up",
-    "consent": "who is in the sum, down; signed consents, up",
-    "unmasking": "all consents, down; one share of each site, up",
+    ("advert", "up"): "two public keys, signed over this very sum",
+    ("shares", "down"): "the cohort: everybody's advert, and the threshold",
+    ("shares", "up"): "sealed shares and pair seeds, with commitments",
+    ("masked", "down"): "what the others dealt to this one",
+    ("masked", "up"): "length and digest of the masked vector",
+    ("consent", "down"): "who is in the sum",
+    ("consent", "up"): "the signed consent to that",
+    ("unmasking", "down"): "all consents",
+    ("unmasking", "up"): "one share of each site: of its own mask, or of the secret of one that dropped out",
 }
 _PICTURE_SIDE = 132
 
@@ -175,7 +178,7 @@ def _stages(kept: KeptSum) -> str:
             for site in sites
         )
         arrow = "to the director" if way == "up" else "to the sites"
-        rows.append(f"<tr><td><b>{escape(stage)}</b>, {arrow}<br>{_said(stage)}</td>{cells}</tr>")
+        rows.append(f"<tr><td><b>{escape(stage)}</b>, {arrow}<br>{_said(stage, way)}</td>{cells}</tr>")
     vectors = "".join(
         f"<td class=number><b>{kept.vectors[s].nbytes:,} B</b></td>" if s in kept.vectors else "<td></td>"
         for s in sites
@@ -183,15 +186,15 @@ def _stages(kept: KeptSum) -> str:
     head = "".join(f"<th>{escape(site)}</th>" for site in sites)
     return (
         f"<p>{escape(kept.name)}: cohort of {len(sites)}, threshold {kept.told['threshold']}, "
-        f"{escape(str(kept.told['outcome']))}. Seconds since the first statement.{elsewhere}</p>"
+        f"{escape(str(kept.told['outcome']))}. Seconds since the first statement; an empty cell was not waited for.{elsewhere}</p>"
         f"<div class=wide><table><tr><th>stage</th>{head}</tr>{''.join(rows)}"
         f"<tr><td><b>masked vector</b>, to the director<br><span class=faint>{kept.body_words:,} words of the update, "
         f"and tallies behind them (weight, cuts, metrics)</span></td>{vectors}</tr></table></div>"
     )
 
 
-def _said(stage: str) -> str:
-    return f"<span class=faint>{escape(_STAGES.get(stage, ''))}</span>"
+def _said(stage: str, way: str) -> str:
+    return f"<span class=faint>{escape(_STAGES.get((stage, way), ''))}</span>"
 
 
 def _learns(view: View) -> str:
@@ -252,6 +255,7 @@ th { text-align: left; vertical-align: bottom; border-bottom: 1.5px solid #1d273
 th { max-width: 170px; }
 td { vertical-align: top; border-bottom: 1px solid #dfe3e8; padding: 5px 10px; }
 .pictures img { display: inline-block; }
+.pictures td { white-space: nowrap; }
 .number { white-space: nowrap; font-variant-numeric: tabular-nums; text-align: right; }
 .good { color: #1d6b3a; }
 .bad { color: #b3261e; }
