@@ -226,7 +226,7 @@ def bench_patients(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here, as a list.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write the table into this page, between its marks.")] = None,
 ) -> None:
-    """AUC at epsilon 1, 3 and 8 for every patient, beside no privacy. Takes a quarter of an hour on one core."""
+    """AUC at epsilon 1, 3 and 8 for every patient, beside no privacy. Takes seven CPU minutes."""
     from .benchmarks.private_patients_bench import bench_private_patients
 
     with errors_in_words():
