@@ -186,7 +186,8 @@ def _stages(kept: KeptSum) -> str:
     head = "".join(f"<th>{escape(site)}</th>" for site in sites)
     return (
         f"<p>{escape(kept.name)}: cohort of {len(sites)}, threshold {kept.told['threshold']}, "
-        f"{escape(str(kept.told['outcome']))}. Seconds since the first statement; an empty cell was not waited for.{elsewhere}</p>"
+        f"{escape(str(kept.told['outcome']))}. Seconds since the first statement; an empty cell was not waited for."
+        f"{elsewhere}</p>"
         f"<div class=wide><table><tr><th>stage</th>{head}</tr>{''.join(rows)}"
         f"<tr><td><b>masked vector</b>, to the director<br><span class=faint>{kept.body_words:,} words of the update, "
         f"and tallies behind them (weight, cuts, metrics)</span></td>{vectors}</tr></table></div>"
