@@ -193,6 +193,19 @@ class Journal:
         with self._transaction(is_durable=True) as database:
             promises.put(database, row, time.time())
 
+    def last_sum(self) -> tuple[TaskRef, str] | None:
+        """The last secure sum that something was promised in, if it has no receipt; and the promise."""
+        query = (
+            "SELECT run, round, attempt, plan, promise FROM promises JOIN work USING (run, round, attempt)"
+            " WHERE is_summed AND received_at IS NULL ORDER BY said_at DESC LIMIT 1"
+        )
+        with self._lock:
+            found = self._database.execute(query).fetchone()
+        if found is None:
+            return None
+        run, number, attempt, plan, promise = found
+        return TaskRef(RunId(run), number, attempt, Digest(plan)), promise
+
     def repeated(self, ref: TaskRef, payload: str) -> list[promises.Row]:
         """What was promised of the very same payload in other rounds, of any run."""
         with self._lock:

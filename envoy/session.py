@@ -115,7 +115,7 @@ class Session:
         self._lock = threading.RLock()  # `end` may come as a signal to the thread that holds it
         self._commissions: dict[m.TaskRef, _Commission] = {}
         self._tasks: queue.SimpleQueue[_Commission | None] = queue.SimpleQueue()
-        self._connected = False
+        self._connected = self._left = False
         self._at_work: m.TaskRef | None = None
         self._last_error = ""
 
@@ -166,6 +166,7 @@ class Session:
                         _LOG.info("connected envoy=%s", self._name)
                         self._connected = True
                         self._trainer.warm_up()
+                        self._leave_last_sum()
                     patience.succeed()
                     self._take(item)
             except FederationError as error:
@@ -239,10 +240,20 @@ class Session:
             held = self._commissions.get(item.ref)
         if held is not None:
             held.mailbox.put(item.content)
-        elif (error := self._summing.left_behind(item.ref)) is not None:
-            _LOG.warning("declined task=%s error=%s", item.ref, error)
-            with contextlib.suppress(FederationError):  # on the next line it is asked again
-                self._link.decline(refusal_of(item.ref, error))
+        else:
+            self._leave_sum(item.ref)
+
+    def _leave_last_sum(self) -> None:
+        """Once a process: say that the sum that the one before it was killed in need not wait for this site."""
+        last, self._left = (None if self._left else self._summing.last_left()), True
+        if last is not None and last not in self._held():
+            self._leave_sum(last)
+
+    def _leave_sum(self, ref: m.TaskRef) -> None:
+        if (error := self._summing.left_behind(ref)) is not None:
+            _LOG.warning("declined task=%s error=%s", ref, error)
+            with contextlib.suppress(FederationError):  # the round is over; or it is asked again on the next line
+                self._link.decline(refusal_of(ref, error))
 
     def _turn_away(self, ref: m.TaskRef) -> None:
         error = ProtocolError(f"{_MAX_TASKS} tasks are here already; {ref} is one too many")

@@ -157,6 +157,11 @@ class Summing:
                 return _restarted(ref)
         return None
 
+    def last_left(self) -> m.TaskRef | None:
+        """The sum that the process before this one was killed in, if that is how it ended."""
+        last = self._journal.last_sum()
+        return None if last is None or Promise.from_json(last[1]).unmasked else last[0]
+
     def take_part(self, occasion: Occasion, done: FinishedWork) -> None:
         """Walk one attempt of a sum to its end.
 
@@ -307,10 +312,10 @@ class _Book:
         """
         mine = promises.of(self._task.ref)
         for where, before in self._repeats():
-            if mine is not None and before.masked and before.cohort != mine.cohort:
+            if mine is not None and before.masked and (before.cohort, before.weights) != (mine.cohort, mine.weights):
                 raise SumRefusedError(
                     f"the very same answer was masked among {len(before.cohort)} envoys in {where}; among others it"
-                    " would be told from that sum. Submit the run with another seed"
+                    " would be told from that sum, and weighed otherwise too. Submit the run with another seed"
                 )
         for before in promises.earlier(self._task.ref):
             if before.masked and not before.dead and self._rows[before.round, before.attempt].payload != self._payload:

@@ -629,9 +629,10 @@ def test_an_envoy_restarted_in_the_middle_sits_the_attempt_out_and_says_so(site,
     assert site.director.statements == []
 
 
+@pytest.mark.parametrize("is_asked", [False, True])
 @pytest.mark.parametrize(("steps", "is_answered"), [(3, True), (4, True), (5, False)])
-def test_a_restarted_envoy_that_is_only_asked_for_more_says_so_too(site, steps, is_answered):
-    """The director has its vector, counts it as an answer, and sends no task again."""
+def test_a_restarted_envoy_says_that_it_left_a_sum_also_where_it_gets_no_task_again(site, steps, is_answered, is_asked):
+    """The director has its vector and counts it as an answer; without a word it would wait for more."""
     site.start()
     this = Round(site, site.task())
     for step in [this.advertise, this.close, this.deliver, this.call, this.reveal][:steps]:
@@ -640,11 +641,12 @@ def test_a_restarted_envoy_that_is_only_asked_for_more_says_so_too(site, steps, 
     if steps == 5:
         site.rest()
     site.restart()
-    this.say(b"whatever is missing")
+    if is_asked:
+        this.say(b"whatever is missing")
     site.give(replace(site.task(2), cohort=("site-b",)))  # declined: what came before it was dealt with
     until(lambda: site.director.refusals and site.director.refusals[-1].ref.round == 2)
     told = [one.error for one in site.director.refusals[:-1]]
-    assert told == (["SumAbortedError"] if is_answered else [])
+    assert told == ["SumAbortedError"] * (is_answered + (is_answered and is_asked))
 
 
 def test_an_attempt_that_failed_before_a_vector_left_is_repeated_without_another_training(site):
@@ -729,7 +731,8 @@ def test_another_update_of_a_round_is_not_masked_while_the_first_may_still_be_op
     again = Round(site, site.task(attempt=2))
     for step in (again.advertise, again.close, again.deliver):
         step()
-    refusal = site.refusal()
+    until(lambda: [one for one in site.director.refusals if one.ref == again.ref])
+    refusal = site.director.refusals[-1]
     assert refusal.error == "SumRefusedError"
     assert "masked in attempt 1 of round 1 is no longer here" in refusal.reason
     assert again.ref not in site.director.uploads
@@ -906,6 +909,38 @@ def test_the_very_same_answer_is_not_summed_among_others_in_another_run(site):
         step()
     assert "was masked among 4 envoys in round 1 of lungs-1; among others it would be told" in site.refusal().reason
     assert second not in site.director.uploads
+
+
+def test_nor_among_the_same_sites_with_other_weights(site):
+    """Where one more example counts, the difference is the update of the one site that has so many."""
+    site.start()
+    Round(site, site.task()).whole()
+    site.rest()
+    second = m.TaskRef("lungs-2", 1, 1, site.bundle.digest)
+    this = Round(site, site.task(ref=second, sum=replace(TERMS, max_weight=4)))
+    for step in (this.advertise, this.close, this.deliver):
+        step()
+    assert "weighed otherwise" in site.refusal().reason
+    assert second not in site.director.uploads
+
+
+@pytest.mark.parametrize("changes", [{"seed": b"1" * 32}, {"asked": m.AskedProtection(1e-12)}], ids=["seed", "asked"])
+def test_a_director_that_asks_others_for_other_work_gets_no_sum(site, changes):
+    """Were the others asked to clip their updates to nothing, the sum would be this site's."""
+    site.start()
+    this = Round(site, site.task())
+    this.spec = spec_of("toys", site.task(**changes), (SIZE,))
+    this.state = summation.begin(this.spec, site.roster)
+    site.give(this.task)
+    for name, puppet in this.puppets.items():
+        this.states[name], said = participant.advertise(puppet, this.spec, (), this.promises[name], os.urandom)
+        this.state = summation.take(this.state, name, said)
+    _, items = summation.close_cohort(this.state)
+    call = encoding.decode(items[OTHERS[0]])
+    mine = encoding.decode(site.director.told.get(timeout=SECONDS))
+    this.say(encoding.encode(replace(call, adverts=(mine, *call.adverts))))
+    assert "site-b advertises for another sum" in site.refusal().reason
+    assert site.director.uploads == {}
 
 
 def test_nor_consented_to_among_others_where_the_cohort_was_the_same(site):
