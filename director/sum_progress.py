@@ -353,6 +353,7 @@ class SecureSum:
                 "codec": self.spec.codec,
                 "sizes": list(self.spec.sizes),
                 "contributors": self.spec.contributors,
+                "orders": self.spec.orders,
                 "terms": {
                     "suite": terms.suite.value,
                     "bounds": list(terms.bounds),

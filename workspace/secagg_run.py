@@ -296,6 +296,7 @@ def _spec(told: Mapping[str, Any], ref: TaskRef) -> SumSpec:
             terms["aggregator"],
             terms["histogram"],
         ),
+        orders=told["orders"],
     )
 
 

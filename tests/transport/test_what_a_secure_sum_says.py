@@ -154,7 +154,7 @@ def test_neither_update_nor_weight_nor_metric_of_a_site_goes_by(tapped):
     numbers = FixedPoint((SIZE,), (BOUND,), len(SITES) * MOST)
     for link, site in zip(links, SITES, strict=True):
         said = b"\0".join(link.said)
-        key = rounding_key(hashlib.sha256(b"00").digest(), m.TaskRef("tapped-1", 1, 1, "ab" * 32), site)
+        key = rounding_key(hashlib.sha256(b"00").digest(), m.TaskRef("tapped-1", 1, 1, "ab" * 32))
         numbers.encode(UPDATE, 0, EXAMPLES, key, plain, np.zeros(1, np.int64))
         secrets = [
             UPDATE[100:104].tobytes(),

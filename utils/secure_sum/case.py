@@ -75,6 +75,7 @@ class Case:
                 "codec": spec.codec,
                 "sizes": list(spec.sizes),
                 "contributors": spec.contributors,
+                "orders": spec.orders,
             },
             "terms": {
                 "suite": terms.suite.value,
@@ -194,6 +195,7 @@ def _spec(spec: dict[str, Any], terms: dict[str, Any]) -> SumSpec:
             aggregator=check_name("aggregator", terms["aggregator"]),
             histogram=terms["histogram"] is True,
         ),
+        orders=_digest(spec["orders"]) if spec["orders"] else "",
     )
 
 

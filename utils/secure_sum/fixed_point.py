@@ -9,8 +9,9 @@ which is stochastic rounding (Gupta et al. 2015, arXiv:1502.02551): the mean of 
 together are at most W, the sum of all y stays within 2^30, and no bit is kept free for the number of sites. The sum
 over n sites is off by less than n steps of c / 2^30.
 
-The rounding key is public: masks hide the vector, not how it was rounded. It is what makes a resumed or simulated round
-give the same integers.
+The rounding key is public, and the same for all sites of a round: what is summed is then one function of each site's
+number, so that no draw singles a site out (``spec.rounding_key``). It is what makes a resumed or simulated round give
+the same integers.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BadShareError, MalformedMessageError, SumRefusedError
+from ..errors import BadShareError, MalformedMessageError, SumRefusedError, UnsendableUpdateError
 from ..messages import EnvoyName
 from ..metrics import MetricSum
 from ..roster import Roster
@@ -64,6 +64,10 @@ from .tallies import MetricShape, TallyLayout
 
 PART_WORDS = 1 << 18
 """1 MiB."""
+CUT_SHARE = 64
+"""At most one of so many numbers of a tensor may be cut at its bound,"""
+CUT_LEAST = 64
+"""or so many, if that is more."""
 _C = TypeVar("_C", bound=Content)
 
 
@@ -215,10 +219,19 @@ def share(
     own = call.adverts[cohort.place(site.name)]
     if own != state.advert:
         raise SumRefusedError(f"the cohort has other keys for {site.name} than it advertised")
-    promises = settle_retry(promises, spec.ref, cohort.names, cohort.threshold, cohort.given_up)
+    promises = _settled(promises, cohort)
     promises = promises.put(
         *(replace(one, given_up=True) for one in promises.earlier(spec.ref) if not one.unmasked),
-        Promise(spec.ref.round, spec.ref.attempt, cohort.transcript, cohort.names, cohort.threshold, colluders),
+        Promise(
+            spec.ref.round,
+            spec.ref.attempt,
+            cohort.transcript,
+            cohort.names,
+            cohort.threshold,
+            colluders,
+            weights=spec.weights,
+            cuts=spec.cuts,
+        ),
     )
     count = len(cohort.names)
     mask_shares = split(state.mask_secret, cohort.threshold, count, random)
@@ -261,7 +274,7 @@ def receive(state: Shared, content: bytes, promises: Promises) -> Ready:
     delivery = _read(content, Delivery)
     promise = _standing(promises, cohort)
     # Once more: since the site shared here, its update may have left in another attempt.
-    promises = settle_retry(promises, cohort.spec.ref, cohort.names, cohort.threshold, cohort.given_up)
+    promises = _settled(promises, cohort)
     names = [one.deal.by for one in delivery.dealt]
     if names != [name for name in cohort.names if name in set(names)]:
         raise SumRefusedError("a delivery that is not in the cohort's order, each once")
@@ -318,7 +331,7 @@ def stream(
         payload: float32, as long as the spec says; None for an evaluation.
         num_examples: of the site; counted up to the spec's ``max_weight``.
         metrics: those of ``state.tally_layout``, and perhaps others, which stay here.
-        seed: of the task; the rounding follows from it.
+        seed: of the task, which the spec binds all sites to; the rounding follows from it.
         start_word: where to begin, in 32-bit words.
         part_words: the most words of one part.
 
@@ -327,14 +340,15 @@ def stream(
 
     Raises:
         NonFiniteUpdateError: NaN or infinity in the payload.
-        UnsendableUpdateError: a metric that was announced is missing, or does not fit.
+        UnsendableUpdateError: a metric that was announced is missing, or does not fit; or bounds that cut so many
+            numbers of a tensor that little but signs is left. Then the tallies are not made, and nothing is announced.
         ValueError: a payload of another length, or a start beyond the end.
     """
     cohort, spec, numbers = state.cohort, state.cohort.spec, fixed_point(state.cohort.spec)
     vector = np.zeros(0, np.float32) if payload is None else payload
     if vector.shape != (numbers.size,) or not 0 <= start_word <= cohort.words or part_words < 1:
         raise ValueError(f"{vector.size} numbers from word {start_word} on, and the sum has {numbers.size}")
-    weight, key = spec.weight_of(num_examples), rounding_key(seed, spec.ref, state.site.name)
+    weight, key = spec.weight_of(num_examples), rounding_key(seed, spec.ref)
     clipped, squares = np.zeros(len(spec.sizes), np.int64), 0.0
     room = np.empty(min(part_words, max(cohort.tally_start, cohort.tally_layout.words)), np.uint32)
     masker = Masker(state.plus, state.minus, min(start_word, cohort.tally_start))
@@ -349,6 +363,7 @@ def stream(
             unsent = part[max(start_word - begin, 0) :]
             masker.apply(unsent)
             yield unsent
+    _check_cuts(spec, clipped)
     tallies = cohort.tally_layout.encode(weight, clipped, metrics, float(np.sqrt(squares)))
     Masker(state.plus, state.minus, cohort.tally_start).apply(tallies)
     words = tallies.view(np.uint32)
@@ -477,6 +492,28 @@ def _opened(state: Shared, dealer: EnvoyName, piece: Piece) -> tuple[tuple[bytes
     if not is_right:
         raise BadShareError(f"{dealer} dealt {me} other shares or another pair seed than it committed to", dealer)
     return shares, seed
+
+
+def _settled(promises: Promises, cohort: Cohort) -> Promises:
+    spec = cohort.spec
+    said = cohort.names, cohort.threshold, cohort.given_up, spec.weights, spec.cuts
+    return settle_retry(promises, spec.ref, *said)
+
+
+def _check_cuts(spec: SumSpec, clipped: NDArray[np.int64]) -> None:
+    """Where all sites' numbers are cut, the sum is their weights with signs, and weights that differ tell whose.
+
+    Raises:
+        UnsendableUpdateError: too much of a tensor is cut. With equal weights signs are of nobody, and all may be.
+    """
+    if spec.terms.equal_weights:
+        return
+    for place, (size, count) in enumerate(zip(spec.sizes, clipped.tolist(), strict=True)):
+        if count > max(CUT_LEAST, size // CUT_SHARE):
+            raise UnsendableUpdateError(
+                f"the clip bound of tensor {place}, {spec.bounds[place]:g}, cuts more than 1/{CUT_SHARE} of this site's"
+                " numbers; a sum of what is left would show signs of single sites. Give [secure_sum] a larger clip"
+            )
 
 
 def _read(content: bytes, kind: type[_C]) -> _C:

@@ -296,7 +296,7 @@ def plain_total(
         given = contributions[name]
         payload = np.zeros(0, np.float32) if given.payload is None else given.payload
         vector, clipped = np.zeros(cohort.words, np.uint32), np.zeros(len(spec.sizes), np.int64)
-        weight, key = spec.weight_of(given.num_examples), rounding_key(seed, spec.ref, name)
+        weight, key = spec.weight_of(given.num_examples), rounding_key(seed, spec.ref)
         numbers.encode(payload, 0, weight, key, vector[: payload.size], clipped)
         norm = float(np.sqrt(np.square(payload, dtype=np.float64).sum()))
         vector[cohort.tally_start :].view(np.uint64)[:] = cohort.tally_layout.encode(

@@ -13,10 +13,13 @@ sites would differ by single updates. A site that sent a masked vector in attemp
 
 - if ``a`` is dead: n - t + 1 + k envoys of its cohort signed that they have revealed no share of it and never will, so
   that fewer than t honest shares of any secret can ever come together; or
-- if cohort and threshold are those of ``a``: then whatever set was opened in ``a`` has the consent of t - k honest
-  envoys, who consent to no other set, and the 2t > n + k above lets no other set through.
+- if cohort and threshold are those of ``a``, and weights and cuts too: then whatever set was opened in ``a`` has the
+  consent of t - k honest envoys, who consent to no other set, and the 2t > n + k above lets no other set through.
 
 Within a round a site consents to one survivor set, unless every attempt in which it consented to another is dead.
+
+**Weights.** Sums of the same updates under other weights differ by the updates of those whose weight differs: of the
+one site with most examples, say, where one more of them counts. So a run has one rule of weights, from its first sum.
 
 **Differences between rounds.** A set that the site consented to before in the run passes. A new one that differs from
 an earlier one by fewer than c + h organizations counts, and the site's floors say how many may.
@@ -88,6 +91,8 @@ class Promise:
     unmasked: bool = False  # shares may have left
     given_up: bool = False  # no share left, and none ever will
     dead: bool = False  # enough others gave it up, too: nobody can open it
+    weights: str = ""  # how sites weighed, and where their numbers were cut, as the spec says it
+    cuts: str = ""
 
     @property
     def aborts_needed(self) -> int:
@@ -248,6 +253,8 @@ def settle_retry(
     cohort: tuple[EnvoyName, ...],
     threshold: int,
     given_up: Iterable[tuple[EnvoyName, bytes]],
+    weights: str = "",
+    cuts: str = "",
 ) -> Promises:
     """May the site's update of this round be masked once more? Gives the promises, with what is now proven dead.
 
@@ -257,10 +264,13 @@ def settle_retry(
         cohort: its envoys, in order.
         threshold: its threshold.
         given_up: who signed in this attempt that it gave which transcript up; signatures were checked.
+        weights: of the spec.
+        cuts: of the spec.
 
     Raises:
         SumRefusedError: an earlier attempt may have been, or may still be, opened among others.
     """
+    check_weights(promises, weights)
     voices: dict[bytes, set[EnvoyName]] = {}
     for who, transcript in given_up:
         voices.setdefault(transcript, set()).add(who)
@@ -270,12 +280,27 @@ def settle_retry(
         aborts = len(voices.get(before.transcript, set()) & set(before.cohort))
         if aborts >= before.aborts_needed:
             promises = promises.put(replace(before, dead=True))
-        elif (before.cohort, before.threshold) != (cohort, threshold):
+        elif (before.cohort, before.threshold, before.cuts) != (cohort, threshold, cuts):
             raise SumRefusedError(
                 f"the update of round {ref.round} was masked in attempt {before.attempt}, which {aborts} of its"
                 f" {len(before.cohort)} envoys gave up and {before.aborts_needed} must, before it is summed with others"
+                " or cut at other bounds"
             )
     return promises
+
+
+def check_weights(promises: Promises, weights: str) -> None:
+    """Do sites weigh as in every earlier sum of the run?
+
+    Raises:
+        SumRefusedError: they do not; the difference of two sums would be single updates.
+    """
+    for before in promises.records:
+        if before.masked and not before.dead and before.weights and weights not in ("", before.weights):
+            raise SumRefusedError(
+                f"this sum weighs sites by {weights}, round {before.round} did by {before.weights}: the difference of"
+                " the two would tell sites apart; a run has one rule"
+            )
 
 
 def check_differencing(

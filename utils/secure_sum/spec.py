@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ..errors import ConfigError
-from ..messages import EnvoyName, Task, TaskKind, TaskRef
-from ..tensors import Digest, canonical_json
+from ..messages import Task, TaskKind, TaskRef
+from ..tensors import Digest, canonical_json, digest_of
 from .terms import SumTerms
 
 SCHEME = "fedveil-sum/1"
@@ -40,6 +40,7 @@ class SumSpec:
     sizes: tuple[int, ...]  # elements of each tensor of what is summed; () for an evaluation
     contributors: int  # envoys asked: no more than these can be in the sum
     terms: SumTerms
+    orders: str = ""  # digest of what else of a task shapes an answer: seed, kind of payload, protection asked for
     digest: bytes = field(init=False, compare=False)  # 32 bytes
 
     def __post_init__(self) -> None:
@@ -62,6 +63,18 @@ class SumSpec:
         """Upper bound of the sum of weights, public."""
         return self.contributors * self.terms.max_weight
 
+    @property
+    def weights(self) -> str:
+        """How sites weigh, in words; empty where nothing is weighed."""
+        if not self.sizes:
+            return ""
+        return "equal" if self.terms.equal_weights else f"examples, at most {self.terms.max_weight}"
+
+    @property
+    def cuts(self) -> str:
+        """Digest of the clip bounds; empty where there is nothing to cut."""
+        return digest_of(canonical_json(list(self.bounds))) if self.sizes else ""
+
     def weight_of(self, num_examples: int) -> int:
         """What a site with so many examples counts for."""
         return 1 if self.terms.equal_weights else min(num_examples, self.terms.max_weight)
@@ -81,6 +94,7 @@ class SumSpec:
             "codec": self.codec,
             "sizes": list(self.sizes),
             "contributors": self.contributors,
+            "orders": self.orders,
             "suite": terms.suite.value,
             "bounds": list(terms.bounds),
             "max_weight": terms.max_weight,
@@ -108,14 +122,23 @@ def spec_of(federation: str, task: Task, sizes: tuple[int, ...]) -> SumSpec:
         sizes=sizes if task.kind is TaskKind.TRAIN else (),
         contributors=len(task.cohort),
         terms=task.sum,
+        orders=_orders_of(task),
     )
 
 
-def rounding_key(seed: bytes, ref: TaskRef, envoy: EnvoyName) -> bytes:
-    """The public key of one site's stochastic rounding: the same in each attempt of a round, and in a simulation.
+def _orders_of(task: Task) -> Digest:
+    """A director that asked all sites but one to cut their updates to nothing would be left with that one's."""
+    asked = task.asked
+    return digest_of(canonical_json([task.seed.hex(), task.payload.value, asked.max_norm, asked.noise_multiplier]))
 
-    What hides a site's numbers is its masks; that everybody could know how they were rounded takes nothing from that.
+
+def rounding_key(seed: bytes, ref: TaskRef) -> bytes:
+    """The public key of a round's stochastic rounding: the same in each attempt, in a simulation, and at every site.
+
+    Every site rounds a number by the same draw, so that what is summed is one function of each site's number. With
+    draws of their own, which are public, sites could be told apart: under a bound far beyond the updates a number is
+    rounded to 0 or 1, and where one site's draw alone is next to one half, the sum is a bit of that site.
     """
-    said = b"".join(struct.pack("<I", len(part)) + part for part in (ref.run.encode(), envoy.encode()))
-    info = b"fedveil-sum/1 rounding" + said + struct.pack("<Q", ref.round)
+    run = ref.run.encode()
+    info = b"fedveil-sum/1 rounding" + struct.pack("<I", len(run)) + run + struct.pack("<Q", ref.round)
     return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(seed)

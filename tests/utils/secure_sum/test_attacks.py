@@ -182,8 +182,9 @@ def test_a_revoked_member_is_refused_by_every_site_whose_roster_it_left():
         replace(SPEC, contributors=11),
         replace(SPEC, terms=replace(SPEC.terms, bounds=(2.0,))),
         replace(SPEC, federation="other"),
+        replace(SPEC, orders="another seed, or protection asked for"),
     ],
-    ids=["model", "plan", "codec", "layout", "round", "cohort", "terms", "federation"],
+    ids=["model", "plan", "codec", "layout", "round", "cohort", "terms", "federation", "orders"],
 )
 def test_one_site_that_was_given_something_else_is_in_no_sum_with_the_others(other):
     play = Play()
@@ -561,6 +562,35 @@ def test_the_same_cohort_again_gives_the_same_sum_or_none():
         except SumRefusedError:
             refused += 1
     assert refused == 9  # all who consented before: the tenth finds no threshold
+
+
+@pytest.mark.parametrize(
+    ("terms", "why"), [({"max_weight": 999}, "a run has one rule"), ({"bounds": (2.0,)}, "cut at other bounds")]
+)
+def test_the_same_cohort_again_with_other_weights_or_bounds_is_refused(terms, why):
+    """Two sums over the same sites, one counting 999 examples at most and one 1000, differ by the largest site."""
+    play = Play()
+    for name, item in play.consents().items():
+        play.unmask(name, item)
+    spec = spec_for((4,), 10, replace(SPEC.terms, **terms), attempt=2)
+    again = Play(cast=play.cast, spec=spec, promises=play.promises, seed=b"2")
+    for name, call in again.adverts().items():
+        with pytest.raises(SumRefusedError, match=why):
+            again.share(name, call)
+
+
+def test_across_the_rounds_of_a_run_sites_weigh_by_one_rule():
+    play = Play()
+    play.consents()
+    for changes, is_refused in (({"max_weight": 999}, True), ({"bounds": (2.0,)}, False)):
+        spec = spec_for((4,), 10, replace(SPEC.terms, **changes), round_number=2)
+        again = Play(cast=play.cast, spec=spec, promises=play.promises, seed=b"2")
+        name, call = next(iter(again.adverts().items()))
+        if is_refused:
+            with pytest.raises(SumRefusedError, match="round 1 did by examples, at most 1000"):
+                again.share(name, call)
+        else:
+            again.share(name, call)
 
 
 def test_one_more_colluding_site_than_the_policy_allows_for_would_be_needed_to_lie_about_giving_up():

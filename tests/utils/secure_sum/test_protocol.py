@@ -105,6 +105,27 @@ def test_a_site_with_more_examples_than_may_count_counts_as_many_as_may(network)
     assert attempt.run().tallies.num_examples == 50 + 57 + 60 + 60
 
 
+def test_bounds_that_leave_little_but_signs_let_nothing_be_announced(network):
+    """Of four sites all cut, a sum is +-50 +-57 +-64 +-71 times the bound: whose sign is whose can be read off it."""
+    tight = {"suite": Suite.X25519, "bounds": (1e-9,)}
+    outcome = network(4, sizes=(100, 3), terms=SumTerms(max_weight=1000, **tight)).run()
+    assert outcome.opened is None
+    assert len(outcome.refusals) == 4
+    for error in outcome.refusals.values():
+        assert "tensor 0, 1e-09, cuts more than 1/64 of this site's numbers" in str(error)
+    equal = SumTerms(max_weight=1, equal_weights=True, **tight)
+    assert network(4, sizes=(100, 3), terms=equal).run().opened is not None
+
+
+def test_every_site_rounds_a_number_by_the_same_draw(network):
+    """With draws of their own, known to all, a number that only one site's draw could round up would be that site's."""
+    coarse = SumTerms(suite=Suite.X25519, bounds=(2e7,), max_weight=1000)
+    attempt = network(4, sizes=(3000,), terms=coarse)
+    attempt.contributions.update({n: Contribution(np.ones(3000, np.float32), 10) for n in attempt.cast.names})
+    total = attempt.run().total[:3000]
+    assert set(np.unique(total).tolist()) == {0, 4}
+
+
 def test_equal_weights_are_equal_and_say_nothing_of_metrics(network):
     terms = SumTerms(suite=Suite.X25519, bounds=(4.0,), max_weight=1, equal_weights=True)
     attempt = network(4, terms=terms)
