@@ -126,10 +126,13 @@ class Summing:
 
         Raises:
             ConfigError: it has no identity or no roster, or the sum is not for it; the text is public.
-            SumRefusedError: too few of the envoys asked are ones that it knows, or the round has another model.
+            SumRefusedError: too few of the envoys asked are ones that it knows, the round has another model, or a run
+                of secure sums asks for an answer in the clear.
             SumAbortedError: it took part in this attempt before it was restarted.
         """
         if task.sum is None:
+            if self._journal.promised(task.ref.run):  # also where the site allows plain rounds: not of what was summed
+                raise SumRefusedError(f"{task.ref} asks for an answer in the clear, in a run of secure sums")
             return
         _, roster = self._known(task)
         if task.sum.aggregator and task.sum.aggregator not in roster:

@@ -775,6 +775,19 @@ def test_what_was_made_for_a_sum_does_not_leave_in_the_clear_also_where_that_is_
     assert len(site.trainer.orders) == 2  # it was asked for in the clear, and is another answer
 
 
+def test_a_run_of_secure_sums_gets_nothing_in_the_clear_also_where_that_is_allowed(site):
+    """The sum of a round less one site's answer in the clear would be the other sites'."""
+    site.config = replace(site.config, secure_aggregation=PLAIN_ALLOWED)
+    site.start()
+    Round(site, site.task()).whole()
+    site.rest()
+    later = site.task(attempt=2, sum=None)
+    site.give(later)
+    assert "in a run of secure sums" in site.refusal().reason
+    assert later.ref not in site.director.uploads
+    assert len(site.trainer.orders) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
