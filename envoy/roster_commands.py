@@ -81,11 +81,13 @@ def accept(
 
 def print_roster(shown: Roster) -> None:
     """One line an envoy, with the fingerprint that is read out by phone; then the digest."""
+    from rich.markup import escape
+
     from ..utils.roster import grouped
 
     table = Table("envoy", "organization", "fingerprint of the identity key")
     for entry in shown.entries:
-        table.add_row(entry.name, entry.organization, entry.fingerprint)
+        table.add_row(entry.name, escape(entry.organization), entry.fingerprint)
     _CONSOLE.print(table)
     organizations = len(shown.organizations(shown.names))
     _say(f"{len(shown.entries)} envoys of {organizations} organizations; digest {grouped(shown.digest)}")

@@ -112,7 +112,7 @@ class Roster:
     def organizations(self, names: Iterable[str]) -> Counter[str]:
         """How many of these envoys each organization has; ``len`` of it is the number of organizations.
 
-        Spellings that differ in case or blanks alone are one organization.
+        Spellings that differ in case, blanks or punctuation alone are one organization.
 
         Raises:
             IdentityError: one of them is not in the roster.
@@ -213,22 +213,24 @@ def difference(old: Roster | None, new: Roster) -> tuple[str, ...]:
     federation = [] if old is None or old.federation == new.federation else [_another_federation(old, new)]
     kept = [(before[name], after[name]) for name in sorted(before.keys() & after.keys())]
     keys = [
-        f"!! KEY CHANGED  {now.name} ({now.organization})\n     was {was.fingerprint}\n     now {now.fingerprint}"
-        "\n     ask this site by phone, at a number that you already had, before you accept"
+        f"!! KEY CHANGED  {now.name} ({_spelt(now.organization)})\n     was {was.fingerprint}\n"
+        f"     now {now.fingerprint}\n     ask this site by phone, at a number that you already had, before you accept"
         for was, now in kept
         if was.identity_key != now.identity_key
     ]
     moved = [
-        f"!! ORGANIZATION CHANGED  {now.name}: was {was.organization!r}, now {now.organization!r}"
+        f"!! ORGANIZATION CHANGED  {now.name}: was {was.organization!r}, now {_spelt(now.organization)}"
         for was, now in kept
         if was.organization != now.organization
     ]
     added = [
-        f"+ {one.name} ({one.organization})\n     key {one.fingerprint}"
+        f"+ {one.name} ({_spelt(one.organization)})\n     key {one.fingerprint}"
         for name, one in sorted(after.items())
         if name not in before
     ]
-    removed = [f"- {one.name} ({one.organization})" for name, one in sorted(before.items()) if name not in after]
+    removed = [
+        f"- {one.name} ({_spelt(one.organization)})" for name, one in sorted(before.items()) if name not in after
+    ]
     return (*federation, *keys, *moved, *added, *removed)
 
 
@@ -237,8 +239,20 @@ def _another_federation(old: Roster, new: Roster) -> str:
 
 
 def _folded(organization: str) -> str:
-    """One spelling for those that people would take for the same."""
-    return " ".join(unicodedata.normalize("NFKC", organization).casefold().split())
+    """One spelling for those that people would take for the same; letters of other alphabets are ``_spelt``'s."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", organization).casefold())
+    return "".join(letter for letter in plain if unicodedata.category(letter)[0] in "LMN") or "".join(plain.split())
+
+
+def _spelt(organization: str) -> str:
+    """In quotes, so that it passes for nothing else on its line; with its alphabets, where a letter is not Latin.
+
+    >>> _spelt("Clinic A")
+    "'Clinic A'"
+    """
+    letters = (letter for letter in organization if unicodedata.category(letter)[0] == "L")
+    alphabets = sorted({unicodedata.name(letter, "UNNAMED").split()[0] for letter in letters})
+    return repr(organization) + (f" !! letters: {', '.join(alphabets)}" if {*alphabets} - {"LATIN"} else "")
 
 
 def _root(square: int) -> int | None:

@@ -66,7 +66,7 @@ def test_a_site_fetches_compares_and_accepts_and_sees_who_comes_later(federation
         held_by(a, now)
     first = typed(envoy, "roster", "fetch", "--folder", a)
     key_of_b = load_credentials(Path(b), now).public_identity
-    assert "+ a (Hospital A)" in first
+    assert "+ a ('Hospital A')" in first
     assert "Nothing was accepted" in first
     assert grouped(digest_in(first)) in shown
     typed(envoy, "roster", "accept", digest_in(first), "--folder", a)
@@ -74,7 +74,7 @@ def test_a_site_fetches_compares_and_accepts_and_sees_who_comes_later(federation
     assert "No change" in typed(envoy, "roster", "fetch", "--folder", a)
     join("c", "Hospital C")
     second = typed(envoy, "roster", "fetch", "--folder", a)
-    assert "+ c (Hospital C)" in second
+    assert "+ c ('Hospital C')" in second
     assert "+ b" not in second
     assert "c" not in held_by(a, now)
     assert "IdentityError" in typed(envoy, "roster", "accept", digest_in(first), "--folder", a, status=1)

@@ -53,11 +53,22 @@ def test_any_change_changes_the_digest(other):
 
 
 def test_an_organization_counts_once_however_it_is_spelled():
-    roster = Roster("lungs", (entry("a", "Clinic One"), entry("b", "clinic  ONE "), entry("c", "Clinic Two")))
-    counted = roster.organizations(["a", "b", "c"])
-    assert len(counted) == 2
-    assert counted.most_common(1)[0][1] == 2
-    assert roster.organizations(["c", "c"]) == {"clinic two": 1}
+    spellings = ("Clinic One", "clinic  ONE ", "Clinic-One.", "\uff23linic One", "Clinic Two")
+    roster = Roster("lungs", tuple(map(entry, "abcde", spellings)))
+    assert sorted(roster.organizations("abcde").values()) == [1, 4]
+    assert roster.organizations(["e", "e"]) == {"clinictwo": 1}
+
+
+def test_an_organization_in_letters_that_only_look_the_same_is_marked_before_it_is_accepted():
+    latin, cyrillic = entry("a", "Clinic A"), entry("b", "Clinic \u0410")
+    lines = difference(None, Roster("lungs", (latin, cyrillic, entry("c", "Universit\u00e4tsklinik"))))
+    assert ["letters: CYRILLIC, LATIN" in line for line in lines] == [False, True, False]
+    assert "!!" not in lines[2]
+
+
+def test_an_organization_cannot_pass_for_a_fingerprint():
+    line = difference(None, Roster("lungs", (entry("a", "Clinic A)  key 3f2a 90bc (ok"),)))[0]
+    assert line.startswith("+ a ('Clinic A)  key 3f2a 90bc (ok')\n     key ")
 
 
 def test_a_name_that_nobody_accepted_is_an_error_and_never_silently_left_out():
@@ -158,9 +169,9 @@ def test_a_changed_key_stands_first_and_shows_both_fingerprints():
     assert key_fingerprint(key(ord("a"))) in lines[0]
     assert key_fingerprint(key(99)) in lines[0]
     assert lines[1] == "!! ORGANIZATION CHANGED  b: was 'Hospital b', now 'Other'"
-    assert lines[2].startswith("+ d (Hospital d)")
+    assert lines[2].startswith("+ d ('Hospital d')")
     assert key_fingerprint(key(ord("d"))) in lines[2]
-    assert lines[3:] == ("- c (Hospital c)",)
+    assert lines[3:] == ("- c ('Hospital c')",)
 
 
 def test_nothing_accepted_yet_shows_every_envoy_as_new():
