@@ -72,8 +72,8 @@ def simulate_clients(
     bound, bounds, out = clipping.first_bound, [clipping.first_bound], np.empty(layout.size, np.float32)
     for number in range(rounds):
         model, updates = SiteModel(layout, vector, exact), []
-        for client in np.flatnonzero(source.random(len(clients)) < sampling_rate):
-            local_update(plan, model, clients[client], _seed_of(seed, number, int(client)), out)
+        for client in map(int, np.flatnonzero(source.random(len(clients)) < sampling_rate)):
+            local_update(plan, model, clients[client], _seed_of(seed, number, client), out)
             updates.append(out.copy())
         mean, within = private_mean(updates, layout.size, bound, clipping, source)
         vector, bound = vector + mean, clipping.next_bound(bound, within)
