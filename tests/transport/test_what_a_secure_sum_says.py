@@ -152,7 +152,7 @@ def test_neither_update_nor_weight_nor_metric_of_a_site_goes_by(tapped):
     np.testing.assert_allclose(model, 2 * UPDATE, atol=1e-6)  # the sum itself is right
     plain = np.empty(SIZE, np.uint32)
     numbers = FixedPoint((SIZE,), (BOUND,), len(SITES) * MOST)
-    for link, site in zip(links, SITES, strict=True):
+    for link in links:
         said = b"\0".join(link.said)
         key = rounding_key(hashlib.sha256(b"00").digest(), m.TaskRef("tapped-1", 1, 1, "ab" * 32))
         numbers.encode(UPDATE, 0, EXAMPLES, key, plain, np.zeros(1, np.int64))
