@@ -1,5 +1,7 @@
 """A private step: whom it draws, what a patient can change, what is noised, and what never leaves."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -457,3 +459,17 @@ def test_the_step_that_a_site_takes_is_audited_and_planted_bugs_are_caught(bug, 
     audit = OneRunAudit(1.0, DELTA, canaries=20_000 if bug == "half the noise" else 6_000, group=SIZE)
     found = audit(released(Audited, noise, examples), SIZE, np.random.default_rng(0))
     assert found.contradicts(gaussian_epsilon(2.0, DELTA)) == (bug is not None)
+
+
+def test_the_codec_of_a_private_round_reaches_the_training_process():
+    from pathlib import Path
+
+    from fedveil.envoy.orders import CodecOrder, WorkOrder, order_from_json, order_to_json
+    from fedveil.utils.messages import TaskRef
+
+    ref = TaskRef("run-1", 2, 1, "a" * 64)
+    common = {"kind": TaskKind.TRAIN, "seed": bytes(32), "envoy": "site-a", "dataset": None, "index_path": None}
+    paths = {name: Path("/x") for name in ("bundle", "model_path", "update_path", "state_folder")}
+    for codec in (None, CodecOrder(Path("/x/codec.safetensors"), "b" * 64, b"seed")):
+        order = WorkOrder(ref=ref, codec=codec, **common, **paths)
+        assert order_from_json(json.loads(json.dumps(order_to_json(order)))) == order
