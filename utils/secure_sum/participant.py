@@ -231,6 +231,7 @@ def share(
             colluders,
             weights=spec.weights,
             cuts=spec.cuts,
+            orders=spec.orders,
         ),
     )
     count = len(cohort.names)
@@ -496,7 +497,7 @@ def _opened(state: Shared, dealer: EnvoyName, piece: Piece) -> tuple[tuple[bytes
 
 def _settled(promises: Promises, cohort: Cohort) -> Promises:
     spec = cohort.spec
-    said = cohort.names, cohort.threshold, cohort.given_up, spec.weights, spec.cuts
+    said = cohort.names, cohort.threshold, cohort.given_up, spec.weights, spec.cuts, spec.orders
     return settle_retry(promises, spec.ref, *said)
 
 

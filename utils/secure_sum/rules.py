@@ -19,7 +19,8 @@ sites would differ by single updates. A site that sent a masked vector in attemp
 Within a round a site consents to one survivor set, unless every attempt in which it consented to another is dead.
 
 **Weights.** Sums of the same updates under other weights differ by the updates of those whose weight differs: of the
-one site with most examples, say, where one more of them counts. So a run has one rule of weights, from its first sum.
+one site with most examples, say, where one more of them counts. So a run has one rule of weights, from its first sum,
+and asks for one protection: where it clips updates at a norm just below the largest, the difference is that one's.
 
 **Differences between rounds.** A set that the site consented to before in the run passes. A new one that differs from
 an earlier one by fewer than c + h organizations counts, and the site's floors say how many may.
@@ -93,6 +94,7 @@ class Promise:
     dead: bool = False  # enough others gave it up, too: nobody can open it
     weights: str = ""  # how sites weighed, and where their numbers were cut, as the spec says it
     cuts: str = ""
+    orders: str = ""  # what else the task asked for
 
     @property
     def aborts_needed(self) -> int:
@@ -255,6 +257,7 @@ def settle_retry(
     given_up: Iterable[tuple[EnvoyName, bytes]],
     weights: str = "",
     cuts: str = "",
+    orders: str = "",
 ) -> Promises:
     """May the site's update of this round be masked once more? Gives the promises, with what is now proven dead.
 
@@ -266,11 +269,12 @@ def settle_retry(
         given_up: who signed in this attempt that it gave which transcript up; signatures were checked.
         weights: of the spec.
         cuts: of the spec.
+        orders: of the spec.
 
     Raises:
         SumRefusedError: an earlier attempt may have been, or may still be, opened among others.
     """
-    check_weights(promises, weights)
+    check_weights(promises, weights, orders)
     voices: dict[bytes, set[EnvoyName]] = {}
     for who, transcript in given_up:
         voices.setdefault(transcript, set()).add(who)
@@ -289,14 +293,21 @@ def settle_retry(
     return promises
 
 
-def check_weights(promises: Promises, weights: str) -> None:
-    """Do sites weigh as in every earlier sum of the run?
+def check_weights(promises: Promises, weights: str, orders: str = "") -> None:
+    """Do sites weigh as in every earlier sum of the run, and are they asked for the same protection?
 
     Raises:
         SumRefusedError: they do not; the difference of two sums would be single updates.
     """
     for before in promises.records:
-        if before.masked and not before.dead and before.weights and weights not in ("", before.weights):
+        if not before.masked or before.dead or not before.weights or not weights:
+            continue
+        if before.orders != orders:
+            raise SumRefusedError(
+                f"this sum asks for another seed or protection than round {before.round} did: updates that the one"
+                " clips and the other does not would be the difference of the two; a run has one"
+            )
+        if before.weights != weights:
             raise SumRefusedError(
                 f"this sum weighs sites by {weights}, round {before.round} did by {before.weights}: the difference of"
                 " the two would tell sites apart; a run has one rule"

@@ -579,18 +579,20 @@ def test_the_same_cohort_again_with_other_weights_or_bounds_is_refused(terms, wh
             again.share(name, call)
 
 
-def test_across_the_rounds_of_a_run_sites_weigh_by_one_rule():
+def test_across_the_rounds_of_a_run_sites_weigh_by_one_rule_and_clip_by_one():
     play = Play()
     play.consents()
-    for changes, is_refused in (({"max_weight": 999}, True), ({"bounds": (2.0,)}, False)):
-        spec = spec_for((4,), 10, replace(SPEC.terms, **changes), round_number=2)
+    second = spec_for((4,), 10, replace(SPEC.terms, bounds=(2.0,)), round_number=2)  # bounds follow the sums
+
+    def shared(spec):
         again = Play(cast=play.cast, spec=spec, promises=play.promises, seed=b"2")
-        name, call = next(iter(again.adverts().items()))
-        if is_refused:
-            with pytest.raises(SumRefusedError, match="round 1 did by examples, at most 1000"):
-                again.share(name, call)
-        else:
-            again.share(name, call)
+        return again.share(*next(iter(again.adverts().items())))
+
+    assert shared(second)
+    with pytest.raises(SumRefusedError, match="round 1 did by examples, at most 1000"):
+        shared(replace(second, terms=replace(SPEC.terms, max_weight=999)))
+    with pytest.raises(SumRefusedError, match="asks for another seed or protection than round 1"):
+        shared(replace(second, orders="a norm just below the largest"))
 
 
 def test_one_more_colluding_site_than_the_policy_allows_for_would_be_needed_to_lie_about_giving_up():
