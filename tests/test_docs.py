@@ -25,6 +25,7 @@ CHECKOUT = Path(__file__).parents[1]
 ROOMS = ("director", "envoy", "gradient_leakage", "utils", "workspace", "protos", "tests")
 COMMANDS = {"director": director, "envoy": envoy, "fedveil": fedveil_app}
 SUMMARY_KEYS = (
+    "secure_aggregation",
     "test_auc",
     "test_accuracy",
     "sites",
