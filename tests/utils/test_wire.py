@@ -48,7 +48,7 @@ asked = st.one_of(
     st.builds(m.AskedProtection, positive, st.just(0.0) | positive),
 )
 epsilons = st.builds(PublishedEpsilon, st.floats(0, 1e9), st.floats(1e-12, 0.5), st.sampled_from(Unit))
-bounds = st.lists(st.floats(min_value=0, exclude_min=True, allow_infinity=False), min_size=1, max_size=4).map(tuple)
+bounds = st.lists(st.floats(1e-37, 1e38), min_size=1, max_size=4).map(tuple)
 terms = st.builds(
     lambda equal, weight, **fields: SumTerms(equal_weights=equal, max_weight=1 if equal else weight, **fields),
     st.booleans(),
@@ -398,6 +398,8 @@ def test_the_task_that_the_next_test_changes_is_whole():
         {"sum": pb.SumTerms(suite="rot13", bounds=[1.0], max_weight=1)},
         {"sum": pb.SumTerms(suite="x25519", bounds=[], max_weight=1)},
         {"sum": pb.SumTerms(suite="x25519", bounds=[math.nan], max_weight=1)},
+        {"sum": pb.SumTerms(suite="x25519", bounds=[1e-50], max_weight=1)},
+        {"sum": pb.SumTerms(suite="x25519", bounds=[1e39], max_weight=1)},
         {"sum": pb.SumTerms(suite="x25519", bounds=[1.0], max_weight=0)},
         {"sum": pb.SumTerms(suite="x25519", bounds=[1.0], max_weight=2, equal_weights=True)},
         {"sum": pb.SumTerms(suite="x25519", bounds=[1.0], max_weight=1, aggregator="../a")},

@@ -6,7 +6,6 @@ This module imports nothing of ``messages``, which holds the terms in ``Task``.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +15,8 @@ from ..errors import ConfigError
 MAX_WEIGHT = 1 << 20
 """Most examples of one site that terms may let count."""
 MAX_BOUNDS = 1 << 16
+LEAST_BOUND, MOST_BOUND = 1e-37, 1e38
+"""Of a clip bound: within float32, so that nobody finds out in the middle of a sum that it is none."""
 _ENVOY = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
 
@@ -45,8 +46,9 @@ class SumTerms:
         if not 1 <= len(self.bounds) <= MAX_BOUNDS:
             raise ConfigError(f"a secure sum has {len(self.bounds)} clip bounds, expected one for each tensor, or one")
         for bound in self.bounds:
-            if not 0 < bound < math.inf:
-                raise ConfigError(f"a clip bound of a secure sum is {bound:g}, expected a finite number above 0")
+            if not LEAST_BOUND <= bound <= MOST_BOUND:
+                expected = f"{LEAST_BOUND:g} to {MOST_BOUND:g}"
+                raise ConfigError(f"a clip bound of a secure sum is {bound:g}, expected {expected}")
         if not 1 <= self.max_weight <= MAX_WEIGHT:
             raise ConfigError(f"max_weight is {self.max_weight}, expected 1 to {MAX_WEIGHT}")
         if self.equal_weights and self.max_weight != 1:
