@@ -57,7 +57,8 @@ def test_a_codec_is_fitted_on_public_images_and_its_lines_are_taken_by_an_experi
     assert (codec.basis, codec.size, codec.layout) == (Basis.LEARNED, 4, open_bundle(bundle).layout)
     table = said.output[said.output.index("[codec]") :]
     assert tomllib.loads(table) == {"codec": {"digest": codec.digest, "file": "c.safetensors"}}
-    head = f'name = "n"\nplan = "p"\nsecure_aggregation = "off"\n[rounds]\nmax_rounds = 1\nmin_participants = 1\n{table}'
+    rounds = "[rounds]\nmax_rounds = 1\nmin_participants = 1\n"
+    head = f'name = "n"\nplan = "p"\nsecure_aggregation = "off"\n{rounds}{table}'
     assert parse_toml(head, ExperimentSettings, "experiment.toml").codec.digest == codec.digest
     assert (
         "18 updates of 3 virtual sites in 3 rounds, 2 times, on 20 public examples; 9 more were held out" in said.output
