@@ -1,8 +1,9 @@
 """The run under way: its plan, its model, and the arithmetic that closes a round.
 
 Memory is two vectors of the model's size, whatever the number of envoys: the present model, and the sum that becomes
-the next one; they change places each round. FedAdam and its kin add their own moments, a codec its own bases. What
-sites coded is summed as codes and decoded once, so a round costs one decoding whatever the number of envoys.
+the next one; they change places each round. Where groups are summed apart, one more for each group while they are
+opened. FedAdam and its kin add their own moments, a codec its own bases. What sites coded is summed as codes and
+decoded once, so a round costs one decoding whatever the number of envoys.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,12 @@ from ..utils.errors import (
 from ..utils.messages import EnvoyName, PayloadKind, Task, TaskKind, TaskRef, UpdateHeader
 from ..utils.metrics import MetricSum, total
 from ..utils.plan_bundle import INITIAL_FILE, LAYOUT_FILE, Manifest, mapped, read_manifest
+from ..utils.secure_sum.groups import Groups
 from ..utils.secure_sum.summation import Opened
 from ..utils.tensors import Digest, Layout, Role, Vector, model_num_bytes, model_pieces, read_model
 from .coding import read_run_codec
 from .experiments import ExperimentSettings
+from .group_opening import OpenedGroup, record_of
 from .records import RunRecord, SubmissionRecord, SumRecord
 from .rounds import Round
 from .server_optimizer import State, initial_state, state_from_bytes, state_pieces, step
@@ -70,6 +73,7 @@ class ActiveRun:
         check_summable(self.settings, self.layout)
         self.bounds = first_bounds(self.settings, len(self.payload_sizes))  # of the next round's secure sum
         self.expelled = dict(record.expelled)
+        self.groups = Groups(record.groups) if record.groups else None  # that are summed apart
         self.model = record.model
         self.progress: list[dict[str, float]] = []  # the federated metrics of each closed round, for the stop rule
         self.states: list[Digest] = []  # of the server optimizer, oldest first, as far as they are kept
@@ -100,7 +104,7 @@ class ActiveRun:
         return tuple(entry.size for entry in self.payload_layout.entries)
 
     def task(self, this: Round, now: float) -> Task:
-        """The order that each envoy of the cohort gets."""
+        """The order that each envoy of the cohort gets; with groups, but for what is its group's own."""
         left = this.since + self.settings.rounds.round_timeout_seconds - now
         is_secure, is_training = self.settings.is_secure, this.kind is TaskKind.TRAIN
         return Task(
@@ -119,6 +123,25 @@ class ActiveRun:
             sum=terms_of(self.settings, self.bounds if is_training else self.bounds[:1]) if is_secure else None,
         )
 
+    def tasks(self, this: Round, now: float) -> tuple[Task, ...]:
+        """The order of all, or of each group that is asked: in it, the group is the cohort."""
+        task, asked = self.task(this, now), self.settings.secure_sum
+        if self.groups is None or task.sum is None:
+            return (task,)
+        return tuple(
+            replace(
+                task,
+                cohort=members,
+                min_participants=min(asked.floors.organizations, len(members)),
+                sum=replace(task.sum, group=number, histogram=False),  # a group may be too small for one
+            )
+            for number, members in self.groups.among(task.cohort).items()
+        )
+
+    def task_of(self, this: Round, envoy: EnvoyName, now: float) -> Task:
+        """The order that an envoy of the cohort gets."""
+        return next(task for task in self.tasks(this, now) if envoy in task.cohort)
+
     def conclude(
         self, this: Round, submissions: Sequence[SubmissionRecord], uploads: Uploads, num_envoys: int
     ) -> Outcome:
@@ -133,7 +156,7 @@ class ActiveRun:
             NonFiniteUpdateError: the sum or the step left the range of float32.
             StorageError: the disk is full.
         """
-        metrics = _total(this, submissions)
+        metrics = _total(this, [metric for one in submissions for metric in one.metrics])
         if this.kind is TaskKind.EVALUATE:
             return Outcome(self.model, metrics)
         num_examples = self._sum(this, [one for one in submissions if one.num_examples], uploads, num_envoys)
@@ -186,6 +209,19 @@ class ActiveRun:
             self._decode(this, codec, body)
         control = self.layout.slice_of(Role.CONTROL)
         self._spare[control] *= np.float32(min(1.0, len(opened.survivors) / max(num_envoys, 1)))
+        return self._stepped(this, metrics, record.total_weight, record)
+
+    def conclude_groups(self, this: Round, groups: Sequence[OpenedGroup]) -> Outcome:
+        """The run's rule over the means of groups that were summed apart; each of them counts alike.
+
+        Raises:
+            FederationError: as ``conclude``.
+        """
+        record = record_of(groups, self.payload_sizes, self.settings.secure_sum.clip)
+        metrics = _total(this, [metric for group in groups for metric in group.found.tallies.metrics])
+        if this.kind is TaskKind.EVALUATE:
+            return Outcome(self.model, metrics, num_examples=record.total_weight, sum=record)
+        aggregate(self.settings.aggregation, self.layout, groups, self._spare)
         return self._stepped(this, metrics, record.total_weight, record)
 
     def _stepped(
@@ -267,9 +303,8 @@ def _coding(payload: PayloadKind, codec: Digest | None) -> str:
     return f"a {payload.value} update of codec {codec[:12]}" if codec else f"a {payload.value} update without a codec"
 
 
-def _total(this: Round, submissions: Sequence[SubmissionRecord]) -> tuple[MetricSum, ...]:
-    """The sum of all metrics; of a name that sites use for two kinds, the kind that most of them mean."""
-    metrics = [metric for one in submissions for metric in one.metrics]
+def _total(this: Round, metrics: Sequence[MetricSum]) -> tuple[MetricSum, ...]:
+    """The sum of all metrics; of a name that is used for two kinds, the kind that most mean."""
     votes = Counter((metric.name, metric.kind) for metric in metrics)
     meant = {name: kind for (name, kind), _ in reversed(votes.most_common())}
     if len(meant) != len(votes):

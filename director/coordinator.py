@@ -13,9 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.errors import BadShareError, FederationError, ProtocolError, StorageError, WrongRoundError
@@ -24,10 +21,11 @@ from . import rounds
 from .active_run import ActiveRun, Outcome, values_of
 from .attendance import Attendance
 from .audit import DirectorAudit
+from .conclusion import Conclusion
 from .history import History
 from .lines import Line, Lines
 from .records import Ending, RunRecord, RunState, SubmissionRecord
-from .relayed_sum import Handover, RelayedSum
+from .relayed_sum import RelayedSum
 from .resumption import left_open
 from .retention import Retention
 from .round_sum import RoundSum
@@ -83,6 +81,7 @@ class Coordinator:
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
         self._sum = RoundSum(sums, self._lines)
+        self._conclusion = Conclusion(self._lock, self._lines, artifacts, uploads)
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
         self._up = self._down = 0
         self._looked_at = now()
@@ -353,47 +352,50 @@ class Coordinator:
     def _expel(self, run: ActiveRun, error: BadShareError) -> None:
         """A site that did not keep to what it had signed is not asked again in this run."""
         site = m.EnvoyName(error.site)
-        if site and site not in run.expelled:
-            self._audit.expelled(run.record.run, site, str(error))
-            run.expelled[site] = str(error)
-            self._history.expel(run.record.run, run.expelled)
-            _LOG.warning("expelled run=%s envoy=%s reason=%s", run.record.run, site, error)
+        with self._lock:
+            if site and site not in run.expelled:
+                self._audit.expelled(run.record.run, site, str(error))
+                run.expelled[site] = str(error)
+                self._history.expel(run.record.run, run.expelled)
+                _LOG.warning("expelled run=%s envoy=%s reason=%s", run.record.run, site, error)
 
     def _gather(self, run: ActiveRun, this: Round, now: float) -> Round:
         """Open a planned round, once all are there who may be: so that a restart does not change who is asked."""
         there = self._attendance.there(now) - run.expelled.keys()
-        if len(there) < run.settings.round_policy.min_participants:
+        able = self._sum.askable(run, there)
+        if len(able) < run.settings.round_policy.min_participants:
             return this
         absent = self._members() - there - run.expelled.keys()
         if any(not self._attendance.is_gone(envoy, now) for envoy in absent):
             return this
         size = run.settings.rounds.cohort_size
-        cohort = select(there, size, run.record.seed, this.ref.round, this.ref.attempt)
+        cohort = select(able, size, run.record.seed, this.ref.round, this.ref.attempt)
         opened = rounds.open_round(this, cohort, run.settings.round_policy, now)
         self._audit.round_opened(opened.ref, opened.kind, run.model, cohort)
         self._sum.begin(run, opened, now)
         self._save(opened)
         _LOG.info("round opened task=%s cohort=%d", opened.ref, len(cohort))
-        self._lines.push(sorted(cohort), run.task(opened, now))
+        for task in run.tasks(opened, now):
+            self._lines.push(task.cohort, task)
         return opened
 
     def _conclude(self, this: Round) -> None:
         """Sum outside the lock; what the arithmetic refuses fails the round, never the director."""
-        run, secure_sum = self._run, self._sum.present
+        run = self._run
         if run is None:
             return
         try:
-            if secure_sum is not None:
-                opened, total = secure_sum.open(), None
-                secure_sum.keep_vectors(self._uploads)
-                if isinstance(secure_sum, RelayedSum):
-                    total = self._summed_elsewhere(this, secure_sum)
-                    if total is None:
-                        return
-                outcome = run.conclude_sum(this, opened, self._uploads, len(self._members()), total)
+            if self._sum.present is not None:
+                outcome = self._conclusion.secure(
+                    run,
+                    this,
+                    self._sum,
+                    len(self._members()),
+                    lambda error: self._expel(run, error),
+                    lambda: self._ends or self._round is not this,
+                )
             else:
-                answers = sorted(self._answers.values(), key=lambda one: one.envoy)
-                outcome = run.conclude(this, answers, self._uploads, len(self._members()))
+                outcome = self._conclusion.plain(run, this, self._answers.values(), len(self._members()))
         except StorageError:
             raise
         except FederationError as error:
@@ -404,28 +406,8 @@ class Coordinator:
                     self._fail(run, this, rounds.fail(this, f"{type(error).__name__}: {error}"))
             return
         with self._lock:
-            if self._round is this:
+            if self._round is this and outcome is not None:
                 self._close(run, this, outcome)
-
-    def _summed_elsewhere(self, this: Round, secure_sum: RelayedSum) -> NDArray[np.uint32] | None:
-        """Ask the aggregator for the sum, and wait; None where this director ends, or the round was ended, meanwhile.
-
-        Raises:
-            SumAbortedError: it declined, or did not answer in time.
-            FederationError: as ``Handover``.
-        """
-        given = Handover(secure_sum, self._artifacts, self._uploads)
-        try:
-            with self._lock:
-                self._sum.handover = given
-                self._lines.push([given.aggregator], given.order)
-                self._lock.wait_for(
-                    lambda: given.is_over or self._ends or self._round is not this, secure_sum.timeout_seconds
-                )
-                self._sum.handover = None
-                return None if self._ends or self._round is not this else given.total()
-        finally:
-            given.close()
 
     def _close(self, run: ActiveRun, this: Round, outcome: Outcome) -> None:
         now = self._now()
@@ -466,12 +448,13 @@ class Coordinator:
             return
         try:
             run = ActiveRun(replace(queued, started_at=now), self._artifacts)
+            self._sum.start(run)
         except FederationError as error:
             ending = Ending(RunState.FAILED, f"{type(error).__name__}: {error}")
             self._history.finish_run(queued.run, ending, now)
             return
         first = Round(run.ref, m.TaskKind.TRAIN, now)
-        self._history.start_run(queued.run, now, first)
+        self._history.start_run(queued.run, now, first, run.groups.groups if run.groups else ())
         self._run = run
         self._begin(first)
         _LOG.info("run started run=%s", queued.run)
@@ -521,11 +504,12 @@ class Coordinator:
     def _open_tasks(self, envoy: m.EnvoyName, held: tuple[m.TaskRef, ...]) -> list[m.WorkItem]:
         run, this = self._run, self._round
         is_asked = run is not None and this is not None and this.state.takes_answers and envoy in this.cohort
+        is_asked = is_asked and self._sum.asks(envoy)
         present = this.ref if is_asked and this is not None else None
         items: list[m.WorkItem] = [m.Withdrawal(ref, "this round is over") for ref in held if ref != present]
         is_new = present is not None and present not in held
         if run is not None and this is not None and is_new and envoy in this.waiting | this.lost:
-            items.append(run.task(this, self._now()))
+            items.append(run.task_of(this, envoy, self._now()))
         return items + self._sum.items_for(envoy, is_at_work=present in held)
 
     def _begin(self, following: Round | None, ending: Ending | None = None, outcome: str = "") -> None:

@@ -43,7 +43,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 
 from ..utils.errors import MalformedMessageError, StorageError
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest script in ``migrations/versions``."""
 
 METADATA = MetaData(
@@ -74,6 +74,7 @@ RUNS = Table(
     Column("bytes_up", BigInteger, nullable=False),
     Column("bytes_down", BigInteger, nullable=False),
     Column("expelled", JSON(none_as_null=True)),  # envoys that are not asked again in this run, and why
+    Column("sum_groups", JSON(none_as_null=True)),  # lists of envoys that are summed with each other
 )
 
 ROUNDS = Table(

@@ -16,6 +16,7 @@ from typing import ClassVar
 from ..utils.aggregation import Aggregation, Method
 from ..utils.errors import ConfigError
 from ..utils.messages import NAME_PATTERN, AskedProtection
+from ..utils.secure_sum.groups import LEAST_GROUPS
 from ..utils.tensors import Digest
 from .rounds import RoundPolicy, Stragglers
 from .server_optimizer import ServerOptimizer
@@ -139,7 +140,7 @@ class ExperimentSettings:
         if self.seed is not None and not self.seed:
             raise ConfigError("seed is empty; leave it out to have one drawn")
         quorum, needed = self.rounds.min_participants, self.aggregation.min_updates
-        if quorum < needed:
+        if quorum < needed and not self.secure_sum.groups:
             raise ConfigError(
                 f"aggregation.method {self.aggregation.method.value} needs {needed} updates as it is set, and "
                 f"rounds.min_participants is {quorum}; raise min_participants to {needed}"
@@ -151,6 +152,11 @@ class ExperimentSettings:
             )
         if self.is_secure:
             self._check_sums()
+        elif self.secure_sum.groups:
+            raise ConfigError(
+                'secure_sum.groups with secure_aggregation = "off": the rule compares the updates themselves; leave'
+                " groups out"
+            )
         if self.stop.patience is not None and self.stop.patience >= self.rounds.max_rounds:
             raise ConfigError(
                 f"stop.patience is {self.stop.patience}, which can never end a run of {self.rounds.max_rounds} rounds; "
@@ -160,10 +166,13 @@ class ExperimentSettings:
     def _check_sums(self) -> None:
         """What a sum alone cannot give is refused here, and not in round 7."""
         off = 'or say secure_aggregation = "off", if the director may see single updates'
-        if not self.aggregation.works_under_secure_aggregation:
+        if self.secure_sum.groups:
+            self._check_groups()
+        elif not self.aggregation.works_under_secure_aggregation:
+            groups = " with secure_sum.groups over the sums of groups," if self._is_middle else ""
             raise ConfigError(
                 f"aggregation.method {self.aggregation.method.value} compares single updates, and under secure"
-                f" aggregation the director has their sum alone; use weighted_mean, {off}"
+                f" aggregation the director has their sum alone; use weighted_mean,{groups} {off}"
             )
         if self.rounds.min_participants < MIN_PARTICIPANTS:
             raise ConfigError(
@@ -176,6 +185,43 @@ class ExperimentSettings:
                 "stop.metric needs metrics, and with secure_sum.equal_weights the sites send none; leave one of the"
                 " two out"
             )
+
+    def _check_groups(self) -> None:
+        """Groups that are summed apart, and a rule over their means."""
+        method, count, least = (
+            self.aggregation.method.value,
+            self.secure_sum.groups,
+            self.secure_sum.floors.organizations,
+        )
+        if not self._is_middle:
+            raise ConfigError(
+                f"secure_sum.groups is {count}, and aggregation.method {method} is no rule over groups; use"
+                " coordinate_median or trimmed_mean, or leave groups out"
+            )
+        if count < self.group_quorum:
+            raise ConfigError(
+                f"aggregation.method {method} needs {self.group_quorum} groups as it is set, and secure_sum.groups is"
+                f" {count}"
+            )
+        if self.rounds.min_participants < self.group_quorum * least:
+            raise ConfigError(
+                f"rounds.min_participants is {self.rounds.min_participants}, and {self.group_quorum} groups of {least}"
+                f" organizations are the least that a round needs; raise it to {self.group_quorum * least} or more"
+            )
+        if self.rounds.cohort_size is not None:
+            raise ConfigError(
+                "rounds.cohort_size draws other envoys each round, and secure_sum.groups stay as they are for a run;"
+                " leave one of the two out"
+            )
+
+    @property
+    def _is_middle(self) -> bool:
+        return self.aggregation.method in {Method.COORDINATE_MEDIAN, Method.TRIMMED_MEAN}
+
+    @property
+    def group_quorum(self) -> int:
+        """How many groups a round must have the sums of."""
+        return max(LEAST_GROUPS, self.aggregation.min_updates)
 
     @property
     def is_secure(self) -> bool:

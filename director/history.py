@@ -90,14 +90,15 @@ class History:
             raise ProtocolError(f"there is no run {run}; `director experiment list` shows those there are")
         return run_record(row)
 
-    def start_run(self, run: RunId, now: float, first: Round) -> None:
-        """The run leaves the queue with its first round planned.
+    def start_run(self, run: RunId, now: float, first: Round, groups: tuple[tuple[EnvoyName, ...], ...] = ()) -> None:
+        """The run leaves the queue with its first round planned, and with the groups that are summed apart.
 
         Raises:
             ProtocolError: it is not queued.
         """
         with self._transition("start_run") as connection:
-            values = {"key_run": run, "state": RunState.RUNNING.value, "started_at": now}
+            kept = [list(group) for group in groups] or None
+            values = {"key_run": run, "state": RunState.RUNNING.value, "started_at": now, "sum_groups": kept}
             if not connection.execute(_START_RUN, values).rowcount:
                 raise ProtocolError(f"{run} is not queued; only a queued run can start")
             _plan_round(connection, first)
@@ -264,7 +265,7 @@ _SELECT_RUN = select(RUNS).where(_THIS_RUN)
 _START_RUN = (
     update(RUNS)
     .where(_THIS_RUN, RUNS.c.state == RunState.QUEUED.value)
-    .values(state=bindparam("state"), started_at=bindparam("started_at"))
+    .values({name: bindparam(name) for name in ("state", "started_at", "sum_groups")})
 )
 _FINISH_RUN = (
     update(RUNS)

@@ -65,11 +65,27 @@ class RunRecord:
     bytes_up: int = 0
     bytes_down: int = 0
     expelled: Mapping[EnvoyName, str] = field(default_factory=dict)  # not asked again in this run, and why
+    groups: tuple[tuple[EnvoyName, ...], ...] = ()  # who is summed with whom; (): all with all
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRecord:
+    """What the secure sum of one group leaves."""
+
+    number: int  # from 1
+    survivors: tuple[EnvoyName, ...]
+    cohort: int
+    threshold: int
+    total_weight: int
+    transcript: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class SumRecord:
-    """What a secure sum leaves: who is in it and under which transcript, and the next clip bounds. Sums alone."""
+    """What a secure sum leaves: who is in it and under which transcript, and the next clip bounds. Sums alone.
+
+    Where groups were summed apart, it is of all of them: the least threshold, the digest of the groups' transcripts.
+    """
 
     survivors: tuple[EnvoyName, ...]  # by name
     cohort: int  # envoys that had exchanged keys
@@ -79,6 +95,7 @@ class SumRecord:
     clipped: tuple[int, ...]  # elements of each tensor that were clipped, over all sites
     bounds: tuple[float, ...]  # clip bounds of the next round; () after an evaluation
     histogram: tuple[int, ...] = ()  # of the sites' norms, from 20 sites on
+    groups: tuple[GroupRecord, ...] = ()  # those whose sums were opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +158,7 @@ def run_values(record: RunRecord) -> dict[str, Any]:
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
         "expelled": dict(record.expelled) or None,
+        "sum_groups": [list(group) for group in record.groups] or None,
     }
 
 
@@ -162,6 +180,7 @@ def run_record(row: Row[Any]) -> RunRecord:
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
         expelled={EnvoyName(name): reason for name, reason in (row.expelled or {}).items()},
+        groups=tuple(tuple(map(EnvoyName, group)) for group in row.sum_groups or ()),
     )
 
 
@@ -205,7 +224,13 @@ def _sum_record(values: dict[str, Any]) -> SumRecord:
         clipped=tuple(values["clipped"]),
         bounds=tuple(values["bounds"]),
         histogram=tuple(values["histogram"]),
+        groups=tuple(map(_group_record, values.get("groups", ()))),
     )
+
+
+def _group_record(values: dict[str, Any]) -> GroupRecord:
+    survivors = tuple(map(EnvoyName, values["survivors"]))
+    return GroupRecord(**values | {"survivors": survivors, "transcript": Digest(values["transcript"])})
 
 
 def _envoys(names: list[str]) -> frozenset[EnvoyName]:

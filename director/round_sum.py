@@ -12,12 +12,12 @@ from ..utils import messages as m
 from ..utils.errors import BadShareError, FederationError, ProtocolError, StorageError
 from . import rounds
 from .active_run import ActiveRun
+from .grouped_sum import GroupedSum
 from .lines import Lines
 from .records import SubmissionRecord
 from .relayed_sum import Handover
 from .rounds import Round
-from .sum_progress import SecureSum
-from .sums import Sums
+from .sums import PresentSum, Sums
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,9 +32,27 @@ class RoundSum:
 
     def __init__(self, sums: Sums | None, lines: Lines) -> None:
         self._sums, self._lines = sums, lines
-        self.present: SecureSum | None = None
+        self.present: PresentSum | None = None
         self.handover: Handover | None = None  # while an aggregator elsewhere opens it
         self._opened: frozenset[tuple[m.TaskRef, m.EnvoyName]] = frozenset()  # who is in the last one that was opened
+
+    def start(self, run: ActiveRun) -> None:
+        """A run starts.
+
+        Raises:
+            ConfigError: it asks for groups, and too few organizations have joined.
+        """
+        self._require(run)
+        if self._sums is not None:
+            self._sums.draw_groups(run)
+
+    def askable(self, run: ActiveRun, there: frozenset[m.EnvoyName]) -> frozenset[m.EnvoyName]:
+        """Whom a round can ask, of those who are there."""
+        return self._sums.askable(run, there) if self._sums is not None else there
+
+    def asks(self, envoy: m.EnvoyName) -> bool:
+        """Does the present round still want something of an envoy of its cohort?"""
+        return self.present.asks(envoy) if isinstance(self.present, GroupedSum) else True
 
     def begin(self, run: ActiveRun, this: Round, now: float) -> None:
         """A round was opened."""

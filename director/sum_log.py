@@ -47,12 +47,18 @@ class Event:
     envoys: tuple[EnvoyName, ...] = ()  # of a decision
 
 
+def log_folder(folder: Path, ref: TaskRef, group: int = 0) -> Path:
+    """Where one attempt's sum, or that of one group in it, is kept."""
+    return folder / ref.run / (f"{ref.round}-{ref.attempt}" + (f"-{group}" if group else ""))
+
+
 class SumLog:
     """The events of one attempt.
 
     Args:
         folder: of all sums.
         ref: the attempt.
+        group: of the run, where groups are summed apart; 0 else.
         durable: each event survives a power cut, not only a kill -9.
         keep: everything stays on disk after the attempt.
 
@@ -60,8 +66,8 @@ class SumLog:
         StorageError: it cannot be written; and from each method.
     """
 
-    def __init__(self, folder: Path, ref: TaskRef, *, durable: bool, keep: bool) -> None:
-        self.folder = folder / ref.run / f"{ref.round}-{ref.attempt}"
+    def __init__(self, folder: Path, ref: TaskRef, group: int = 0, *, durable: bool, keep: bool) -> None:
+        self.folder = log_folder(folder, ref, group)
         self.keeps, self._durable = keep, durable
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -361,6 +361,7 @@ class SecureSum:
                     "equal_weights": terms.equal_weights,
                     "aggregator": terms.aggregator,
                     "histogram": terms.histogram,
+                    "group": terms.group,
                 },
                 "cohort": list(cohort.names) if cohort else [],
                 "threshold": cohort.threshold if cohort else 0,

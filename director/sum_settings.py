@@ -12,7 +12,9 @@ from enum import Enum
 
 from ..utils.errors import ConfigError
 from ..utils.messages import NAME_PATTERN
-from ..utils.secure_sum.terms import MAX_WEIGHT, Suite
+from ..utils.secure_sum.groups import LEAST_GROUPS
+from ..utils.secure_sum.rules import SumFloors
+from ..utils.secure_sum.terms import MAX_GROUP, MAX_WEIGHT, Suite
 
 MIN_PARTICIPANTS = 3
 """A sum of two tells each of them the other's update."""
@@ -42,6 +44,7 @@ class SecureSumSettings:
     honest: int = 2  # organizations that a share's secret needs beside them
     aggregator: str = "director"  # or "envoy:NAME": who sums and sees the sum first
     equal_weights: bool = False  # every site weighs 1, publicly, and sends no metrics
+    groups: int = 0  # summed apart, for a median or trimmed mean over them; 0: one sum of all
     stage_timeout_seconds: float = 60.0  # how long a stage after the training waits for stragglers
 
     def __post_init__(self) -> None:
@@ -53,11 +56,26 @@ class SecureSumSettings:
             raise ConfigError(f"colluding is {self.colluding}, expected at least 0, and better 1")
         if self.honest < 2:
             raise ConfigError(f"honest is {self.honest}, expected at least 2: with one, its update would be the sum")
+        if self.groups and not LEAST_GROUPS <= self.groups <= MAX_GROUP:
+            raise ConfigError(
+                f"groups is {self.groups}, expected {LEAST_GROUPS} at least, since the median of two is their mean; or"
+                " leave it out for one sum of all"
+            )
+        if self.groups and self.summing_envoy:
+            raise ConfigError(
+                f"aggregator is {self.aggregator}, and an aggregator elsewhere opens one sum a round; with groups the"
+                " director opens them, or leave groups out"
+            )
         if not (0 < self.stage_timeout_seconds < math.inf):
             raise ConfigError(f"stage_timeout_seconds is {self.stage_timeout_seconds:g}, expected more than 0")
         is_envoy = self.aggregator.startswith(_ENVOY_PREFIX) and NAME_PATTERN.fullmatch(self.summing_envoy)
         if self.aggregator != "director" and not is_envoy:
             raise ConfigError(f'aggregator is {self.aggregator[:80]!r}, expected "director" or "envoy:NAME"')
+
+    @property
+    def floors(self) -> SumFloors:
+        """What each sum needs, as far as the director can say; each site has its own."""
+        return SumFloors(colluding=self.colluding, honest=self.honest)
 
     @property
     def summing_envoy(self) -> str:

@@ -31,6 +31,11 @@ def check_summable(settings: ExperimentSettings, layout: Layout) -> None:
     """
     if not settings.is_secure:
         return
+    if layout.slice_of(Role.CONTROL).stop and settings.secure_sum.groups:
+        raise ConfigError(
+            "the plan uses SCAFFOLD, whose control variates need the mean of all sites, and no rule over groups shields"
+            " them; leave secure_sum.groups out"
+        )
     if layout.slice_of(Role.CONTROL).stop and not settings.secure_sum.equal_weights:
         raise ConfigError(
             "the plan uses SCAFFOLD, whose control variates are averaged without weights, and a secure sum has one"

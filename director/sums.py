@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from ..utils.errors import StorageError
+from ..utils.messages import EnvoyName, Task
 from ..utils.roster import Roster
 from ..utils.secure_sum import summation
+from ..utils.secure_sum.groups import groups_of
 from ..utils.secure_sum.spec import spec_of
 from .active_run import ActiveRun
 from .audit import DirectorAudit
+from .grouped_sum import GroupedSum, GroupSum
 from .relayed_sum import RelayedSum
 from .rounds import Round, Stragglers
-from .sum_log import SumLog
+from .sum_log import SumLog, log_folder
 from .sum_progress import SecureSum, SumPolicy
+
+PresentSum: TypeAlias = SecureSum | GroupedSum
+"""What a round sums by."""
 
 
 class Sums:
@@ -40,19 +48,19 @@ class Sums:
     ) -> None:
         self._folder, self._roster, self._durable, self._keep, self._audit = folder, roster, durable, keep, audit
 
-    def begin(self, run: ActiveRun, this: Round, now: float) -> SecureSum | None:
+    def begin(self, run: ActiveRun, this: Round, now: float) -> PresentSum | None:
         """The sum of a round that was just opened; None for a run without secure aggregation."""
         if not run.settings.is_secure:
             return None
         try:
-            shutil.rmtree(self._folder / this.ref.run / f"{this.ref.round}-{this.ref.attempt}", ignore_errors=False)
-        except FileNotFoundError:
-            pass
+            for task in run.tasks(this, now):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(log_folder(self._folder, this.ref, _group(task)))
         except OSError as error:
             raise StorageError(f"the director cannot clear {self._folder}: {error.strerror}") from error
         return self._sum(run, this, now)
 
-    def resume(self, run: ActiveRun, this: Round, now: float) -> SecureSum | None:
+    def resume(self, run: ActiveRun, this: Round, now: float) -> PresentSum | None:
         """The sum of a round that a killed director left open.
 
         Raises:
@@ -60,16 +68,44 @@ class Sums:
         """
         return self._sum(run, this, now) if run.settings.is_secure and this.cohort else None
 
-    def _sum(self, run: ActiveRun, this: Round, now: float) -> SecureSum:
+    def draw_groups(self, run: ActiveRun) -> None:
+        """At the start of a run: who is summed with whom, until its end.
+
+        Raises:
+            ConfigError: too few organizations have joined for so many groups.
+        """
+        asked = run.settings.secure_sum
+        if run.settings.is_secure and asked.groups:
+            run.groups = groups_of(self._roster(), run.record.seed, asked.groups, asked.floors)
+
+    def askable(self, run: ActiveRun, there: frozenset[EnvoyName]) -> frozenset[EnvoyName]:
+        """Whom a round can ask, of those who are there: with groups, those whose group can be summed."""
+        if run.groups is None:
+            return there
+        able = run.groups.askable(there, self._roster(), run.settings.secure_sum.floors)
+        return frozenset[EnvoyName]().union(*able.values()) if len(able) >= run.settings.group_quorum else frozenset()
+
+    def _sum(self, run: ActiveRun, this: Round, now: float) -> PresentSum:
         settings, roster = run.settings, self._roster()
-        spec = spec_of(roster.federation, run.task(this, now), run.payload_sizes)
-        beginning = summation.begin(spec, roster, settings.secure_sum.colluding, settings.secure_sum.honest)
+        asked, tasks = settings.secure_sum, run.tasks(this, now)
+        least = settings.rounds.min_participants
         policy = SumPolicy(
-            settings.rounds.min_participants,
+            asked.floors.organizations if run.groups else least,
             settings.rounds.round_timeout_seconds,
-            min(settings.secure_sum.stage_timeout_seconds, settings.rounds.round_timeout_seconds),
+            min(asked.stage_timeout_seconds, settings.rounds.round_timeout_seconds),
             settings.rounds.stragglers is Stragglers.DROP,
         )
-        log = SumLog(self._folder, this.ref, durable=self._durable, keep=self._keep)
-        kind = RelayedSum if spec.terms.aggregator else SecureSum
-        return kind(beginning, policy, log, self._audit, now)
+
+        def begun(task: Task) -> tuple[summation.Gathering, SumPolicy, SumLog, DirectorAudit | None, float]:
+            spec = spec_of(roster.federation, task, run.payload_sizes)
+            log = SumLog(self._folder, this.ref, _group(task), durable=self._durable, keep=self._keep)
+            return summation.begin(spec, roster, asked.colluding, asked.honest), policy, log, self._audit, now
+
+        if run.groups:
+            parts = [GroupSum(task.cohort, *begun(task)) for task in tasks]
+            return GroupedSum(this.ref, parts, settings.group_quorum, least)
+        return (RelayedSum if asked.summing_envoy else SecureSum)(*begun(tasks[0]))
+
+
+def _group(task: Task) -> int:
+    return task.sum.group if task.sum else 0

@@ -12,8 +12,8 @@ What this does not do: check that updates are finite (``is_finite``, when they c
 |-------------------|--------------------------------|-------------------|---------------------------------------|
 | weighted_mean     | none                           | yes               | yes                                   |
 | norm_bounding     | none; bounds what each can do  | yes               | no, unless sites prove their norm     |
-| coordinate_median | fewer than half                | no                | no: needs all updates                 |
-| trimmed_mean      | floor(trim_fraction * n)       | no                | no: needs all updates                 |
+| coordinate_median | fewer than half                | no                | over the means of groups alone        |
+| trimmed_mean      | floor(trim_fraction * n)       | no                | over the means of groups alone        |
 | krum, multi_krum  | byzantine, if n >= 2 of it + 3 | no                | no: needs all updates                 |
 
 The rules hold for parameters and buffers. SCAFFOLD's control variates always get their plain mean (times the

@@ -27,6 +27,7 @@ def terms_to_pb(terms: SumTerms) -> pb.SumTerms:
         equal_weights=terms.equal_weights,
         aggregator=terms.aggregator,
         histogram=terms.histogram,
+        group=terms.group,
     )
 
 
@@ -40,6 +41,7 @@ def terms_from_pb(terms: pb.SumTerms) -> SumTerms:
             equal_weights=terms.equal_weights,
             aggregator=terms.aggregator,
             histogram=terms.histogram,
+            group=terms.group,
         )
     except ConfigError as error:
         raise MalformedMessageError(f"the terms of a secure sum: {error}") from error

@@ -295,6 +295,7 @@ def _spec(told: Mapping[str, Any], ref: TaskRef) -> SumSpec:
             terms["equal_weights"],
             terms["aggregator"],
             terms["histogram"],
+            terms.get("group", 0),
         ),
         orders=told["orders"],
     )

@@ -189,6 +189,40 @@ def test_secure_aggregation_is_required_unless_an_experiment_says_otherwise() ->
     assert parse(SMALL + '[secure_sum]\naggregator = "envoy:site-c"\n').secure_sum.summing_envoy == "site-c"
 
 
+GROUPED = SMALL.replace("= 3", "= 9") + "[secure_sum]\ngroups = 3\n"
+MEDIAN = '[aggregation]\nmethod = "coordinate_median"\n'
+TRIMMED = '[aggregation]\nmethod = "trimmed_mean"\ntrim_fraction = 0.25\n'
+
+
+def test_a_rule_over_groups_that_are_summed_apart_is_asked_for_with_the_number_of_groups() -> None:
+    assert parse(GROUPED + MEDIAN).secure_sum.groups == 3
+    assert parse(GROUPED + MEDIAN).group_quorum == 3
+    wider = GROUPED.replace("groups = 3", "groups = 5").replace("= 9", "= 12")
+    assert parse(wider + TRIMMED).group_quorum == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GROUPED.replace("groups = 3", "groups = 2") + MEDIAN, "groups is 2, expected 3 at least"),
+        (GROUPED.replace("groups = 3", "groups = -3") + MEDIAN, "groups is -3, expected 3 at least"),
+        (GROUPED, "groups is 3, and aggregation.method weighted_mean is no rule over groups"),
+        (GROUPED + '[aggregation]\nmethod = "krum"\nbyzantine = 1', "method krum is no rule over groups"),
+        (GROUPED + TRIMMED, "method trimmed_mean needs 4 groups as it is set, and secure_sum.groups is 3"),
+        (GROUPED.replace("= 9", "= 8") + MEDIAN, "min_participants is 8, and 3 groups of 3 .* raise it to 9 or more"),
+        (GROUPED + "honest = 3\n" + MEDIAN, "3 groups of 4 organizations .* raise it to 12 or more"),
+        (GROUPED.replace("= 9", "= 9\ncohort_size = 9") + MEDIAN, "cohort_size draws other envoys each round"),
+        (GROUPED + 'aggregator = "envoy:site-c"\n' + MEDIAN, "an aggregator elsewhere opens one sum a round"),
+        (GROUPED + MEDIAN + f'[codec]\ndigest = "{"ab" * 32}"\n', "with \\[codec\\] the director has codes alone"),
+        ('secure_aggregation = "off"\n' + GROUPED + MEDIAN, "groups with secure_aggregation = .off."),
+        (SMALL + MEDIAN, "with secure_sum.groups over the sums of groups"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused_with_the_reason(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse(text)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

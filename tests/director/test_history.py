@@ -14,7 +14,7 @@ import pytest
 from fedveil.director import rounds
 from fedveil.director.database import open_database, reading, transaction
 from fedveil.director.history import Ending, History, RoundRecord, RunRecord, RunState, SubmissionRecord
-from fedveil.director.records import SumRecord
+from fedveil.director.records import GroupRecord, SumRecord
 from fedveil.director.rounds import Round, RoundPolicy, RoundState
 from fedveil.utils.errors import DuplicateUpdateError, MalformedMessageError, ProtocolError
 from fedveil.utils.messages import EnvoyName, RunId, TaskKind, TaskRef
@@ -44,7 +44,7 @@ RUN = RunRecord(
     reason="",
     model=MODEL,
 )
-A, B = EnvoyName("site-a"), EnvoyName("site-b")
+A, B, C = EnvoyName("site-a"), EnvoyName("site-b"), EnvoyName("site-c")
 POLICY = RoundPolicy(min_participants=2, timeout_seconds=60)
 LOSS = (mean_of("loss", 0.1 + 0.2, 3), auc_of("auc", [0.1, 0.9], [0, 1]))
 
@@ -111,7 +111,8 @@ def test_what_a_site_tells_of_its_privacy_ledger_stays_when_its_other_values_go(
 
 
 def test_a_secure_sum_leaves_its_record_and_a_run_remembers_whom_it_expelled(history: History) -> None:
-    record = SumRecord((A, B), 3, 2, 154, "ab" * 32, (0, 7), (8.0, 4.0), (0, 20))
+    groups = (GroupRecord(2, (A, B), 3, 2, 154, "cd" * 32),)
+    record = SumRecord((A, B), 3, 2, 154, "ab" * 32, (0, 7), (8.0, 4.0), (0, 20), groups)
     history.close_round(
         rounds.close(collect(history)),
         model_out=NEXT_MODEL,
@@ -133,6 +134,12 @@ def test_a_run_is_submitted_once_and_an_unknown_one_is_named(history: History) -
         history.enqueue(RUN)
     with pytest.raises(ProtocolError, match="there is no run nonsense"):
         history.run(RunId("nonsense"))
+
+
+def test_a_run_keeps_the_groups_that_it_started_with(history: History) -> None:
+    history.enqueue(RUN)
+    history.start_run(RUN.run, 10.0, FIRST, ((A, B), (C,)))
+    assert history.run(RUN.run).groups == ((A, B), (C,))
 
 
 def test_a_run_starts_once_with_its_first_round_planned_from_its_model(history: History) -> None:

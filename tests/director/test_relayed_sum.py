@@ -275,7 +275,8 @@ def shell(desk, tmp_path: Path):
     coordinator._round = this
     line = coordinator.open_line(AGGREGATOR, ())
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(coordinator._summed_elsewhere, this, desk.sum)
+        conclusion, is_void = coordinator._conclusion, lambda: coordinator._ends or coordinator._round is not this
+        answer = pool.submit(conclusion.summed_elsewhere, coordinator._sum, desk.sum, is_void)
         item = line.next(20.0)
         assert isinstance(item, SumItem)
         assert handover.is_handover(item.content)

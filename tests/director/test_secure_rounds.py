@@ -51,12 +51,13 @@ from fedveil.utils.secure_sum.statements import Unmasking
 from fedveil.utils.secure_sum.tallies import MetricShape
 from fedveil.utils.tensors import Layout, Role, digest_of, read_model
 from fedveil.workspace.plan_builder import build_plan
+from fedveil.workspace.secagg_run import read_sums
 
 PLAN = Path(__file__).parents[2] / "workspace" / "benchmarks" / "noop_plan.py"
 ELEMENTS = 5_001  # odd: padded
 PARTS = 1_000
 FEDERATION = "toys"
-NAMES = tuple(m.EnvoyName(f"site-{letter}") for letter in "abcdefghij")
+NAMES = tuple(m.EnvoyName(f"site-{letter}") for letter in "abcdefghijkl")
 SETTINGS = """
 name = "toy"
 plan = "plan"
@@ -86,9 +87,13 @@ class Site:
     task: m.Task | None = None
     said: bytes = b""
     codec: Codec | None = None
+    organization: str = ""  # its own, where none is given
+    lies: bool = False  # it sends the largest numbers that it may
 
     def update(self, task: m.Task) -> np.ndarray:
         """What it would send in clear: another one each round and site, the same in each attempt."""
+        if self.lies:
+            return np.full(ELEMENTS, task.sum.bounds[0], np.float32)
         rng = np.random.default_rng([task.ref.round, NAMES.index(self.name)])
         return rng.normal(0, 0.1, ELEMENTS).astype(np.float32)
 
@@ -158,7 +163,10 @@ class Desk:
         self.uploads = Uploads(folder / "uploads", 4, durable=False)
         self.broke, self.ahead = threading.Event(), 0.0
         roster = Roster(
-            FEDERATION, tuple(RosterEntry(s.name, s.name, public_bytes(s.key.public_key())) for s in sites.values())
+            FEDERATION,
+            tuple(
+                RosterEntry(s.name, s.organization or s.name, public_bytes(s.key.public_key())) for s in sites.values()
+            ),
         )
         for site in sites.values():
             site.roster = roster
@@ -737,3 +745,255 @@ def test_a_stopped_run_leaves_no_sum_behind(desks):
     desk.coordinator.stop_run(m.RunId("toy-1"), "enough")
     assert desk.ended().state is RunState.STOPPED
     assert not list((desk.folder / "sums").iterdir())
+
+
+# Groups that are summed apart.
+
+GROUPED = """
+name = "toy"
+plan = "plan"
+[rounds]
+max_rounds = {rounds}
+min_participants = {least}
+final_evaluation = {evaluates}
+[secure_sum]
+clip = 1.0
+groups = {groups}
+stage_timeout_seconds = 600
+[aggregation]
+{rule}
+"""
+MEDIAN = 'method = "coordinate_median"'
+
+
+def grouped(groups: int = 3, rule: str = MEDIAN, rounds: int = 1, evaluates: str = "false", least: int = 9) -> str:
+    """experiment.toml."""
+    return GROUPED.format(groups=groups, rule=rule, rounds=rounds, evaluates=evaluates, least=least)
+
+
+def groups_in(desk: Desk) -> tuple[tuple[m.EnvoyName, ...], ...]:
+    """Those of the run, once it has started."""
+    desk.until(lambda: bool(desk.rounds()))
+    return desk.history.run(m.RunId("toy-1")).groups
+
+
+def means_of(desk: Desk, groups: Collection[Collection[m.EnvoyName]], out: Collection[m.EnvoyName] = ()) -> np.ndarray:
+    """The mean of each group, by adding integers in clear; who is out trained, and is in no sum."""
+    means = []
+    for group in groups:
+        sites = [desk.sites[name] for name in group if name not in out]
+        means.append(integer_mean(sites[0].task, sites, len(group)))
+    return np.stack(means)
+
+
+def middle_of(means: np.ndarray, cut: int) -> np.ndarray:
+    """The mean of what is left without the ``cut`` least and largest numbers, as the rule adds them up."""
+    rows = np.sort(means, axis=0)[cut : len(means) - cut]
+    total = np.zeros(means.shape[1], np.float32)
+    for row in rows:
+        total += row * np.float32(1 / len(rows))
+    return total
+
+
+@pytest.mark.parametrize(
+    ("count", "groups", "rule"), [(9, 3, MEDIAN), (12, 4, 'method = "trimmed_mean"\ntrim_fraction = 0.25')]
+)
+def test_the_rule_is_over_exactly_the_means_of_the_groups_quantised_integers(desks, count, groups, rule):
+    desk = desks(made_sites(count), settings=grouped(groups, rule, least=count))
+    drawn = groups_in(desk)
+    desk.play()
+    ended = desk.ended()
+    assert ended.state is RunState.FINISHED, ended.reason
+    assert [len(group) for group in drawn] == [3] * groups
+    assert np.array_equal(desk.model(ended.model), middle_of(means_of(desk, drawn), 1))
+    (record,) = desk.rounds()
+    assert record.sum.survivors == NAMES[:count]
+    assert tuple(one.survivors for one in record.sum.groups) == drawn
+    assert [(one.number, one.cohort, one.threshold) for one in record.sum.groups] == [
+        (number, 3, 3) for number in range(1, groups + 1)
+    ]
+    weights = [sum(desk.sites[name].examples for name in group) for group in drawn]
+    assert [one.total_weight for one in record.sum.groups] == weights
+    assert record.metrics == (mean_of("loss", sum(weights) / 2, sum(weights)),)
+    assert len({one.transcript for one in record.sum.groups}) == groups
+    assert not list((desk.folder / "sums").iterdir())
+
+
+def test_a_sites_task_names_its_own_group_alone_and_the_group_stays_for_the_run(desks):
+    desk = desks(made_sites(9), settings=grouped(rounds=2, evaluates="true"))
+    drawn = groups_in(desk)
+    for _ in range(3):
+        desk.play()
+        for number, group in enumerate(drawn, 1):
+            tasks = [desk.sites[name].task for name in group]
+            assert {(task.cohort, task.sum.group, task.min_participants) for task in tasks} == {(group, number, 3)}
+    ended = desk.ended()
+    assert ended.state is RunState.FINISHED, ended.reason
+    evaluation = desk.rounds()[2]
+    assert evaluation.round.kind is m.TaskKind.EVALUATE
+    assert evaluation.metrics == (mean_of("loss", 225, 450),)
+
+
+def test_a_site_that_sends_huge_numbers_spoils_the_mean_of_its_own_group_alone(desks):
+    sites = made_sites(9)
+    sites[NAMES[4]].lies = True
+    desk = desks(sites, settings=grouped())
+    drawn = groups_in(desk)
+    desk.play()
+    model, means = desk.model(desk.ended().model), means_of(desk, drawn)
+    spoiled = next(place for place, group in enumerate(drawn) if NAMES[4] in group)
+    honest = np.delete(means, spoiled, axis=0)
+    assert np.abs(means[spoiled]).max() > 0.15
+    assert (model >= honest.min(axis=0)).all()
+    assert (model <= honest.max(axis=0)).all()
+    assert np.array_equal(model, middle_of(means, 1))
+    assert desk.rounds()[0].sum.bounds == (1.0,)  # nor does one group move the clip bound
+
+
+def test_who_drops_out_of_one_group_is_missed_in_that_group_alone(desks):
+    desk = desks(made_sites(12), settings=grouped())
+    first, *others = groups_in(desk)
+    for stage in STAGES:
+        desk.step(stage, [name for group in others for name in group])
+    for stage in STAGES[:2]:
+        desk.step(stage, first)
+    desk.step("masked", first[1:])
+    desk.ahead += 601  # the others are ready, and wait
+    for stage in STAGES[3:]:
+        desk.step(stage, first[1:])
+    ended = desk.ended()
+    assert ended.state is RunState.FINISHED, ended.reason
+    (record,) = desk.rounds()
+    assert [one.survivors for one in record.sum.groups] == [first[1:], *others]
+    means = means_of(desk, (first, *others), out=first[:1])
+    assert np.array_equal(desk.model(ended.model), middle_of(means, 1))
+
+
+def refuse(desk: Desk, name: m.EnvoyName) -> None:
+    """A site says no."""
+    desk.coordinator.decline(name, m.Refusal(desk.sites[name].task.ref, "SumRefusedError", "not with these"))
+
+
+def test_a_group_that_fails_is_left_out_where_three_remain_and_its_sites_are_told(desks):
+    desk = desks(made_sites(12), settings=grouped(4))
+    first, *others = groups_in(desk)
+    desk.step("advert", first)
+    refuse(desk, first[0])  # of three, none may drop out
+    told = desk.item(first[1], m.Withdrawal).reason
+    assert "the sum of its group does not go on" in told
+    assert f"needed came; without {first[0]}" in told
+    late = desk.sites[first[1]]
+    with pytest.raises(WrongRoundError, match=r"group 1 of .* is left out"):
+        desk.tell(late, late.said[:-1])
+    assert isinstance(desk.coordinator.open_line(late.name, (late.task.ref,)).next(5), m.Withdrawal)
+    for stage in STAGES:
+        desk.step(stage, [name for group in others for name in group])
+    ended = desk.ended()
+    assert ended.state is RunState.FINISHED, ended.reason
+    (record,) = desk.rounds()
+    assert [one.number for one in record.sum.groups] == [2, 3, 4]
+    assert np.array_equal(desk.model(ended.model), middle_of(means_of(desk, others), 1))
+
+
+def test_with_fewer_than_three_groups_the_round_fails_and_the_next_attempt_sums_the_same_updates(desks):
+    desk = desks(made_sites(9), settings=grouped())
+    first, *others = groups_in(desk)
+    for stage in STAGES[:4]:
+        desk.step(stage, [name for group in others for name in group])  # these consented to their sums already
+    for stage in STAGES[:2]:
+        desk.step(stage, first)
+    refuse(desk, first[0])
+    desk.until(lambda: desk.rounds()[0].round.state is RoundState.FAILED)
+    failed = desk.rounds()[0].round
+    assert "the sums of 2 groups are left, and 3 are needed; group 1: 0 of 3 masked updates needed" in failed.reason
+    desk.play()
+    ended = desk.ended()
+    assert ended.state is RunState.FINISHED, ended.reason
+    assert desk.sites[NAMES[0]].task.ref.attempt == 2
+    assert np.array_equal(desk.model(ended.model), middle_of(means_of(desk, (first, *others)), 1))
+
+
+def test_a_group_whose_tallies_are_nonsense_is_left_out(desks, monkeypatch):
+    desk = desks(made_sites(12), settings=grouped(4))
+    drawn = groups_in(desk)
+    liar = desk.sites[drawn[1][0]]
+    honest = liar.masked
+
+    def spoiled() -> np.ndarray:
+        vector = honest()
+        vector[ELEMENTS + 1 + 2] += np.uint32(7)  # how many sites are in the sum
+        return vector
+
+    monkeypatch.setattr(liar, "masked", spoiled)
+    desk.play()
+    ended = desk.ended()
+    assert ended.state is RunState.FINISHED, ended.reason
+    assert [one.number for one in desk.rounds()[0].sum.groups] == [1, 3, 4]
+    assert np.array_equal(desk.model(ended.model), middle_of(means_of(desk, [drawn[0], *drawn[2:]]), 1))
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "opening"])
+def test_a_director_that_is_killed_amid_the_groups_goes_on_to_the_same_bits(desks, stage: str):
+    """One group is left out, one is done, one is in the middle of a stage, and one has not begun."""
+    desk = desks(made_sites(12), settings=grouped(4))
+    gone, done, amid, late = drawn = groups_in(desk)
+    desk.step("advert", gone)
+    refuse(desk, gone[0])
+    desk.item(gone[1], m.Withdrawal)
+    for one in STAGES:
+        desk.step(one, done)
+    if stage == "opening":
+        desk.coordinator._conclude = lambda *_: None  # killed before the sums are opened
+        for one in STAGES:
+            desk.step(one, (*amid, *late))
+        desk.until(lambda: desk.rounds()[0].round.state is RoundState.AGGREGATING)
+    else:
+        for one in STAGES[: STAGES.index(stage)]:
+            desk.step(one, amid)
+        desk.step(stage, amid[:2])
+    again = desks(desk.sites, settings=None)
+    assert groups_in(again) == drawn
+    if stage != "opening":
+        again.step(stage, amid[2:])
+        for one in STAGES[STAGES.index(stage) + 1 :]:
+            again.step(one, amid)
+        for one in STAGES:
+            again.step(one, late)
+    ended = again.ended()
+    assert ended.state is RunState.FINISHED, ended.reason
+    assert [one.round.ref.attempt for one in again.rounds()] == [1]
+    assert [one.number for one in again.rounds()[0].sum.groups] == [2, 3, 4]
+    assert np.array_equal(again.model(ended.model), middle_of(means_of(again, (done, amid, late)), 1))
+
+
+def test_sites_of_one_organization_are_in_one_group(desks):
+    sites = made_sites(12)
+    for name in NAMES[9:]:
+        sites[name].organization = NAMES[0]
+    desk = desks(sites, settings=grouped())
+    homes = [place for place, group in enumerate(groups_in(desk)) for name in group if name in {NAMES[0], *NAMES[9:12]}]
+    assert len(set(homes)) == 1
+
+
+def test_too_few_organizations_for_the_groups_are_said_when_the_run_starts(desks):
+    sites = made_sites(10)
+    for name in NAMES[1:4]:
+        sites[name].organization = NAMES[0]
+    ended = desks(sites, settings=grouped()).ended()
+    assert ended.state is RunState.FAILED
+    assert "7 organizations have joined, and of 3 groups of them one would have 2 organizations" in ended.reason
+
+
+def test_where_sums_are_kept_each_group_has_a_folder_of_its_own(desks):
+    desk = desks(made_sites(9), settings=grouped(), keep=True)
+    drawn = groups_in(desk)
+    desk.play()
+    desk.ended()
+    folder = desk.folder / "sums" / "toy-1"
+    desk.until((folder / "1-1-3" / "sum.json").exists)
+    for number, group in enumerate(drawn, 1):
+        kept = folder / f"1-1-{number}"
+        summary = json.loads((kept / "sum.json").read_bytes())
+        assert (summary["terms"]["group"], summary["contributors"], tuple(summary["cohort"])) == (number, 3, group)
+        assert {path.stem for path in kept.glob("*.masked")} == set(group)
+    assert [kept.told["cohort"] for kept in read_sums(folder)] == [list(group) for group in drawn]

@@ -6,6 +6,7 @@ import pytest
 from fedveil.director.experiments import ExperimentSettings, RoundSettings
 from fedveil.director.sum_settings import SecureAggregation, SecureSumSettings
 from fedveil.director.sum_terms import check_summable, first_bounds, next_bounds, terms_of
+from fedveil.utils.aggregation import Aggregation, Method
 from fedveil.utils.errors import ConfigError
 from fedveil.utils.secure_sum.terms import Suite, SumTerms
 from fedveil.utils.tensors import Layout, Role
@@ -62,6 +63,15 @@ def test_the_terms_are_those_of_the_experiment():
     many = ExperimentSettings("toy", RoundSettings(max_rounds=3, min_participants=20))
     assert terms_of(many, (4.0,)).histogram
     assert not terms_of(asked, (4.0,)).histogram
+
+
+def test_no_rule_over_groups_shields_scaffolds_control_variates():
+    rounds = RoundSettings(max_rounds=3, min_participants=9)
+    asked = SecureSumSettings(groups=3, equal_weights=True)
+    grouped = ExperimentSettings("toy", rounds, aggregation=Aggregation(Method.COORDINATE_MEDIAN), secure_sum=asked)
+    with pytest.raises(ConfigError, match="no rule over groups shields them"):
+        check_summable(grouped, SCAFFOLD)
+    check_summable(grouped, Layout.of([("w", (2,), Role.PARAMETER)]))
 
 
 def test_scaffold_needs_equal_weights_or_updates_in_the_clear():

@@ -899,6 +899,20 @@ def test_a_second_set_of_survivors_gets_no_consent_in_any_attempt_of_the_round(s
     assert "in attempt 1 of round 1 this site consented to a sum over 4 other envoys" in refusal.reason
 
 
+def test_a_site_stays_in_the_group_that_it_was_summed_in_first(site):
+    site.start()
+    Round(site, site.task(sum=replace(TERMS, group=1))).whole()
+    site.rest()
+    for number, attempt in ((2, 1), (1, 2)):
+        moved = Round(site, site.task(number, attempt, sum=replace(TERMS, group=2)))
+        moved.advertise()
+        moved.close()  # with others that have promised nothing yet
+        refusal = site.refusal()
+        site.director.refusals.clear()
+        assert refusal.error == "SumRefusedError"
+        assert "was in group 1 in round 1 and is asked to be in group 2 now" in refusal.reason
+
+
 def test_a_set_of_survivors_without_this_site_gets_no_consent(site):
     site.start()
     this = Round(site, site.task())

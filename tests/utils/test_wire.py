@@ -12,7 +12,7 @@ from fedveil.utils import wire_control as control
 from fedveil.utils.errors import MalformedMessageError
 from fedveil.utils.metrics import AUC_BINS, MetricKind, MetricSum, mean_of
 from fedveil.utils.privacy.values import PublishedEpsilon, Unit
-from fedveil.utils.secure_sum.terms import MAX_WEIGHT, Suite, SumTerms
+from fedveil.utils.secure_sum.terms import MAX_GROUP, MAX_WEIGHT, Suite, SumTerms
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -57,6 +57,7 @@ terms = st.builds(
     bounds=bounds,
     aggregator=st.just("") | names,
     histogram=st.booleans(),
+    group=st.integers(0, MAX_GROUP),
 )
 contents = st.binary(min_size=1, max_size=300)
 tasks = st.builds(
@@ -403,6 +404,7 @@ def test_the_task_that_the_next_test_changes_is_whole():
         {"sum": pb.SumTerms(suite="x25519", bounds=[1.0], max_weight=0)},
         {"sum": pb.SumTerms(suite="x25519", bounds=[1.0], max_weight=2, equal_weights=True)},
         {"sum": pb.SumTerms(suite="x25519", bounds=[1.0], max_weight=1, aggregator="../a")},
+        {"sum": pb.SumTerms(suite="x25519", bounds=[1.0], max_weight=1, group=MAX_GROUP + 1)},
         {"payload": 99},
         {"asked_max_norm": -1.0},
         {"asked_max_norm": math.nan},

@@ -17,6 +17,9 @@ from fedveil.gradient_leakage.vae.fitting import fit
 from fedveil.utils.errors import ConfigError, DatasetError, FederationError, PlanError
 from fedveil.utils.messages import TaskKind
 from fedveil.utils.plan_bundle import open_bundle
+from fedveil.utils.secure_sum.groups import groups_of
+from fedveil.utils.secure_sum.rehearsal import cast_of
+from fedveil.utils.secure_sum.rules import SumFloors
 from fedveil.utils.tensors import digest_of, read_model
 from fedveil.workspace.local_federation import LocalFederation
 from fedveil.workspace.plan_builder import build_plan
@@ -218,6 +221,35 @@ def test_secure_sums_give_the_plain_model_but_for_rounding_and_the_same_bits_eac
     assert [one.sum for one in plain.rounds] == [None] * 3
     for one, other in zip(secure.rounds, plain.rounds, strict=True):
         assert one.metrics == pytest.approx(other.metrics, abs=1e-5)
+
+
+GROUPS = """
+secure_aggregation = "required"
+[aggregation]
+method = "coordinate_median"
+[secure_sum]
+clip = 4.0
+max_examples = 20
+groups = 3
+"""
+
+
+def test_the_median_over_groups_that_are_summed_apart_is_what_numpy_says(toy_plan, toy_site):
+    counts = {f"site-{letter}": 3 + 2 * place for place, letter in enumerate("abcdefghi")}
+    sites = {name: toy_site(name, count) for name, count in counts.items()}
+    done = fedveil.simulate(toy_plan, sites, rounds=1, seed=SEED, experiment=GROUPS)
+    assert [one.sum.survivors for one in done.rounds] == [tuple(sites)] * 2
+    groups = groups_of(cast_of(list(sites)).roster, SEED.to_bytes(32), 3, SumFloors()).groups
+    assert {len(group) for group in groups} == {3}
+    old, means = federated(sites, 0)[0], []
+    for group in groups:
+        answers = [trained(old, sites[name], name, 1) for name in group]
+        total = sum(count for _, count in answers)
+        means.append({k: sum((new[k] - old[k]) * np.float32(n / total) for new, n in answers) for k in old})
+    for name, array in load(done.model).items():
+        middle = np.median([mean[name] for mean in means], axis=0)
+        np.testing.assert_allclose(array, old[name] + middle, atol=1e-5)
+    assert fedveil.simulate(toy_plan, sites, rounds=1, seed=SEED, experiment=GROUPS).model == done.model
 
 
 def test_two_sites_alone_make_no_secure_sum(toy_plan, sites):

@@ -37,6 +37,7 @@ from .rules import (
     SumFloors,
     check_cohort,
     check_differencing,
+    check_group,
     check_suite,
     check_survivors,
     organizations_of,
@@ -232,6 +233,7 @@ def share(
             weights=spec.weights,
             cuts=spec.cuts,
             orders=spec.orders,
+            group=spec.terms.group,
         ),
     )
     count = len(cohort.names)
@@ -497,6 +499,7 @@ def _opened(state: Shared, dealer: EnvoyName, piece: Piece) -> tuple[tuple[bytes
 
 def _settled(promises: Promises, cohort: Cohort) -> Promises:
     spec = cohort.spec
+    check_group(promises, spec.terms.group)
     said = cohort.names, cohort.threshold, cohort.given_up, spec.weights, spec.cuts, spec.orders
     return settle_retry(promises, spec.ref, *said)
 

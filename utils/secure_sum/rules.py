@@ -22,6 +22,8 @@ Within a round a site consents to one survivor set, unless every attempt in whic
 one site with most examples, say, where one more of them counts. So a run has one rule of weights, from its first sum,
 and asks for one protection: where it clips updates at a norm just below the largest, the difference is that one's.
 
+**Groups.** Where a run sums groups of its sites apart, a site stays in the group that it was in first.
+
 **Differences between rounds.** A set that the site consented to before in the run passes. A new one that differs from
 an earlier one by fewer than c + h organizations counts, and the site's floors say how many may.
 """
@@ -95,6 +97,7 @@ class Promise:
     weights: str = ""  # how sites weighed, and where their numbers were cut, as the spec says it
     cuts: str = ""
     orders: str = ""  # what else the task asked for
+    group: int = 0  # of the run, in which this site was summed; 0: the run has none
 
     @property
     def aborts_needed(self) -> int:
@@ -249,6 +252,20 @@ def check_survivors(
         raise SumRefusedError(f"a sum over {organizations} organizations; this site asks for {floors.organizations}")
 
 
+def check_group(promises: Promises, group: int) -> None:
+    """Is the site summed with the group that it was summed with before?
+
+    Raises:
+        SumRefusedError: in another group of the run; who could move sites about could compare sums.
+    """
+    for before in promises.records:
+        if before.group != group:
+            raise SumRefusedError(
+                f"this site was {_of_group(before.group)} in round {before.round} and is asked to be"
+                f" {_of_group(group)} now; groups stay as they are for a run"
+            )
+
+
 def settle_retry(
     promises: Promises,
     ref: TaskRef,
@@ -361,6 +378,10 @@ def organizations_of(roster: Roster, names: Iterable[EnvoyName]) -> dict[str, in
         return dict(roster.organizations(names))
     except IdentityError as error:
         raise SumRefusedError(str(error)) from error
+
+
+def _of_group(group: int) -> str:
+    return f"in group {group}" if group else "in no group"
 
 
 def _owner(roster: Roster, name: EnvoyName) -> str:

@@ -81,6 +81,7 @@ class SumSpec:
 
     def _document(self) -> dict[str, object]:
         terms = self.terms
+        group = {"group": terms.group} if terms.group else {}  # and without groups the digest that it always had
         return {
             "scheme": SCHEME,
             "federation": self.federation,
@@ -101,6 +102,7 @@ class SumSpec:
             "equal_weights": terms.equal_weights,
             "aggregator": terms.aggregator,
             "histogram": terms.histogram,
+            **group,
         }
 
 

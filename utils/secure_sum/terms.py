@@ -17,6 +17,7 @@ MAX_WEIGHT = 1 << 20
 MAX_BOUNDS = 1 << 16
 LEAST_BOUND, MOST_BOUND = 1e-37, 1e38
 """Of a clip bound: within float32, so that nobody finds out in the middle of a sum that it is none."""
+MAX_GROUP = 1 << 12
 _ENVOY = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
 
@@ -41,6 +42,7 @@ class SumTerms:
     equal_weights: bool = False  # every site weighs 1, publicly, and no metrics are sent
     aggregator: str = ""  # an envoy's name; "" for the director
     histogram: bool = False  # the sum also holds a histogram of the sites' L2 norms
+    group: int = 0  # from 1 on: which group of the run this sum is of; 0: there are none
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.bounds) <= MAX_BOUNDS:
@@ -51,6 +53,8 @@ class SumTerms:
                 raise ConfigError(f"a clip bound of a secure sum is {bound:g}, expected {expected}")
         if not 1 <= self.max_weight <= MAX_WEIGHT:
             raise ConfigError(f"max_weight is {self.max_weight}, expected 1 to {MAX_WEIGHT}")
+        if not 0 <= self.group <= MAX_GROUP:
+            raise ConfigError(f"group is {self.group}, expected 0 to {MAX_GROUP}")
         if self.equal_weights and self.max_weight != 1:
             raise ConfigError(f"equal_weights with max_weight {self.max_weight}: where all weigh the same, give 1")
         if self.aggregator and not _ENVOY.fullmatch(self.aggregator):
