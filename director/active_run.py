@@ -186,7 +186,7 @@ class ActiveRun:
         body = np.empty(self.payload_layout.size, np.float32) if codec else self._spare
         found = open_into(opened, uploads, body) if total is None else read_total(opened, total, body)
         bounds: tuple[float, ...] = ()
-        if this.kind is TaskKind.TRAIN:
+        if this.kind is TaskKind.TRAIN and terms.noise is None:
             first = self.settings.secure_sum.clip
             contributions = found.tallies.contributions
             bounds = next_bounds(

@@ -17,11 +17,12 @@ from ..utils.aggregation import Aggregation, Method
 from ..utils.errors import ConfigError
 from ..utils.messages import NAME_PATTERN, AskedProtection
 from ..utils.secure_sum.groups import LEAST_GROUPS
+from ..utils.secure_sum.terms import NoiseTerms
 from ..utils.tensors import Digest
 from .rounds import RoundPolicy, Stragglers
 from .server_optimizer import ServerOptimizer
 from .stop_rule import Mode, StopRule
-from .sum_settings import MIN_PARTICIPANTS, SecureAggregation, SecureSumSettings
+from .sum_settings import MIN_PARTICIPANTS, SecureAggregation, SecureSumSettings, noise_parts
 
 _MAX_ROUNDS = 1_000_000
 _MAX_NAME = 56  # a run is the experiment's name, a hyphen and a number, together a name again
@@ -185,6 +186,30 @@ class ExperimentSettings:
                 "stop.metric needs metrics, and with secure_sum.equal_weights the sites send none; leave one of the"
                 " two out"
             )
+        if self.secure_sum.noise_multiplier:
+            self._check_noise()
+
+    def _check_noise(self) -> None:
+        """Noise inside the sum is measured by a norm that all sites clip to, and no other noise is asked for."""
+        what = f"secure_sum.noise_multiplier is {self.secure_sum.noise_multiplier:g}"
+        if self.protection.max_norm is None:
+            raise ConfigError(
+                f"{what} and protection.max_norm is not given; noise is measured by the norm that every site clips its"
+                " update to: give max_norm in [protection]"
+            )
+        if self.protection.noise_multiplier:
+            raise ConfigError(
+                f"{what} and protection.noise_multiplier is {self.protection.noise_multiplier:g}; each site would add"
+                " its whole noise beside its part of the sum's: leave one of them out"
+            )
+        parts = noise_parts(self.rounds.min_participants, self.secure_sum)
+        if parts is None:
+            raise ConfigError(
+                f"{what}, and {self.rounds.min_participants} participants with secure_sum.colluding"
+                f" {self.secure_sum.colluding} and honest {self.secure_sum.honest} have no threshold: raise"
+                " rounds.min_participants"
+            )
+        _ = NoiseTerms(self.protection.max_norm, self.secure_sum.noise_multiplier, parts)  # its own checks
 
     def _check_groups(self) -> None:
         """Groups that are summed apart, and a rule over their means."""

@@ -362,6 +362,7 @@ class SecureSum:
                     "aggregator": terms.aggregator,
                     "histogram": terms.histogram,
                     "group": terms.group,
+                    "noise": None if terms.noise is None else terms.noise.to_json(),
                 },
                 "cohort": list(cohort.names) if cohort else [],
                 "threshold": cohort.threshold if cohort else 0,

@@ -13,8 +13,8 @@ from enum import Enum
 from ..utils.errors import ConfigError
 from ..utils.messages import NAME_PATTERN
 from ..utils.secure_sum.groups import LEAST_GROUPS
-from ..utils.secure_sum.rules import SumFloors
-from ..utils.secure_sum.terms import MAX_GROUP, MAX_WEIGHT, Suite
+from ..utils.secure_sum.rules import SumFloors, threshold_of
+from ..utils.secure_sum.terms import LEAST_NOISE, MAX_COHORT, MAX_GROUP, MAX_WEIGHT, MOST_NOISE, Suite
 
 MIN_PARTICIPANTS = 3
 """A sum of two tells each of them the other's update."""
@@ -45,6 +45,7 @@ class SecureSumSettings:
     aggregator: str = "director"  # or "envoy:NAME": who sums and sees the sum first
     equal_weights: bool = False  # every site weighs 1, publicly, and sends no metrics
     groups: int = 0  # summed apart, for a median or trimmed mean over them; 0: one sum of all
+    noise_multiplier: float = 0.0  # Skellam noise of the honest sites together / protection.max_norm; 0: none
     stage_timeout_seconds: float = 60.0  # how long a stage after the training waits for stragglers
 
     def __post_init__(self) -> None:
@@ -71,6 +72,25 @@ class SecureSumSettings:
         is_envoy = self.aggregator.startswith(_ENVOY_PREFIX) and NAME_PATTERN.fullmatch(self.summing_envoy)
         if self.aggregator != "director" and not is_envoy:
             raise ConfigError(f'aggregator is {self.aggregator[:80]!r}, expected "director" or "envoy:NAME"')
+        if self.noise_multiplier:
+            self._check_noise()
+
+    def _check_noise(self) -> None:
+        if self.groups:
+            raise ConfigError(
+                f"groups is {self.groups} and noise_multiplier {self.noise_multiplier:g}; each group would need all of"
+                " the noise for itself, and a median of noised means was not measured: leave one of them out"
+            )
+        if not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
+            raise ConfigError(
+                f"noise_multiplier is {self.noise_multiplier:g}, expected 0 for none, or {LEAST_NOISE:.3g} to"
+                f" {MOST_NOISE:g}"
+            )
+        if not self.equal_weights:
+            raise ConfigError(
+                f"noise_multiplier is {self.noise_multiplier:g} without equal_weights; how many examples a site has"
+                " and its metrics would leave without noise: set equal_weights = true"
+            )
 
     @property
     def floors(self) -> SumFloors:
@@ -86,3 +106,15 @@ class SecureSumSettings:
     def max_weight(self) -> int:
         """The largest weight of one site."""
         return 1 if self.equal_weights else self.max_examples
+
+
+def noise_parts(participants: int, settings: SecureSumSettings) -> int | None:
+    """In how many parts the noise is: the honest envoys that every sum of a quorum or more has; None: no such sum.
+
+    Each envoy is taken for an organization of its own; a site that knows better refuses.
+
+    >>> noise_parts(10, SecureSumSettings()), noise_parts(4, SecureSumSettings())
+    (6, 2)
+    """
+    threshold = threshold_of([1] * min(participants, MAX_COHORT), settings.colluding, settings.honest)
+    return None if threshold is None else threshold - settings.colluding

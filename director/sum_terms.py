@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..utils.errors import ConfigError
-from ..utils.secure_sum.terms import MAX_BOUNDS, SumTerms
+from ..utils.secure_sum.terms import MAX_BOUNDS, NoiseTerms, SumTerms
 from ..utils.tensors import Layout, Role
 from .experiments import ExperimentSettings
+from .sum_settings import noise_parts
 
 MOST_CLIPPED = 1e-3
 """Of a tensor's elements, over all sites; more, and its bound doubles."""
@@ -41,11 +42,20 @@ def check_summable(settings: ExperimentSettings, layout: Layout) -> None:
             "the plan uses SCAFFOLD, whose control variates are averaged without weights, and a secure sum has one"
             ' weight a site: set equal_weights = true in [secure_sum], or secure_aggregation = "off"'
         )
+    if settings.secure_sum.noise_multiplier and layout.slice_of(Role.BUFFER).stop:
+        raise ConfigError(
+            "the plan has buffers (running means and variances of batch normalisation), and secure_sum.noise_multiplier"
+            " would put noise on them as on the weights: a variance below 0 is none. Use another normalisation"
+            " (GroupNorm, LayerNorm), or leave noise_multiplier out"
+        )
 
 
 def terms_of(settings: ExperimentSettings, bounds: Sequence[float]) -> SumTerms:
     """The terms of one round's sum."""
     asked = settings.secure_sum
+    noise = noise_of(settings)
+    if noise is not None:
+        bounds = (noise.bound,)
     return SumTerms(
         suite=asked.suite,
         bounds=tuple(bounds),
@@ -53,11 +63,24 @@ def terms_of(settings: ExperimentSettings, bounds: Sequence[float]) -> SumTerms:
         equal_weights=asked.equal_weights,
         aggregator=asked.summing_envoy,
         histogram=settings.rounds.min_participants >= HISTOGRAM_SITES and not asked.equal_weights,
+        noise=noise,
     )
 
 
+def noise_of(settings: ExperimentSettings) -> NoiseTerms | None:
+    """The noise of a run's sums: the same in each round, since a norm is public and clips nothing that it may show."""
+    asked, max_norm = settings.secure_sum, settings.protection.max_norm
+    parts = noise_parts(settings.rounds.min_participants, asked)
+    if not settings.is_secure or not asked.noise_multiplier or max_norm is None or parts is None:
+        return None
+    return NoiseTerms(max_norm, asked.noise_multiplier, parts)
+
+
 def first_bounds(settings: ExperimentSettings, tensors: int) -> tuple[float, ...]:
-    """The bounds of a run's first round; one for all where there are more tensors than bounds may be."""
+    """The bounds of a run's first round; one for all where there are more tensors than bounds may be.
+
+    With noise in the sums they are not used: its terms have their own.
+    """
     return (settings.secure_sum.clip,) * (tensors if 1 <= tensors <= MAX_BOUNDS else 1)
 
 

@@ -8,6 +8,8 @@ and is never made twice.
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from ..utils import messages as m
 from ..utils.errors import ConfigError, DigestMismatchError, LengthMismatchError, ProtocolError, StorageError
 from ..utils.metrics import MetricSum
 from ..utils.plan_bundle import Bundle
+from ..utils.secure_sum.participant import SECRET_BYTES
 from . import residual
 from .journal import FinishedWork, Journal
 from .orders import WorkResult
@@ -49,6 +52,7 @@ class Edge:
         state_folder: what stays at the site between rounds.
         gatekeeper: measures leakage; without one, a chain with an audit lets nothing out.
         noise: where randomness comes from; the operating system's by default.
+        random: secret bytes, of the noise that goes into secure sums.
     """
 
     def __init__(
@@ -59,10 +63,12 @@ class Edge:
         state_folder: Path,
         gatekeeper: Gatekeeper | None = None,
         noise: NoiseSource | None = None,
+        random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._policy, self._journal, self._payloads = policy, journal, payloads
         self._state_folder, self._gatekeeper = state_folder, gatekeeper
         self._noise: NoiseSource = noise or SystemNoise()
+        self._random = random
 
     def admit(self, task: m.Task) -> Measures:
         """What will be done to a task's update; asked before anything is fetched for it.
@@ -84,7 +90,9 @@ class Edge:
             done = self._journal.finished_before(task.ref, task.model)
         if done is None or done.is_summed is not is_summed or not self.may_leave(done):
             return None
-        is_right = done.digest is None or done.chain == measures.words(task.codec)
+        is_right = done.digest is None or done.chain == _words(task, measures)
+        if done.digest is not None and _has_summed_noise(task) and done.noise_secret is None:
+            return None
         if not is_right or (is_summed and (done.digest is None) is (task.kind is m.TaskKind.TRAIN)):
             return None
         if done.ref == task.ref:
@@ -119,7 +127,7 @@ class Edge:
             ConfigError: the leak test says no; the text is public.
             ProtocolError: an answer with noise left already, or may have.
         """
-        if measures.has_noise and self._journal.drew_noise(task.ref):
+        if (measures.has_noise or _has_summed_noise(task)) and self._journal.drew_noise(task.ref):
             raise ProtocolError(
                 f"noise was drawn for {task.ref} already, and that answer is no longer here;"
                 " a second draw would be a second release"
@@ -170,12 +178,14 @@ class Edge:
             length=out.payload.nbytes,
             kind=out.kind,
             codec=task.codec,
-            chain=passage.measures.words(task.codec),
+            chain=_words(task, passage.measures),
             file=file,
             model=task.model,
             is_summed=task.sum is not None,
+            # Drawn once for this update, and never from anything that the director knows.
+            noise_secret=self._random(SECRET_BYTES) if _has_summed_noise(task) else None,
         )
-        has_noise = passage.measures.has_noise and not out.is_withheld
+        has_noise = (passage.measures.has_noise and not out.is_withheld) or _has_summed_noise(task)
         return self._journal.finish(done, score=out.score, has_noise=has_noise)
 
     def pass_metrics(self, task: m.Task, result: WorkResult) -> FinishedWork:
@@ -187,6 +197,20 @@ class Edge:
         if self._policy is None:
             raise ConfigError(_NO_POLICY)
         return self._policy
+
+
+def _has_summed_noise(task: m.Task) -> bool:
+    """Does each site add a part of a secure sum's noise to its numbers?"""
+    return task.sum is not None and task.sum.noise is not None and task.kind is m.TaskKind.TRAIN
+
+
+def _words(task: m.Task, measures: Measures) -> str:
+    """What is done to a task's update. Under other terms of the noise it is another one, and is not taken over."""
+    words, noise = measures.words(task.codec), task.sum.noise if task.sum is not None else None
+    if noise is None:
+        return words
+    whole = f"{noise.noise_multiplier!r} x {noise.max_norm!r}"
+    return f"{words}, in the sum Skellam noise {whole} of {noise.parts} sites together"
 
 
 def _nothing_of(metric: MetricSum) -> MetricSum:

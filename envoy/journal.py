@@ -9,10 +9,11 @@ the message that says it leaves: a power cut does not undo a promise.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from . import outbox, promises
 from .orders import WorkResult, result_from_json, result_to_json
 
 DATABASE_FILE = "envoy.sqlite"
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _SCHEMA = f"""
 CREATE TABLE work (
     run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, plan TEXT NOT NULL,
@@ -43,6 +44,7 @@ CREATE TABLE work (
     is_summed INTEGER NOT NULL DEFAULT 0, -- it leaves in a secure sum, never as it is
     masked_digest TEXT NOT NULL DEFAULT '', -- SHA-256 of the masked words that left
     masked_length INTEGER NOT NULL DEFAULT 0,
+    noise_secret BLOB NOT NULL DEFAULT x'', -- of its noise in a secure sum; gone with the payload
     PRIMARY KEY (run, round, attempt, plan)
 ) STRICT, WITHOUT ROWID;
 {outbox.SCHEMA}
@@ -66,10 +68,16 @@ ALTER TABLE work ADD COLUMN masked_digest TEXT NOT NULL DEFAULT '';
 ALTER TABLE work ADD COLUMN masked_length INTEGER NOT NULL DEFAULT 0;
 {promises.SCHEMA}
 """
-_CHANGES = {0: _SCHEMA, 1: _FROM_VERSION_1 + _FROM_VERSION_2, 2: _FROM_VERSION_2}
+_FROM_VERSION_3 = "ALTER TABLE work ADD COLUMN noise_secret BLOB NOT NULL DEFAULT x'';"
+_CHANGES = {
+    0: _SCHEMA,
+    1: _FROM_VERSION_1 + _FROM_VERSION_2 + _FROM_VERSION_3,
+    2: _FROM_VERSION_2 + _FROM_VERSION_3,
+    3: _FROM_VERSION_3,
+}
 _COLUMNS = (
     "run, round, attempt, plan, result, digest, length, finished_at, received_at, kind, codec, chain, file, model,"
-    " trained, score, has_noise, is_summed, masked_digest, masked_length"
+    " trained, score, has_noise, is_summed, masked_digest, masked_length, noise_secret"
 )
 _KEY = "run = ? AND round = ? AND attempt = ? AND plan = ?"
 
@@ -92,6 +100,7 @@ class FinishedWork:
     is_summed: bool = False  # it leaves in a secure sum: nothing of it is ever said in the clear
     masked_digest: Digest | None = None  # of the masked words, once they left
     masked_length: int = 0
+    noise_secret: bytes | None = field(default=None, repr=False)  # 32 bytes, for its noise in a secure sum
 
     @property
     def is_withheld(self) -> bool:
@@ -114,7 +123,9 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         try:
+            _keep_private(path)
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
@@ -123,13 +134,14 @@ class Journal:
             if version < _SCHEMA_VERSION:
                 change = _CHANGES[version]
                 self._database.executescript(f"BEGIN; {change} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StorageError(f"the journal {path} cannot be used: {error}") from error
 
     def finish(self, done: FinishedWork, *, score: float | None = None, has_noise: bool = False) -> FinishedWork:
         """Work on a task is done, and its answer may leave from now on.
 
         What was done before it and not received is forgotten, as its file is overwritten; the outbox keeps its row.
+        So is the secret of its noise in any case: as long as the payload can be summed again, and no longer.
 
         Args:
             done: the work.
@@ -139,6 +151,7 @@ class Journal:
         now = time.time()
         with self._transaction() as database:
             database.execute("DELETE FROM work WHERE received_at IS NULL")
+            database.execute("UPDATE work SET noise_secret = x'' WHERE noise_secret <> x''")
             _insert(database, done, now, score, has_noise=has_noise)
             if not done.is_summed:
                 outbox.insert(database, _departure(done, now, score, has_noise=has_noise))
@@ -315,6 +328,16 @@ class _Transaction:
             raise StorageError(f"the journal {self._path} cannot be written: {error}") from error
 
 
+def _keep_private(path: Path) -> None:
+    """Nobody else reads what was trained here, nor the secret of its noise; files beside it get the same mode."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_mode & 0o077:
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
 def _insert(
     database: sqlite3.Connection, done: FinishedWork, now: float, score: float | None, *, has_noise: bool
 ) -> None:
@@ -336,6 +359,7 @@ def _insert(
         int(done.is_summed),
         done.masked_digest or "",
         done.masked_length,
+        done.noise_secret or b"",
     )
     marks = ", ".join("?" * len(row))
     database.execute(f"INSERT OR REPLACE INTO work ({_COLUMNS}) VALUES ({marks})", row)  # noqa: S608 - constants
@@ -343,7 +367,7 @@ def _insert(
 
 def _finished(row: tuple[Any, ...]) -> FinishedWork:
     run, number, attempt, plan, result, digest, length, _, received_at, kind, codec, chain, file, *more = row
-    model, trained, _, _, is_summed, masked_digest, masked_length = more
+    model, trained, _, _, is_summed, masked_digest, masked_length, noise_secret = more
     return FinishedWork(
         TaskRef(RunId(run), number, attempt, Digest(plan)),
         result_from_json(json.loads(result)),
@@ -359,6 +383,7 @@ def _finished(row: tuple[Any, ...]) -> FinishedWork:
         bool(is_summed),
         Digest(masked_digest) if masked_digest else None,
         masked_length,
+        noise_secret or None,
     )
 
 

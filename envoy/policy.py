@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..utils.errors import ConfigError
-from ..utils.messages import NAME_PATTERN, AskedProtection, PayloadKind, Task
+from ..utils.messages import NAME_PATTERN, PayloadKind, Task
 from ..utils.metrics import MetricSum
 from ..utils.secure_sum.rules import SumFloors
 from ..utils.secure_sum.terms import Suite
@@ -107,7 +107,7 @@ class ProtectionPolicy:
             raise ConfigError(f"{task.ref} has a codec; this site encodes nothing")
         if not encodes and self.codec is CodecRule.REQUIRED:
             raise ConfigError(f"{task.ref} has no codec; this site sends codes alone")
-        bound, multiplier = _stricter(self, task.asked)
+        bound, multiplier = _stricter(self, task)
         if bound is not None and multiplier * bound > _LARGEST_NOISE:
             raise ConfigError(f"{task.ref} asks for noise beyond {_LARGEST_NOISE:g}, where float32 ends")
         steps |= {Step.CLIP} if bound is not None else set()
@@ -216,10 +216,14 @@ class SecureAggregationPolicy:
             )
 
 
-def _stricter(policy: ProtectionPolicy, asked: AskedProtection) -> tuple[float | None, float]:
-    if asked.max_norm is not None:
-        _check_norm(asked.max_norm, "the task's max_norm")
-    bounds = [bound for bound in (policy.max_norm, asked.max_norm) if bound is not None]
+def _stricter(policy: ProtectionPolicy, task: Task) -> tuple[float | None, float]:
+    asked = task.asked
+    # The noise of a secure sum is measured by its own norm, whatever else the task asks for.
+    summed = task.sum.noise.max_norm if task.sum is not None and task.sum.noise is not None else None
+    for norm in (asked.max_norm, summed):
+        if norm is not None:
+            _check_norm(norm, "the task's max_norm")
+    bounds = [bound for bound in (policy.max_norm, asked.max_norm, summed) if bound is not None]
     return min(bounds, default=None), max(policy.noise_multiplier, asked.noise_multiplier)
 
 

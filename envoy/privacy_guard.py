@@ -8,10 +8,13 @@ task                                                   releases
 =====================================================  ==========================================================
 a plan without data                                    nothing
 training with differential privacy in the plan         its noised steps; no metrics, and a number of examples of 1
+training, with clip, in a secure sum with noise        one Skellam release per site; no metrics, and a number of
+                                                       examples of 1
 training, with clip and noise on the update            one Gaussian release per site, and beside it, without any
                                                        guarantee, metrics and the number of examples
 training otherwise                                     an update, metrics: without any guarantee
-an evaluation of a plan with differential privacy      nothing: it sends no metrics
+an evaluation of a plan with differential privacy,     nothing: it sends no metrics
+or in a secure sum with noise
 an evaluation otherwise                                metrics, without any guarantee
 the leak test                                          nothing: it attacks public canaries, never the site's images
 a declined task                                        a fixed sentence; that training gave NaN may depend on data,
@@ -23,7 +26,8 @@ that also runs the plan's own code.
 
 Where the data set has a budget, metrics and the number of examples stay here (1 is sent, so that every such site weighs
 the same), and noise on the update is a guarantee after all. What a secure sum adds beside the update (clip counts,
-norms) is made of the noised update, and costs nothing more.
+norms) is made of the noised update, and costs nothing more. Where noise is drawn inside the secure sum, by all sites
+together, nothing else is in it; a site whose own chain adds noise counts that alone, which needs nobody else's.
 """
 
 from __future__ import annotations
@@ -36,8 +40,10 @@ from ..utils import messages as m
 from ..utils.data_spec import DataKind
 from ..utils.errors import BudgetExhaustedError, PrivacyError
 from ..utils.plan_bundle import Manifest
-from ..utils.privacy.events import Gaussian, Release
+from ..utils.privacy.events import Gaussian, Release, Skellam
 from ..utils.privacy.values import PublishedEpsilon, Unit
+from ..utils.secure_sum.skellam import noise_in
+from ..utils.secure_sum.terms import NoiseTerms
 from .datasets import DatasetRegistry
 from .orders import WorkResult
 from .policy import Measures
@@ -63,15 +69,30 @@ class Releases:
         return bool(self.accounted) or self.is_bare
 
 
-def releases_of(kind: m.TaskKind, manifest: Manifest, measures: Measures) -> Releases:
-    """The table of this module; ``is_bare`` as it is where the data set has no budget."""
+def releases_of(
+    kind: m.TaskKind, manifest: Manifest, measures: Measures, noise: NoiseTerms | None = None, size: int = 0
+) -> Releases:
+    """The table of this module; ``is_bare`` as it is where the data set has no budget.
+
+    Args:
+        kind: of the task.
+        manifest: of its plan.
+        measures: what the update passes.
+        noise: inside the secure sum.
+        size: numbers of what leaves; where the sum has noise.
+    """
     private = manifest.privacy
-    if manifest.data.kind is DataKind.NONE or (private is not None and kind is m.TaskKind.EVALUATE):
+    is_silent = private is not None or noise is not None
+    if manifest.data.kind is DataKind.NONE or (is_silent and kind is m.TaskKind.EVALUATE):
         return Releases()
     if private is not None:
         return Releases((private.release(),), delta=private.delta)
     if kind is m.TaskKind.TRAIN and measures.has_noise:
         return Releases((Release(Gaussian(measures.noise_multiplier), Unit.SITE),), is_bare=True)
+    if noise is not None:
+        summed = noise_in(noise, size)
+        event = Skellam(summed.sensitivity_l1, summed.sensitivity_l2, summed.variance)
+        return Releases((Release(event, Unit.SITE),))
     return Releases(is_bare=True)
 
 
@@ -107,8 +128,14 @@ class PrivacyGuard:
         self._opened: PrivacyLedger | None = None
         self._told: tuple[m.TaskRef, PublishedEpsilon | None] | None = None
 
-    def reserve(self, task: m.Task, manifest: Manifest, measures: Measures) -> Charge:
+    def reserve(self, task: m.Task, manifest: Manifest, measures: Measures, size: int = 0) -> Charge:
         """Count what a task will release as spent; before its data is touched.
+
+        Args:
+            task: as it came.
+            manifest: of its plan.
+            measures: what its update will pass.
+            size: numbers of what leaves; of a training.
 
         Raises:
             BudgetExhaustedError: its data set's budget does not cover it; the log has what is left.
@@ -116,8 +143,9 @@ class PrivacyGuard:
                 examples of one that has.
             StorageError: the ledger is damaged, or cannot be written.
         """
-        released = releases_of(task.kind, manifest, measures)
-        is_private = manifest.privacy is not None
+        noise = task.sum.noise if task.sum is not None else None
+        released = releases_of(task.kind, manifest, measures, noise, size)
+        is_private = manifest.privacy is not None or noise is not None
         if not released.any:
             return Charge(None, None, is_stripped=is_private)
         name, ledger = manifest.data.name, self._ledger()

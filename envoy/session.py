@@ -332,7 +332,8 @@ class Session:
             return self._edge.pass_metrics(task, charge.settle(self._run(commission, bundle, model)))
         codec = self._fetcher.codec(task, bundle, patience) if measures.encodes else None
         passage = self._edge.open(task, bundle, model, measures, codec)
-        charge = self._privacy.reserve(task, bundle.manifest, measures)
+        size = (bundle.layout if codec is None else codec.payload_layout).size
+        charge = self._privacy.reserve(task, bundle.manifest, measures, size)
         return self._edge.pass_update(passage, charge.settle(self._run(commission, bundle, model)))
 
     def _occasion(self, commission: _Commission, patience: Patience) -> Occasion:

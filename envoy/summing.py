@@ -16,7 +16,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,10 +36,11 @@ from ..utils.metrics import MetricSum
 from ..utils.roster import Roster
 from ..utils.secure_sum import participant, relayed
 from ..utils.secure_sum.participant import Ready, Site
-from ..utils.secure_sum.rules import Promise, Promises
+from ..utils.secure_sum.rules import Promise, Promises, check_noise, colluders_of, organizations_of
 from ..utils.secure_sum.sealed_stream import Sealer
 from ..utils.secure_sum.spec import spec_of
 from ..utils.secure_sum.tallies import MetricShape
+from ..utils.secure_sum.terms import NoiseTerms
 from ..utils.tensors import Digest, Vector, canonical_json, digest_of
 from .dispatch import Dispatch, masked_header
 from .journal import FinishedWork, Journal
@@ -144,11 +145,20 @@ class Summing:
                 f"{task.ref} asks envoys of {organizations} organizations of this site's roster; this site asks for"
                 f" {self._policy.floors.organizations}"
             )
+        if task.sum.noise is not None:  # before anything is trained and spent; the threshold is not known yet
+            self._check_noise(task.ref, task.sum.noise, roster, known)
         for row in self._journal.promised(task.ref.run):
             if (row.round, row.attempt) == (task.ref.round, task.ref.attempt):
                 raise _restarted(task.ref)
             if row.round == task.ref.round and row.model != task.model:
                 raise SumRefusedError(f"{task.ref} begins with another model than attempt {row.attempt} of that round")
+
+    def _check_noise(self, ref: m.TaskRef, noise: NoiseTerms, roster: Roster, known: Collection[m.EnvoyName]) -> None:
+        colluders = colluders_of(organizations_of(roster, known).values(), self._policy.floors.colluding)
+        try:
+            check_noise(noise, len(known), colluders)
+        except SumRefusedError as error:
+            raise SumRefusedError(f"{ref}: {error}") from None
 
     def left_behind(self, ref: m.TaskRef) -> SumAbortedError | None:
         """Why an item of a sum that nobody works on here will not be answered; None where it needs no answer.
@@ -286,6 +296,7 @@ class Summing:
             result.metrics,
             task.seed,
             part_words=max(1, part_bytes // _WORD_BYTES),
+            noise_secret=done.noise_secret,
         )
         for part in words:
             yield part.astype("<u4", copy=False).view(np.uint8).data
@@ -302,6 +313,8 @@ class _Book:
     def __init__(self, journal: Journal, task: m.Task, done: FinishedWork) -> None:
         self._journal, self._task, self._done = journal, task, done
         self._payload = done.digest or digest_of(canonical_json(result_to_json(done.result)))
+        if done.noise_secret is not None:  # the same vector with other noise is another answer
+            self._payload = digest_of(self._payload.encode() + done.noise_secret)
         self._rows = {(row.round, row.attempt): row for row in journal.promised(task.ref.run)}
         records = tuple(Promise.from_json(row.promise) for row in self._rows.values())
         self.promises = Promises(task.ref.run, records)
@@ -364,6 +377,8 @@ class _Book:
                 self._journal.promise(row)
                 self._rows[row.round, row.attempt] = row
         words = f"secure sum of {len(mine.cohort)}, threshold {mine.threshold}"
+        if (noise := ready.cohort.spec.terms.noise) is not None and self._done.noise_secret is not None:
+            words += f", noise {noise.surplus(len(mine.cohort)):.3g} times the counted variance if nobody drops out"
         row = self._row(mine)
         self._journal.depart(self._done, ready.words * _WORD_BYTES, words, row)
         self._rows[here] = row

@@ -121,7 +121,7 @@ class Task(_message.Message):
     def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., layout_digest: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., seconds_left: _Optional[float] = ..., min_participants: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., sum: _Optional[_Union[SumTerms, _Mapping]] = ..., asked_max_norm: _Optional[float] = ..., asked_noise_multiplier: _Optional[float] = ...) -> None: ...
 
 class SumTerms(_message.Message):
-    __slots__ = ("suite", "bounds", "max_weight", "equal_weights", "aggregator", "histogram", "group")
+    __slots__ = ("suite", "bounds", "max_weight", "equal_weights", "aggregator", "histogram", "group", "noise")
     SUITE_FIELD_NUMBER: _ClassVar[int]
     BOUNDS_FIELD_NUMBER: _ClassVar[int]
     MAX_WEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,7 @@ class SumTerms(_message.Message):
     AGGREGATOR_FIELD_NUMBER: _ClassVar[int]
     HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    NOISE_FIELD_NUMBER: _ClassVar[int]
     suite: str
     bounds: _containers.RepeatedScalarFieldContainer[float]
     max_weight: int
@@ -136,7 +137,18 @@ class SumTerms(_message.Message):
     aggregator: str
     histogram: bool
     group: int
-    def __init__(self, suite: _Optional[str] = ..., bounds: _Optional[_Iterable[float]] = ..., max_weight: _Optional[int] = ..., equal_weights: bool = ..., aggregator: _Optional[str] = ..., histogram: bool = ..., group: _Optional[int] = ...) -> None: ...
+    noise: SumNoise
+    def __init__(self, suite: _Optional[str] = ..., bounds: _Optional[_Iterable[float]] = ..., max_weight: _Optional[int] = ..., equal_weights: bool = ..., aggregator: _Optional[str] = ..., histogram: bool = ..., group: _Optional[int] = ..., noise: _Optional[_Union[SumNoise, _Mapping]] = ...) -> None: ...
+
+class SumNoise(_message.Message):
+    __slots__ = ("max_norm", "noise_multiplier", "parts")
+    MAX_NORM_FIELD_NUMBER: _ClassVar[int]
+    NOISE_MULTIPLIER_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    max_norm: float
+    noise_multiplier: float
+    parts: int
+    def __init__(self, max_norm: _Optional[float] = ..., noise_multiplier: _Optional[float] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class SumItem(_message.Message):
     __slots__ = ("ref", "content")

@@ -11,7 +11,7 @@ from ..protos import federation_pb2 as pb
 from . import messages as m
 from . import wire_fields as field
 from .errors import ConfigError, MalformedMessageError
-from .secure_sum.terms import Suite, SumTerms
+from .secure_sum.terms import NoiseTerms, Suite, SumTerms
 
 _MAX_CONTENT: Final = m.MAX_PART_BYTES
 _MAX_MEMBERS = 10_000
@@ -28,6 +28,7 @@ def terms_to_pb(terms: SumTerms) -> pb.SumTerms:
         aggregator=terms.aggregator,
         histogram=terms.histogram,
         group=terms.group,
+        noise=None if terms.noise is None else pb.SumNoise(**terms.noise.to_json()),
     )
 
 
@@ -42,6 +43,7 @@ def terms_from_pb(terms: pb.SumTerms) -> SumTerms:
             aggregator=terms.aggregator,
             histogram=terms.histogram,
             group=terms.group,
+            noise=_noise_from_pb(terms.noise) if terms.HasField("noise") else None,
         )
     except ConfigError as error:
         raise MalformedMessageError(f"the terms of a secure sum: {error}") from error
@@ -130,6 +132,10 @@ def sum_view_from_pb(view: pb.SumView) -> m.SumView:
         total_weight=view.total_weight,
         transcript=field.digest(view.transcript, "a transcript"),
     )
+
+
+def _noise_from_pb(noise: pb.SumNoise) -> NoiseTerms:
+    return NoiseTerms(noise.max_norm, noise.noise_multiplier, noise.parts)
 
 
 def _member(member: pb.RosterMember) -> m.RosterMember:

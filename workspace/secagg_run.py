@@ -36,7 +36,7 @@ from ..utils.secure_sum.signed import Kind, Signed
 from ..utils.secure_sum.spec import SumSpec
 from ..utils.secure_sum.statements import Shares
 from ..utils.secure_sum.tallies import TallyLayout
-from ..utils.secure_sum.terms import Suite, SumTerms
+from ..utils.secure_sum.terms import NoiseTerms, Suite, SumTerms
 from ..utils.tensors import Digest, Vector, read_model
 from .leakage_data import available_cases, load_pool
 from .local_federation import LocalFederation
@@ -296,6 +296,7 @@ def _spec(told: Mapping[str, Any], ref: TaskRef) -> SumSpec:
             terms["aggregator"],
             terms["histogram"],
             terms.get("group", 0),
+            NoiseTerms.from_json(terms.get("noise")),
         ),
         orders=told["orders"],
     )

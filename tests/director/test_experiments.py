@@ -24,6 +24,7 @@ max_rounds = 10
 min_participants = 3
 """
 OFF = 'secure_aggregation = "off"\n'
+NOISE = "[secure_sum]\nequal_weights = true\nnoise_multiplier = 1\n"
 
 WHOLE = """
 name = "pneumonia-2"
@@ -241,6 +242,13 @@ def test_groups_that_cannot_be_are_refused_with_the_reason(text: str, words: str
         (SMALL + '[secure_sum]\naggregator = "site-c"', 'expected "director" or "envoy:NAME"'),
         (SMALL + '[secure_sum]\naggregator = "envoy:../c"', 'expected "director" or "envoy:NAME"'),
         (SMALL + '[secure_sum]\nequal_weights = true\n[stop]\nmetric = "loss"\npatience = 2', "the sites send none"),
+        (SMALL + "[secure_sum]\nnoise_multiplier = 1", "without equal_weights; .* set equal_weights = true"),
+        (SMALL + NOISE, r"protection\.max_norm is not given; .* give max_norm in \[protection\]"),
+        (SMALL + NOISE + "[protection]\nmax_norm = 1\nnoise_multiplier = 1", "leave one of them out"),
+        (SMALL + NOISE.replace("= 1", "= 99") + "[protection]\nmax_norm = 1", "noise_multiplier is 99, expected 0 for"),
+        (SMALL + NOISE + "groups = 3", "groups is 3 and noise_multiplier 1; .* leave one of them out"),
+        (SMALL + NOISE + "[protection]\nmax_norm = 1e-30", "max_norm of a secure sum's noise is 1e-30"),
+        (SMALL + NOISE + "colluding = 2\n[protection]\nmax_norm = 1", r"have no threshold: raise rounds\.min_part"),
     ],
 )
 def test_what_a_sum_alone_cannot_give_is_refused_with_the_reason(text: str, words: str) -> None:

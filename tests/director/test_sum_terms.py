@@ -8,7 +8,8 @@ from fedveil.director.sum_settings import SecureAggregation, SecureSumSettings
 from fedveil.director.sum_terms import check_summable, first_bounds, next_bounds, terms_of
 from fedveil.utils.aggregation import Aggregation, Method
 from fedveil.utils.errors import ConfigError
-from fedveil.utils.secure_sum.terms import Suite, SumTerms
+from fedveil.utils.messages import AskedProtection
+from fedveil.utils.secure_sum.terms import NoiseTerms, Suite, SumTerms
 from fedveil.utils.tensors import Layout, Role
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,3 +80,30 @@ def test_scaffold_needs_equal_weights_or_updates_in_the_clear():
         check_summable(settings(), SCAFFOLD)
     check_summable(settings(equal_weights=True), SCAFFOLD)
     check_summable(ExperimentSettings("toy", ROUNDS, secure_aggregation=SecureAggregation.OFF), SCAFFOLD)
+
+
+def noised(participants: int, **asked: object) -> ExperimentSettings:
+    rounds = RoundSettings(max_rounds=3, min_participants=participants)
+    sums = SecureSumSettings(equal_weights=True, noise_multiplier=1.5, **asked)  # type: ignore[arg-type]
+    return ExperimentSettings("toy", rounds, secure_sum=sums, protection=AskedProtection(0.25))
+
+
+@pytest.mark.parametrize(
+    ("participants", "asked", "parts"),
+    [(3, {}, 2), (4, {}, 2), (7, {}, 4), (10, {}, 6), (10, {"colluding": 3}, 4), (10, {"honest": 9}, 9)],
+)
+def test_noise_is_in_as_many_parts_as_the_smallest_sum_has_honest_sites(
+    participants: int, asked: dict[str, object], parts: int
+) -> None:
+    """Whatever the bounds of the run are, those of the noise follow from the norm: 32 times it."""
+    noise = NoiseTerms(0.25, 1.5, parts)
+    expected = SumTerms(bounds=(8.0,), max_weight=1, equal_weights=True, noise=noise)
+    assert terms_of(noised(participants, **asked), (3.0, 4.0)) == expected
+
+
+def test_running_statistics_get_no_noise_and_are_refused_with_the_reason() -> None:
+    layout = Layout.of([("w", (2,), Role.PARAMETER), ("mean", (2,), Role.BUFFER)])
+    with pytest.raises(ConfigError, match="a variance below 0 is none"):
+        check_summable(noised(3), layout)
+    check_summable(noised(3), SCAFFOLD)
+    check_summable(settings(), layout)

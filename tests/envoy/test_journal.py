@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 from fedveil.envoy.journal import FinishedWork, Journal, read_outbox
@@ -374,3 +375,54 @@ def test_a_promise_outlives_a_kill(path):
     journal = Journal(path)
     assert journal.promised("lungs-1") == [Row("lungs-1", 1, 1, "m", "p", "said")]
     journal.close()
+
+
+# the secret of the noise in a secure sum
+
+NOISED = replace(SUMMED, noise_secret=bytes(range(32)))
+
+
+def test_the_secret_of_the_noise_lives_as_long_as_the_payload_and_no_longer(journal, path):
+    journal.finish(NOISED)
+    journal.receive(REF)  # the round may be tried again all the same
+    assert journal.finished(REF).noise_secret == bytes(range(32))
+    second = replace(REF, attempt=2)
+    assert journal.take_over(NOISED, second).noise_secret == journal.finished(second).noise_secret == bytes(range(32))
+    journal.finish(replace(SUMMED, ref=replace(REF, round=2)))
+    assert journal.finished(REF).noise_secret is None
+    journal.close()
+    assert bytes(range(32)) not in path.read_bytes()
+    assert not path.with_name(f"{path.name}-wal").exists()
+
+
+def test_nobody_else_reads_the_journal(journal, path):
+    journal.finish(NOISED)
+    assert {one.name: one.stat().st_mode & 0o777 for one in path.parent.iterdir() if path.name in one.name} == {
+        path.name: 0o600,
+        f"{path.name}-wal": 0o600,
+        f"{path.name}-shm": 0o600,
+    }
+
+
+def test_a_journal_that_others_could_read_is_closed_to_them(path):
+    Journal(path).close()
+    path.chmod(0o644)
+    Journal(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_secret_is_in_no_repr():
+    assert "noise_secret" not in repr(NOISED)
+
+
+def test_a_journal_of_the_third_version_is_taken_over_with_all_its_work(path, journal):
+    journal.finish(SUMMED)
+    journal.close()
+    database = sqlite3.connect(path)
+    database.executescript("ALTER TABLE work DROP COLUMN noise_secret; PRAGMA user_version = 3;")
+    database.close()
+    after = Journal(path)
+    assert after.finished(REF) == SUMMED
+    after.finish(NOISED)
+    assert after.finished(REF) == NOISED
+    after.close()

@@ -20,7 +20,7 @@ from fedveil.utils.errors import ConfigError, StorageError
 from fedveil.utils.messages import AskedProtection, EnvoyName, PayloadKind, RunId, Task, TaskKind, TaskRef
 from fedveil.utils.metrics import mean_of
 from fedveil.utils.secure_sum.rules import SumFloors
-from fedveil.utils.secure_sum.terms import Suite, SumTerms
+from fedveil.utils.secure_sum.terms import NoiseTerms, Suite, SumTerms
 from fedveil.utils.tensors import Digest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,6 +98,14 @@ def test_worked_figures():
     assert policy.with_asked(task(AskedProtection(1.0, 0.1), CODEC)) == Measures((CHECK, ENCODE, CLIP, NOISE), 1.0, 0.5)
     assert policy.with_asked(task(AskedProtection(9.0, 3.0))) == Measures((CHECK, CLIP, NOISE), 2.0, 3.0)
     assert OPEN_POLICY.with_asked(task(AskedProtection(9.0))) == Measures((CHECK, CLIP), 9.0, 0.0)
+
+
+@pytest.mark.parametrize("asked", [NOTHING, AskedProtection(0.1), AskedProtection(9.0)])
+def test_the_norm_of_a_sums_noise_is_clipped_to_whatever_else_is_asked_for(asked):
+    noise = NoiseTerms(0.5, 2.0, 2)
+    terms = SumTerms(bounds=(noise.bound,), max_weight=1, equal_weights=True, noise=noise)
+    norm = min(0.5, asked.max_norm or 0.5)
+    assert OPEN_POLICY.with_asked(task(asked, terms=terms)) == Measures((CHECK, CLIP), norm, 0.0)
 
 
 @pytest.mark.parametrize(

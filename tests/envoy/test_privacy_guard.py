@@ -18,8 +18,10 @@ from fedveil.utils.data_spec import DataKind
 from fedveil.utils.differential_privacy import DifferentialPrivacy
 from fedveil.utils.errors import BudgetExhaustedError, PrivacyError
 from fedveil.utils.metrics import mean_of
+from fedveil.utils.privacy.accounting import stopping
 from fedveil.utils.privacy.events import Gaussian, Release, SampledGaussian
 from fedveil.utils.privacy.values import Unit
+from fedveil.utils.secure_sum.terms import NoiseTerms, SumTerms
 from fedveil.utils.tensors import Digest
 
 PRIVATE = DifferentialPrivacy(Unit.PATIENT, 1.0, 2.0, 0.1, units=500, steps=5)
@@ -70,6 +72,61 @@ def budget(tmp_path):
 def test_what_a_task_releases_follows_from_public_numbers_alone(kind, plan, measures, accounted, is_bare):
     found = releases_of(kind, plan, measures)
     assert (found.accounted, found.is_bare) == (accounted, is_bare)
+
+
+NOISE = NoiseTerms(0.5, 4.0, 6)
+CLIPPED = Measures((Step.CHECK, Step.CLIP), 0.5, 0.0)
+
+
+def summed(number=1, kind=m.TaskKind.TRAIN, noise=NOISE):
+    return replace(
+        task(number, kind), sum=SumTerms(bounds=(noise.bound,), max_weight=1, equal_weights=True, noise=noise)
+    )
+
+
+def test_noise_inside_the_sum_is_one_release_by_public_numbers_and_nothing_beside_it(guard, tmp_path):
+    charge = guard.reserve(summed(), manifest(), CLIPPED, 10_000)
+    assert charge.settle(RESULT) == WorkResult(1, ())
+    (spent,) = PrivacyLedger(tmp_path / LEDGER_FILE).books().of("x-rays").spendings
+    (release,) = spent.releases
+    assert (release.unit, spent.is_bare) == (Unit.SITE, False)
+    steps = 1 << 18  # of the clip norm; 10,000 numbers, each rounded by half a step: 50 more
+    assert release.mechanism.sensitivity_l2 == pytest.approx(steps + 50, rel=1e-5)
+    assert release.mechanism.sensitivity_l1 == pytest.approx(100 * (steps + 50), rel=1e-5)
+    assert release.mechanism.variance == pytest.approx((4.0 * steps) ** 2, rel=1e-6)
+    site, patient = release.protecting(Unit.SITE), release.protecting(Unit.PATIENT)
+    assert site.noise_multiplier == pytest.approx(2 * patient.noise_multiplier) == pytest.approx(4.0, rel=1e-3)
+
+
+def test_an_evaluation_under_that_noise_releases_nothing_and_sends_nothing(guard, tmp_path):
+    assert guard.reserve(summed(1, m.TaskKind.EVALUATE), manifest(), PLAIN).settle(RESULT) == WorkResult(1, ())
+    assert not (tmp_path / LEDGER_FILE).exists()
+
+
+def test_a_budget_takes_noise_inside_the_sum_until_it_is_spent_and_prints_what_was_spent(guard, budget, tmp_path):
+    budget(Budget(3.0, 1e-5, Unit.PATIENT))
+    guard.reserve(summed(1), manifest(), CLIPPED, 10_000).settle(RESULT)
+    with pytest.raises(BudgetExhaustedError, match=r"spent: epsilon 2\.[0-9]+ at delta 1e-05 per patient"):
+        guard.reserve(summed(2), manifest(), CLIPPED, 10_000)
+    book = PrivacyLedger(tmp_path / LEDGER_FILE).books().of("x-rays")
+    assert str(book.spent()).startswith("epsilon ")
+    assert "at delta 1e-05 per patient (one added or removed; Skellam in the secure sum; rdp)" in str(book.spent())
+    # close to the Gaussian's of half the multiplier, and above it
+    gaussian = stopping([Gaussian(2.0)], 1e-5, Unit.PATIENT).value
+    assert gaussian < book.spent().value < 1.05 * gaussian
+
+
+def test_a_director_that_says_little_noise_has_the_budget_against_it(guard, budget):
+    budget()
+    with pytest.raises(BudgetExhaustedError):
+        guard.reserve(summed(noise=NoiseTerms(0.5, 0.01, 6)), manifest(), CLIPPED, 10_000)
+
+
+def test_a_site_whose_own_chain_adds_noise_counts_that_alone(guard, budget, tmp_path):
+    budget()
+    assert guard.reserve(summed(), manifest(), NOISED, 10_000).settle(RESULT) == WorkResult(1, ())
+    (spent,) = PrivacyLedger(tmp_path / LEDGER_FILE).books().of("x-rays").spendings
+    assert (spent.releases, spent.is_bare) == ((Release(Gaussian(20.0), Unit.SITE),), False)
 
 
 def test_a_plan_without_data_never_opens_a_ledger(guard, tmp_path):

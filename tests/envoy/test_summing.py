@@ -34,7 +34,7 @@ from fedveil.utils.secure_sum.sealed_stream import open_stream
 from fedveil.utils.secure_sum.spec import spec_of
 from fedveil.utils.secure_sum.statements import CohortCall, ConsentSet, SurvivorsCall
 from fedveil.utils.secure_sum.tallies import MetricShape
-from fedveil.utils.secure_sum.terms import Suite, SumTerms
+from fedveil.utils.secure_sum.terms import NoiseTerms, Suite, SumTerms
 from fedveil.utils.tensors import digest_of
 from fedveil.workspace.plan_builder import build_plan
 
@@ -251,7 +251,8 @@ class Round:
             name: np.random.default_rng(i).uniform(-1, 1, SIZE).astype(np.float32) for i, name in enumerate(OTHERS)
         }
         self.state = summation.begin(self.spec, site.roster)
-        self.states, self.masked = {}, {}
+        self.states, self.masked, self.total = {}, {}, None
+        self.secrets = {name: bytes([i + 1]) * 32 for i, name in enumerate(OTHERS)}  # of the noise
 
     def say(self, content):
         self.site.give(m.SumItem(self.ref, content))
@@ -285,9 +286,9 @@ class Round:
         for name in self.puppets:
             ready = participant.receive(self.states[name], items[name], self.promises[name])
             self.promises[name] = ready.promises
-            words = np.concatenate(
-                [part.copy() for part in participant.stream(ready, self._vector(name), 10, (LOSS,), self.task.seed)]
-            )
+            said = (self._vector(name), 10, (LOSS,), self.task.seed)
+            secret = self.secrets.get(name)
+            words = np.concatenate([part.copy() for part in participant.stream(ready, *said, noise_secret=secret)])
             self.masked[name] = words
             self.states[name], said = participant.announce(ready, digest_of(words.tobytes()))
             self.state = summation.take(self.state, name, said)
@@ -322,6 +323,7 @@ class Round:
         for name in done.survivors:
             opened.add_vector(done.cohort, total, self.masked[name])
         opened.unmask_total(done, total)
+        self.total = total.copy()
         tallies = opened.tallies(done, total)
         mean = np.empty(fixed_point(self.spec).size, np.float32)
         if mean.size:
@@ -1070,3 +1072,153 @@ def test_what_binds_is_in_the_journal_before_it_leaves(site, stage, kept, monkey
     words = {"masked": '"masked":true', "consented": '"consented":["site-a"', "unmasked": '"unmasked":true'}
     assert words[kept] in seen[stage - 1]
     assert words[kept] not in seen[stage - 2] or kept == "masked"
+
+
+# noise inside the sum
+
+NOISE = NoiseTerms(0.5, 1.0, 2)
+NOISED = SumTerms(bounds=(NOISE.bound,), max_weight=1, equal_weights=True, noise=NOISE)
+
+
+def noised(parts):
+    noise = replace(NOISE, parts=parts)
+    return replace(NOISED, noise=noise)
+
+
+def test_with_noise_in_the_sum_an_update_is_clipped_noised_and_alone(site):
+    site.start()
+    this = Round(site, site.task(sum=NOISED))
+    mean, tallies = this.whole()
+    assert (tallies.num_examples, tallies.contributions, tallies.clipped, tallies.metrics) == (4, 4, (), ())
+    clipped = UPDATE * (0.5 / np.linalg.norm(UPDATE))
+    error = mean * 4 - clipped - sum(v.astype(np.float64) for v in this.vectors.values())
+    # Deviation of one number: 0.5 times (4 sites / 2 parts)^(1/2); chi-square with 1001 degrees stays in this for sure.
+    assert 0.75 < error.std() / (0.5 * np.sqrt(2)) < 1.25
+    (row,) = site.session._journal.departures()
+    assert row.has_noise
+    assert row.chain == (
+        "check, clip 0.5, in the sum Skellam noise 1.0 x 0.5 of 2 sites together, secure sum of 4, threshold 3, noise 2"
+        " times the counted variance if nobody drops out"
+    )
+    assert row.metrics == ()
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_another_attempt_sums_the_very_same_noised_integers(site, is_restarted):
+    site.start()
+    this = Round(site, site.task(sum=NOISED))
+    this.whole()
+    site.rest()
+    (site.restart if is_restarted else site.rest)()
+    again = Round(site, site.task(attempt=2, sum=NOISED))
+    again.whole()
+    assert np.array_equal(this.total, again.total)
+    assert not np.array_equal(this.masked["site-a"], again.masked["site-a"])  # under other masks
+    assert len(site.trainer.orders) == 1
+
+
+def test_noise_is_drawn_once_for_an_update_and_anew_for_the_next(site):
+    site.start()
+    secrets = []
+    for number in (1, 2):
+        this = Round(site, site.task(number, sum=NOISED))
+        this.whole()
+        site.rest()
+        secrets.append(site.session._journal.finished(this.ref).noise_secret)
+    assert len(set(secrets)) == 2
+    assert all(len(secret) == 32 for secret in secrets)
+    assert site.session._journal.finished(m.TaskRef("lungs-1", 1, 1, site.bundle.digest)).noise_secret is None
+
+
+def test_under_other_terms_of_the_noise_an_update_that_may_be_opened_is_not_summed_again(site):
+    """Else the director could have the same vector under two scales of noise."""
+    site.start()
+    this = Round(site, site.task(sum=NOISED))
+    for step in (this.advertise, this.close, this.deliver):
+        step()
+    this.hear()
+    site.give(m.Withdrawal(this.ref, "the round failed"))
+    site.rest()
+    louder = replace(NOISED, noise=replace(NOISE, noise_multiplier=2.0))
+    again = Round(site, site.task(attempt=2, sum=louder))
+    again.advertise()
+    again.close()
+    assert site.refusal().error == "SumRefusedError"
+    assert again.ref not in site.director.uploads
+
+
+def test_a_run_has_one_noise(site):
+    """A norm that clips this site's update in one round and not in the next would be seen in the difference."""
+    site.start()
+    Round(site, site.task(sum=NOISED)).whole()
+    site.rest()
+    noise = replace(NOISE, max_norm=0.25)
+    other = Round(site, site.task(2, sum=replace(NOISED, bounds=(noise.bound,), noise=noise)))
+    other.advertise()
+    other.close()
+    assert "a run has one" in site.refusal().reason
+
+
+def test_an_update_whose_noise_was_lost_is_not_summed_again_with_other_noise(site):
+    """Two draws over one update: their mean would have less noise than was counted."""
+    site.start()
+    this = Round(site, site.task(sum=NOISED))
+    for step in (this.advertise, this.close, this.deliver):
+        step()
+    this.hear()
+    site.give(m.Withdrawal(this.ref, "the round failed"))
+    site.rest()
+    site.end()
+    (site.folder / "work" / "payload.f32").unlink()
+    site.restart()
+    again = Round(site, site.task(attempt=2, sum=NOISED))
+    for step in (again.advertise, again.close, again.deliver):
+        step()
+    until(lambda: [one for one in site.director.refusals if one.ref == again.ref])
+    assert "masked in attempt 1 of round 1 is no longer here" in site.director.refusals[-1].reason
+    assert again.ref not in site.director.uploads
+
+
+@pytest.mark.parametrize(("colluding", "parts"), [(1, 4), (2, 3)])
+def test_noise_for_more_honest_sites_than_this_site_counts_on_is_refused_before_any_training(site, colluding, parts):
+    site.config = replace(site.config, secure_aggregation=SecureAggregationPolicy(colluding=colluding))
+    site.start()
+    site.give(site.task(sum=noised(parts)))
+    refusal = site.refusal()
+    assert refusal.error == "SumRefusedError"
+    assert f"the noise is in {parts} parts" in refusal.reason
+    assert site.trainer.orders == []
+
+
+def test_a_threshold_under_which_too_few_honest_sites_have_the_noise_gets_no_share(site):
+    """Three parts, and the director says threshold 3, of whom one may collude."""
+    site.start()
+    this = Round(site, site.task(sum=noised(3)))
+    this.advertise()
+    this.close(lambda content: encoding.encode(replace(encoding.decode(content), threshold=3)))
+    refusal = site.refusal()
+    assert refusal.error == "SumRefusedError"
+    assert "with threshold 3 this site counts on 2 honest envoys alone" in refusal.reason
+    assert site.director.told.empty()
+
+
+def test_an_evaluation_under_noise_sends_no_metric(site):
+    site.start()
+    this = Round(site, site.task(kind=m.TaskKind.EVALUATE, sum=NOISED))
+    mean, tallies = this.whole()
+    assert (mean.size, tallies.metrics, tallies.contributions) == (0, (), 4)
+
+
+def test_neither_log_nor_refusal_holds_the_secret(site, caplog):
+    caplog.set_level("DEBUG")
+    site.start()
+    this = Round(site, site.task(sum=NOISED))
+    this.whole()
+    site.rest()
+    secret = site.session._journal.finished(this.ref).noise_secret
+    assert secret.hex() not in caplog.text
+    assert repr(secret) not in caplog.text
+    for folder, _, files in os.walk(site.folder):
+        for file in files:
+            if not file.startswith("envoy.sqlite"):
+                assert secret not in (site.folder / folder / file).read_bytes()

@@ -12,7 +12,7 @@ from fedveil.utils import wire_control as control
 from fedveil.utils.errors import MalformedMessageError
 from fedveil.utils.metrics import AUC_BINS, MetricKind, MetricSum, mean_of
 from fedveil.utils.privacy.values import PublishedEpsilon, Unit
-from fedveil.utils.secure_sum.terms import MAX_GROUP, MAX_WEIGHT, Suite, SumTerms
+from fedveil.utils.secure_sum.terms import LEAST_NOISE, MAX_GROUP, MAX_WEIGHT, MOST_NOISE, NoiseTerms, Suite, SumTerms
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -59,6 +59,8 @@ terms = st.builds(
     histogram=st.booleans(),
     group=st.integers(0, MAX_GROUP),
 )
+noises = st.builds(NoiseTerms, st.floats(2.0**-60, 2.0**60), st.floats(LEAST_NOISE, MOST_NOISE), st.integers(1, 128))
+terms |= noises.map(lambda one: SumTerms(bounds=(one.bound,), max_weight=1, equal_weights=True, noise=one))
 contents = st.binary(min_size=1, max_size=300)
 tasks = st.builds(
     lambda coded, **fields: m.Task(payload=coded[0], codec=coded[1], **fields),

@@ -32,8 +32,8 @@ from ..tensors import Digest, canonical_json
 from . import summation
 from .opened import Opened
 from .relayed import open_unmasking
-from .spec import MAX_COHORT, SumSpec
-from .terms import Suite, SumTerms
+from .spec import SumSpec
+from .terms import MAX_COHORT, NoiseTerms, Suite, SumTerms
 
 MAX_CASE_BYTES = 64 << 20
 _FORMAT = "fedveil-sum-case/1"
@@ -84,6 +84,7 @@ class Case:
                 "equal_weights": terms.equal_weights,
                 "aggregator": terms.aggregator,
                 "histogram": terms.histogram,
+                "noise": None if terms.noise is None else terms.noise.to_json(),
             },
             "rules": [rules.colluding, rules.honest, rules.min_organizations],
             "cohort": list(self.cohort),
@@ -194,6 +195,7 @@ def _spec(spec: dict[str, Any], terms: dict[str, Any]) -> SumSpec:
             equal_weights=terms["equal_weights"] is True,
             aggregator=check_name("aggregator", terms["aggregator"]),
             histogram=terms["histogram"] is True,
+            noise=NoiseTerms.from_json(terms.get("noise")),
         ),
         orders=_digest(spec["orders"]) if spec["orders"] else "",
     )

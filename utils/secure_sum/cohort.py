@@ -155,7 +155,7 @@ def cohort_of(spec: SumSpec, roster: Roster, call: CohortCall) -> Cohort:
     shared = set.intersection(*(set(advert.metrics) for advert in adverts)) if adverts else set[MetricShape]()
     layout = TallyLayout(
         tuple(sorted(shared, key=lambda shape: shape.name)),
-        len(spec.sizes),
+        0 if spec.terms.noise else len(spec.sizes),  # what was cut off a vector is no part of its noised release
         spec.terms.histogram and len(names) >= HISTOGRAM_LEAST,
     )
     said = (part for one in call.adverts for part in (one.by.encode(), one.body))

@@ -16,8 +16,8 @@ from . import statements as s
 from .sealing import BOX_OVERHEAD_BYTES, PUBLIC_KEY_BYTES
 from .shamir import SHARE_BYTES
 from .signed import SIGNATURE_BYTES, Kind, Signed
-from .spec import MAX_COHORT
 from .tallies import MetricShape
+from .terms import MAX_COHORT
 
 MAX_CONTENT_BYTES = 4 << 20
 MAX_HEAD_BYTES = 256

@@ -38,6 +38,7 @@ from .rules import (
     check_cohort,
     check_differencing,
     check_group,
+    check_noise,
     check_suite,
     check_survivors,
     organizations_of,
@@ -46,7 +47,9 @@ from .rules import (
 from .sealing import PrivateKey, is_available, key_pair, open_box, seal
 from .shamir import SHARE_BYTES, split
 from .signed import Kind, Signed, Signer, check_signed, signed
-from .spec import SumSpec, rounding_key
+from .skellam import noise_in
+from .skellam_noise import SkellamNoise
+from .spec import SumSpec, noise_key, rounding_key
 from .statements import (
     Advert,
     CohortCall,
@@ -69,6 +72,7 @@ CUT_SHARE = 64
 """At most one of so many numbers of a tensor may be cut at its bound,"""
 CUT_LEAST = 64
 """or so many, if that is more."""
+SECRET_BYTES = 32
 _C = TypeVar("_C", bound=Content)
 
 
@@ -217,6 +221,7 @@ def share(
         raise SumRefusedError(f"{site.name} already shared its secrets in {spec.ref}; once is enough")
     cohort = cohort_of(spec, site.roster, call)
     colluders = check_cohort(site.floors, site.roster, site.name, cohort.names, cohort.threshold)
+    check_noise(spec.terms.noise, cohort.threshold, colluders)
     own = call.adverts[cohort.place(site.name)]
     if own != state.advert:
         raise SumRefusedError(f"the cohort has other keys for {site.name} than it advertised")
@@ -324,6 +329,7 @@ def stream(
     seed: bytes,
     start_word: int = 0,
     part_words: int = PART_WORDS,
+    noise_secret: bytes | None = None,
 ) -> Iterator[NDArray[np.uint32]]:
     """The masked vector, part by part, from any word on: always the same words for the same payload.
 
@@ -337,6 +343,7 @@ def stream(
         seed: of the task, which the spec binds all sites to; the rounding follows from it.
         start_word: where to begin, in 32-bit words.
         part_words: the most words of one part.
+        noise_secret: 32 bytes that were drawn for this payload and are known to nobody else; where the sum has noise.
 
     Yields:
         uint32; the array of one part is overwritten by the next.
@@ -345,13 +352,16 @@ def stream(
         NonFiniteUpdateError: NaN or infinity in the payload.
         UnsendableUpdateError: a metric that was announced is missing, or does not fit; or bounds that cut so many
             numbers of a tensor that little but signs is left. Then the tallies are not made, and nothing is announced.
-        ValueError: a payload of another length, or a start beyond the end.
+        ValueError: a payload of another length, a start beyond the end, or noise without a secret.
     """
     cohort, spec, numbers = state.cohort, state.cohort.spec, fixed_point(state.cohort.spec)
     vector = np.zeros(0, np.float32) if payload is None else payload
     if vector.shape != (numbers.size,) or not 0 <= start_word <= cohort.words or part_words < 1:
         raise ValueError(f"{vector.size} numbers from word {start_word} on, and the sum has {numbers.size}")
-    weight, key = spec.weight_of(num_examples), rounding_key(seed, spec.ref)
+    weight = spec.weight_of(num_examples)
+    noise = noise_of(spec, noise_secret)
+    # Noise is for a strict sensitivity: to the nearest, and not by lot.
+    key = None if spec.terms.noise else rounding_key(seed, spec.ref)
     clipped, squares = np.zeros(len(spec.sizes), np.int64), 0.0
     room = np.empty(min(part_words, max(cohort.tally_start, cohort.tally_layout.words)), np.uint32)
     masker = Masker(state.plus, state.minus, min(start_word, cohort.tally_start))
@@ -359,6 +369,8 @@ def stream(
         end = min(begin + part_words, cohort.tally_start)
         part, piece = room[: end - begin], vector[begin:end]
         numbers.encode(piece, begin, weight, key, part[: piece.size], clipped)
+        if noise is not None:
+            noise.add(part[: piece.size], begin)
         part[piece.size :] = 0
         if cohort.tally_layout.histogram:
             squares += float(np.square(piece, dtype=np.float64).sum())
@@ -367,7 +379,8 @@ def stream(
             masker.apply(unsent)
             yield unsent
     _check_cuts(spec, clipped)
-    tallies = cohort.tally_layout.encode(weight, clipped, metrics, float(np.sqrt(squares)))
+    counted = clipped[: cohort.tally_layout.tensors]
+    tallies = cohort.tally_layout.encode(weight, counted, metrics, float(np.sqrt(squares)))
     Masker(state.plus, state.minus, cohort.tally_start).apply(tallies)
     words = tallies.view(np.uint32)
     for begin in range(max(start_word - cohort.tally_start, 0), words.size, part_words):
@@ -444,6 +457,19 @@ def unmask(state: Consented, content: bytes, promises: Promises) -> tuple[Unmask
     unmasking = Unmasking(cohort.transcript, hashlib.sha256(state.body).digest(), shares)
     statement = signed(site.name, Kind.UNMASKING, encoding.unmasking_body(unmasking), site.sign)
     return Unmasked(site, promises.put(replace(promise, unmasked=True))), encoding.encode(statement)
+
+
+def noise_of(spec: SumSpec, secret: bytes | None) -> SkellamNoise | None:
+    """The noise that a site adds to its numbers; None where the sum has none, or no numbers.
+
+    Raises:
+        ValueError: there is no secret to draw it from.
+    """
+    if spec.terms.noise is None or not spec.sizes:
+        return None
+    if secret is None or len(secret) != SECRET_BYTES:
+        raise ValueError(f"{spec.ref} is summed with noise, and there is no secret to draw it from")
+    return SkellamNoise(noise_in(spec.terms.noise, sum(spec.sizes)).site_variance, noise_key(secret, spec))
 
 
 def _piece(

@@ -63,6 +63,7 @@ class Contribution:
     payload: Vector | None  # None for an evaluation
     num_examples: int
     metrics: tuple[MetricSum, ...] = ()
+    noise_secret: bytes | None = field(default=None, repr=False)  # 32 bytes, where the sum has noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +260,8 @@ class _Walk:
         """Send the vector, and say which it is."""
         ready = participant.receive(state, content, promises)
         given = self.network.contributions[name]
-        parts = participant.stream(ready, given.payload, given.num_examples, given.metrics, self.network.seed)
+        said = (given.payload, given.num_examples, given.metrics, self.network.seed)
+        parts = participant.stream(ready, *said, noise_secret=given.noise_secret)
         vector = np.concatenate([part.copy() for part in parts])
         self.outcome.vectors[name] = self.network.tamper_vector(name, vector)
         return participant.announce(ready, digest_of(vector.tobytes()))
@@ -296,8 +298,12 @@ def plain_total(
         given = contributions[name]
         payload = np.zeros(0, np.float32) if given.payload is None else given.payload
         vector, clipped = np.zeros(cohort.words, np.uint32), np.zeros(len(spec.sizes), np.int64)
-        weight, key = spec.weight_of(given.num_examples), rounding_key(seed, spec.ref)
+        weight, noise = spec.weight_of(given.num_examples), participant.noise_of(spec, given.noise_secret)
+        key = rounding_key(seed, spec.ref) if noise is None else None
         numbers.encode(payload, 0, weight, key, vector[: payload.size], clipped)
+        if noise is not None:
+            noise.add(vector[: payload.size], 0)
+        clipped = clipped[: cohort.tally_layout.tensors]
         norm = float(np.sqrt(np.square(payload, dtype=np.float64).sum()))
         vector[cohort.tally_start :].view(np.uint64)[:] = cohort.tally_layout.encode(
             weight, clipped, given.metrics, norm

@@ -38,8 +38,7 @@ from ..errors import ConfigError, IdentityError, StorageError, SumRefusedError
 from ..messages import EnvoyName, RunId, TaskRef
 from ..roster import Roster
 from ..tensors import canonical_json
-from .spec import MAX_COHORT
-from .terms import Suite
+from .terms import MAX_COHORT, NoiseTerms, Suite
 
 LEAST_ORGANIZATIONS = 3
 """Of a sum of two, each of them knows the other's part."""
@@ -193,6 +192,20 @@ def check_suite(floors: SumFloors, suite: Suite) -> None:
     if suite not in floors.suites:
         accepted = ", ".join(one.value for one in floors.suites)
         raise SumRefusedError(f"the run seals with {suite.value}; this site accepts {accepted}")
+
+
+def check_noise(noise: NoiseTerms | None, threshold: int, colluders: int) -> None:
+    """Are as many honest sites in each sum, by this site's own count, as have the whole noise together?
+
+    Raises:
+        SumRefusedError: fewer; what is left of the noise without the others' would be too little.
+    """
+    if noise is not None and threshold - colluders < noise.parts:
+        raise SumRefusedError(
+            f"the noise is in {noise.parts} parts, and with threshold {threshold} this site counts on"
+            f" {threshold - colluders} honest envoys alone; the run must reckon with as many colluding organizations as"
+            " this site does, and with the envoys that each has"
+        )
 
 
 def check_cohort(

@@ -14,7 +14,8 @@ whole vector is clipped, with one step for all tensors; numbers are rounded to t
 without a rounding key), so that the sensitivity is strict and not a matter of luck; no metrics and no counts of the
 data are in the tallies; the same noise is used when the same vector is sent again.
 
-The federation does not use this yet: it is the arithmetic, its accounting and their tests.
+``noise_in`` gives the noise of a federation's sum: ``parts`` honest sites, which its terms name and each site holds
+against its own floors, and one scale whoever was asked.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ import numpy as np
 from ..errors import ConfigError
 from .fixed_point import LEVELS
 from .skellam_noise import LEAST_VARIANCE, MOST_VARIANCE
+from .terms import MAX_COHORT, NOISE_STEPS, NoiseTerms
 
 _FLOATS = 1 + 2.0**-20
 """What clipping in float32 may leave of a norm above its bound."""
 _DEVIATIONS = 12
-"""Of the noise, for which the ring has room; beyond it are fewer than 1 of 10^30 numbers."""
+"""Of the noise, for which the ring has room; beyond it are fewer than 1 of 10^30 numbers where the noise is of a few
+hundred steps or more (Bernstein: 2 exp(-72 / (1 + 4 / deviation)))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,19 @@ class SkellamSum:
     def _length(self) -> float:
         """``max_norm`` in steps, as the bound in float32 has it."""
         return self.max_norm * LEVELS / (self.contributors * self.bound)
+
+
+def noise_in(terms: NoiseTerms, size: int) -> SkellamSum:
+    """The noise of a sum under these terms, over vectors of ``size`` numbers."""
+    return SkellamSum(
+        max_norm=terms.max_norm,
+        noise_multiplier=terms.noise_multiplier,
+        size=size,
+        contributors=MAX_COHORT,
+        threshold=terms.parts,
+        colluders=0,
+        steps=NOISE_STEPS,
+    )
 
 
 def rdp(orders: Sequence[float], *, sensitivity_l1: float, sensitivity_l2: float, variance: float) -> tuple[float, ...]:

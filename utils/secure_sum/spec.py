@@ -15,12 +15,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from ..errors import ConfigError
 from ..messages import Task, TaskKind, TaskRef
 from ..tensors import Digest, canonical_json, digest_of
-from .terms import SumTerms
+from .terms import MAX_COHORT, SumTerms
 
 SCHEME = "fedveil-sum/1"
 """Ring Z_2^32 with 2^30 levels, tallies in Z_2^64, AES-256-CTR masks, Shamir over 2^256 + 297, Ed25519, HPKE."""
-MAX_COHORT = 128
-"""Envoys of one sum: every pair masks, which is right for so many and no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,12 @@ class SumSpec:
 
     @property
     def max_total(self) -> int:
-        """Upper bound of the sum of weights, public."""
-        return self.contributors * self.terms.max_weight
+        """Upper bound of the sum of weights, public.
+
+        With noise it is the same whoever was asked: a vector that is summed again in another attempt must become the
+        very same integers, or the difference of the two sums would be free of the noise that is in both.
+        """
+        return (MAX_COHORT if self.terms.noise else self.contributors) * self.terms.max_weight
 
     @property
     def weights(self) -> str:
@@ -72,8 +74,9 @@ class SumSpec:
 
     @property
     def cuts(self) -> str:
-        """Digest of the clip bounds; empty where there is nothing to cut."""
-        return digest_of(canonical_json(list(self.bounds))) if self.sizes else ""
+        """Digest of the clip bounds, and of the noise; empty where there is nothing to cut."""
+        noise = [] if self.terms.noise is None else [self.terms.noise.to_json()]
+        return digest_of(canonical_json([*self.bounds, *noise])) if self.sizes else ""
 
     def weight_of(self, num_examples: int) -> int:
         """What a site with so many examples counts for."""
@@ -82,7 +85,7 @@ class SumSpec:
     def _document(self) -> dict[str, object]:
         terms = self.terms
         group = {"group": terms.group} if terms.group else {}  # and without groups the digest that it always had
-        return {
+        document: dict[str, object] = {
             "scheme": SCHEME,
             "federation": self.federation,
             "run": self.ref.run,
@@ -104,6 +107,7 @@ class SumSpec:
             "histogram": terms.histogram,
             **group,
         }
+        return document if terms.noise is None else document | {"noise": terms.noise.to_json()}
 
 
 def spec_of(federation: str, task: Task, sizes: tuple[int, ...]) -> SumSpec:
@@ -130,8 +134,9 @@ def spec_of(federation: str, task: Task, sizes: tuple[int, ...]) -> SumSpec:
 
 def _orders_of(task: Task) -> Digest:
     """A director that asked all sites but one to cut their updates to nothing would be left with that one's."""
-    asked = task.asked
-    return digest_of(canonical_json([task.seed.hex(), task.payload.value, asked.max_norm, asked.noise_multiplier]))
+    said = [task.seed.hex(), task.payload.value, task.asked.max_norm, task.asked.noise_multiplier]
+    noise = [] if task.sum is None or task.sum.noise is None else [task.sum.noise.to_json()]
+    return digest_of(canonical_json([*said, *noise]))
 
 
 def rounding_key(seed: bytes, ref: TaskRef) -> bytes:
@@ -144,3 +149,23 @@ def rounding_key(seed: bytes, ref: TaskRef) -> bytes:
     run = ref.run.encode()
     info = b"fedveil-sum/1 rounding" + struct.pack("<I", len(run)) + run + struct.pack("<Q", ref.round)
     return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(seed)
+
+
+def noise_key(secret: bytes, spec: SumSpec) -> bytes:
+    """The key of one site's noise, from the 32 secret bytes that were drawn for its update.
+
+    The same in each attempt of a round. Under other terms of the noise, or over a vector of another length, it would be
+    another key: no two scales of one vector ever carry the same noise.
+    """
+    said = canonical_json(
+        {
+            "run": spec.ref.run,
+            "round": spec.ref.round,
+            "plan": spec.ref.plan,
+            "model": spec.model,
+            "sizes": list(spec.sizes),
+            "noise": None if spec.terms.noise is None else spec.terms.noise.to_json(),
+        }
+    )
+    info = b"fedveil-sum/1 noise" + hashlib.sha256(said).digest()
+    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(secret)

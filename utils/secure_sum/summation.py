@@ -33,10 +33,10 @@ from ..tensors import Digest
 from . import encoding
 from .cohort import Cohort, check_advert, check_deal, cohort_of, delivery_digest, fixed_point
 from .opened import Opened, add_vector, decode, masker, opened, tallies, tally_start, unmask_total
-from .rules import LEAST_ORGANIZATIONS, organizations_of, threshold_of
+from .rules import LEAST_ORGANIZATIONS, colluders_of, organizations_of, threshold_of
 from .sealing import seal
 from .signed import Kind, Signed, check_signed
-from .spec import MAX_COHORT, SumSpec
+from .spec import SumSpec
 from .statements import (
     CohortCall,
     Consent,
@@ -51,6 +51,7 @@ from .statements import (
 )
 from .statements import Unmasking as UnmaskingBody
 from .tallies import TallyLayout
+from .terms import MAX_COHORT
 
 __all__ = [
     "Consenting",
@@ -275,6 +276,14 @@ def close_cohort(state: Gathering, names: Collection[EnvoyName] | None = None) -
             f"{len(members)} envoys of {len(organizations)} organizations: no threshold keeps {rules.colluding}"
             f" colluding and {rules.honest} honest ones apart; more envoys, or fewer of one organization"
         )
+    if (noise := state.spec.terms.noise) is not None:
+        colluders = colluders_of(organizations.values(), rules.colluding)
+        threshold = max(threshold, noise.parts + colluders)
+        if threshold > len(members):
+            raise SumAbortedError(
+                f"{len(members)} envoys are ready for the sum, and its noise needs {noise.parts} honest ones beside"
+                f" {colluders} that may collude"
+            )
     call = CohortCall(tuple(state.heard[name] for name in members), threshold)
     cohort = cohort_of(state.spec, state.roster, call)
     return Sharing(cohort, state.roster, rules, state.taken), _to_all(members, call)

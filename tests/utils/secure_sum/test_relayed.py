@@ -48,7 +48,7 @@ from fedveil.utils.secure_sum.relayed import (
     without_masks,
 )
 from fedveil.utils.secure_sum.sealed_stream import Sealer, open_stream
-from fedveil.utils.secure_sum.terms import Suite, SumTerms
+from fedveil.utils.secure_sum.terms import NoiseTerms, Suite, SumTerms
 from fedveil.utils.tensors import digest_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -170,6 +170,10 @@ def test_a_case_travels_as_bytes(relay):
     raw = relay.case.to_bytes()
     assert Case.from_bytes(raw) == relay.case
     assert Case.from_bytes(raw).to_bytes() == raw
+    noise = NoiseTerms(1.0, 0.7, 2)
+    terms = replace(relay.case.spec.terms, bounds=(noise.bound,), max_weight=1, equal_weights=True, noise=noise)
+    noised = replace(relay.case, spec=replace(relay.case.spec, terms=terms))
+    assert Case.from_bytes(noised.to_bytes()) == noised
 
 
 @given(st.binary(max_size=100))
