@@ -100,6 +100,25 @@ def test_a_run_of_secure_sums_gives_the_bits_of_a_simulation_and_shows_no_single
     assert four.trainings() == dict.fromkeys(SITES, 3)
 
 
+def test_noise_that_the_sites_draw_together_is_in_the_model(four, settings):
+    """Four sites and two parts: twice the counted variance. 3,077 numbers: a tenth off would be eight deviations."""
+    clipped = "[protection]\nmax_norm = 0.5\n[secure_sum]\nequal_weights = true\n"
+    plan, seed = four.plan(), int.from_bytes(hashlib.sha256(b"toy").digest())
+    run = four.submit(settings("simulation", rounds=1, secure="required") + clipped + "noise_multiplier = 2.0\n", plan)
+    view = four.finish(run)
+    assert [one.sum.survivors for one in view.rounds] == [SITES]
+    quiet = f'secure_aggregation = "required"\n{clipped}'
+    without = load(fedveil.simulate(plan, dict.fromkeys(SITES), rounds=1, seed=seed, experiment=quiet).model)
+    noised = load(fetched(four, view))
+    error = np.concatenate([(noised[name] - without[name]).ravel() for name in sorted(without)])
+    assert 0.9 < error.std() / (2.0 * 0.5 * np.sqrt(2) / 4) < 1.1
+    for site in SITES:
+        (row,) = read_outbox(four.folder / site)
+        assert (row.kind, row.has_noise, row.metrics) == ("masked", True, ())
+        assert "Skellam noise 2.0 x 0.5 of 2 sites together, secure sum of 4, threshold 3" in row.chain
+        assert (four.folder / site / "envoy.sqlite").stat().st_mode & 0o777 == 0o600
+
+
 def test_long_polls_bring_the_same_model(four, secure):
     plan = four.plan()
     for site in SITES:
