@@ -47,6 +47,7 @@ def test_a_director_elsewhere_is_reached_through_the_proxy(federation, proxy):
     heard, came = proxy
     tls = federation.certificate()
     with open_channel("director.example.org:9443", tls.chain, tls.key, tls.root) as channel:
-        channel.subscribe(lambda _: None, try_to_connect=True)
+        call = channel.unary_unary("/fedveil.v1.Federation/Beat").future(b"", timeout=10.0)
         assert came.wait(10.0)
+        call.cancel()
     assert heard[0].startswith("CONNECT director.example.org:9443 ")

@@ -66,7 +66,8 @@ def test_the_sum_of_all_sites_is_the_truth_and_nothing_less_is(own):
         total = sum(words.astype(np.uint32) for words in kept.without_own.values()).astype(np.uint32)
         found = total.view(np.int32) * (bounds / LEVELS * len(SITES))
         error = np.abs(found - sum(truth.values()))
-        assert (error <= len(SITES) * len(SITES) * bounds / LEVELS + 1e-9).all()
+        in_float32 = 1e-7  # the truth is trained once more here, with sums in another order
+        assert (error <= len(SITES) * len(SITES) * bounds / LEVELS + in_float32).all()
         for name in SITES:
             assert np.abs(steps[name] - truth[name]).max() > 0.1 * bounds.max()
 
