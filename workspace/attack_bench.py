@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -57,44 +54,19 @@ def run_bench(cells: Sequence[Cell], out: Path, workers: int, console: Console) 
         DatasetError: a case's images are not there.
     """
     laboratory = RealLaboratory(out / "models")
-    with RunStore(out, writing=True) as store, _progress(console) as progress, one_thread(), _ctrl_c() as heed:
+    with RunStore(out, writing=True) as store, _progress(console) as progress, one_thread():
         runs = {run.key: run for cell in cells for run in cell.runs()}
         kept = store.keys() & runs.keys()
         missing = [cell for cell in cells if any(run.key not in kept for run in cell.runs())]
         task = progress.add_task("training models", total=len(runs), completed=len(kept))
         laboratory.train_for(missing)
-        heed()
         progress.update(task, description="attacking")
 
         def told(outcome: Outcome) -> None:
             progress.update(task, advance=1, description=runs[outcome.key].cell.title)
-            heed()
 
         runner = InProcesses(workers) if workers else in_this_process
         return run_cells(cells, laboratory, store, runner, told)
-
-
-@contextmanager
-def _ctrl_c() -> Iterator[Callable[[], None]]:
-    """Ctrl-C as ever; calling what is given raises it once more, where a callback of some library swallowed it."""
-    pressed = threading.Event()
-
-    def press(*_: object) -> None:
-        pressed.set()
-        raise KeyboardInterrupt
-
-    def heed() -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield heed
-        return
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield heed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def summary_of(rows: Sequence[Row]) -> Table:

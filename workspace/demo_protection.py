@@ -51,7 +51,7 @@ class DemoDefense(Enum):
         bound = f"each update is clipped to an L2 norm of {_MAX_NORM:g}"
         noise = f"Gaussian noise of {_NOISE_MULTIPLIER:g} times that is added to each of its numbers"
         return {
-            DemoDefense.NONE: "updates are checked for their form and masked; their sum is exact: no clip, no noise",
+            DemoDefense.NONE: "no defense but masks: updates are checked for their form, and their sum is exact",
             DemoDefense.CLIP: f"{bound}; by itself that hides no patient",
             DemoDefense.CLIP_NOISE: f"{bound}, and {noise}: far too little for a guarantee of differential privacy",
         }[self]
