@@ -1,8 +1,13 @@
-"""How many tests run side by side."""
+"""How many tests run side by side, and that none is timed."""
 
 from __future__ import annotations
 
 import os
+
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # on a busy machine an example may take its time
+settings.load_profile("untimed")
 
 
 def pytest_xdist_auto_num_workers() -> int:
