@@ -31,7 +31,7 @@ def initial_of(plan: Plan) -> tuple[Layout, Vector, bytes]:
 
 def _of_torch(plan: TrainingPlan) -> tuple[Layout, Vector, bytes]:
     from .layouts import tensors_of
-    from .training import deterministic
+    from .plan_randomness import deterministic
 
     with deterministic(INITIAL_SEED):
         with calling("model()"):

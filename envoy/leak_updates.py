@@ -22,10 +22,11 @@ from .layouts import require_layout, tensors_of
 from .leak_test import SEEN_FILE, Sent
 from .plan_calls import calling
 from .plan_loading import plan_of
+from .plan_randomness import deterministic
 from .plans import TrainingPlan
 from .records import LoadedDataset
 from .splits import Split
-from .training import LocalRound, deterministic, run_round
+from .training import LocalRound, run_round
 
 _SEED = 7
 Emit = Callable[[dict[str, Any]], None]

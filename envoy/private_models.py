@@ -22,11 +22,11 @@ from ..utils.data_spec import DataKind, DataSpec
 from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import FederationError, PlanError
 from .plan_calls import calling
+from .plan_randomness import deterministic
 from .plans import TrainingPlan
 from .private_training import PrivateGradient
 from .records import LoadedDataset
 from .splits import Split
-from .training import deterministic
 
 _SEED = 0
 _PATIENTS, _IMAGES_EACH = 2, 2

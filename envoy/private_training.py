@@ -19,7 +19,6 @@ What this does not do: hide that training failed. A plan that raises for one pat
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,6 +35,7 @@ from ..utils.errors import DatasetError, TrainingError, UnsendableUpdateError
 from ..utils.privacy.values import Unit
 from .batches import Batches
 from .plan_calls import calling
+from .plan_randomness import seed_all
 from .plans import TrainingPlan
 from .records import LoadedDataset
 from .splits import Split
@@ -166,7 +166,7 @@ class PrivateGradient:
     def _rows(self, units: NDArray[np.int64], step: int) -> Iterator[NDArray[np.float32]]:
         """One unit's gradient after the other, (1, size)."""
         for number in units:
-            _seed_all((self._seed + step) % _SEEDS)
+            seed_all((self._seed + step) % _SEEDS)
             row = self._of_unit(self._units.of(int(number)))
             if np.isfinite(row).all():
                 yield row[None]
@@ -222,12 +222,3 @@ def require_loss(loss: object, where: str) -> None:
             f"{where} returned a {str(loss.dtype).removeprefix('torch.')} tensor of shape {tuple(loss.shape)}"
             f"{'' if loss.requires_grad else ' without grad'}, expected a float scalar that requires grad"
         )
-
-
-def _seed_all(seed: int) -> None:
-    """Everything that a plan may draw from; ``training.deterministic`` puts it back."""
-    random.seed(seed)
-    np.random.seed(seed % (1 << 32))  # noqa: NPY002 - plans may use numpy's old generator
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a traceback of each call where CUDA may start
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types for it
-        torch.cuda.manual_seed_all(seed)

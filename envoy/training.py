@@ -7,9 +7,7 @@ the same bits: every seed is drawn from the run's, and nothing is kept but the s
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +35,7 @@ from .batches import Batches, evaluation_batch_size
 from .layouts import CONTROL_PREFIX, ModelTensors, require_layout, tensors_of
 from .orders import WorkResult
 from .plan_calls import calling, collect_metrics, of_test_split
+from .plan_randomness import deterministic
 from .plans import TrainingPlan
 from .private_training import PrivateGradient, require_loss
 from .records import LoadedDataset
@@ -232,31 +231,6 @@ class _Training:
             raise TrainingError(f"SCAFFOLD: the optimizer does not train {name}; give it all of model.parameters()")
         own, common = self._own_control[name], self._global_control[name]
         return own - common - difference / (self._steps * rate)
-
-
-@contextmanager
-def deterministic(seed: int) -> Iterator[None]:
-    """Seed everything that a plan may draw from, and leave the process as it was."""
-    before = (random.getstate(), np.random.get_state(), torch.are_deterministic_algorithms_enabled())  # noqa: NPY002
-    warn_only, fill = torch.is_deterministic_algorithms_warn_only_enabled(), _fills_memory()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        random.seed(seed)
-        np.random.seed(seed % (1 << 32))  # noqa: NPY002 - plans may use numpy's old generator
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
-            torch.use_deterministic_algorithms(before[2], warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-
-
-def _fills_memory() -> bool:
-    return bool(torch.utils.deterministic.fill_uninitialized_memory)  # type: ignore[attr-defined]
 
 
 def _device_of(name: str) -> torch.device:

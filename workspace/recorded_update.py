@@ -21,8 +21,8 @@ from ..envoy.initial_weights import INITIAL_SEED
 from ..envoy.layouts import tensors_of
 from ..envoy.plan_calls import calling
 from ..envoy.plan_loading import plan_of
+from ..envoy.plan_randomness import deterministic
 from ..envoy.plans import TrainingPlan
-from ..envoy.training import deterministic
 from ..gradient_leakage.threat_model import Granted, ImageDomain, LocalTraining, Observation, SentKind
 from ..utils.data_spec import DataKind
 from ..utils.errors import AttackError, LengthMismatchError, NonFiniteUpdateError, StorageError

@@ -14,7 +14,8 @@ from fedveil.utils.tensors import Layout, Role
 from fedveil.workspace.benchmarks import private_codec
 from fedveil.workspace.benchmarks.private_accounting import Steps
 from fedveil.workspace.benchmarks.private_bench import as_markdown
-from fedveil.workspace.benchmarks.private_codec import Comparison, PrivateRow, Scale, read_rows
+from fedveil.workspace.benchmarks.private_codec import Comparison, PrivateRow, Scale
+from fedveil.workspace.benchmarks.private_rows import rows_in
 from fedveil.workspace.benchmarks.private_training import Gradients, Schedule, train
 from torch import nn
 from torch.nn import functional
@@ -137,7 +138,7 @@ def test_every_arm_gets_what_validation_chose_and_nothing_is_run_twice(tmp_path,
     assert [one.arm for one in found] == arms
     assert [one.noise_multiplier > 0 for one in found] == [False, False, True, True, True]
     assert all(len(one.scores) == 20 and np.isfinite(one.scores).all() for one in found)
-    tried = read_rows(home / "rows.jsonl")
+    tried = rows_in(home / "rows.jsonl", PrivateRow)
     for one in found:
         choices = [other for other in tried if other.arm == one.arm and other.seed == 0]
         assert len(choices) == len(private_codec.CANDIDATES[one.arm])
@@ -149,4 +150,4 @@ def test_every_arm_gets_what_validation_chose_and_nothing_is_run_twice(tmp_path,
 def test_damaged_rows_are_said(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"arm": "DP-SGD"}) + "\n", "utf-8")
     with pytest.raises(StorageError, match="is damaged"):
-        read_rows(tmp_path / "rows.jsonl")
+        rows_in(tmp_path / "rows.jsonl", PrivateRow)

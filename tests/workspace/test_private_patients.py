@@ -9,8 +9,9 @@ from fedveil.gradient_leakage.confidence import Interval
 from fedveil.utils.errors import StorageError
 from fedveil.workspace.benchmarks import private_patients
 from fedveil.workspace.benchmarks.auc_intervals import auc_difference, auc_interval
-from fedveil.workspace.benchmarks.private_patients import PatientComparison, PatientRow, Scale, divided, read_rows
+from fedveil.workspace.benchmarks.private_patients import PatientComparison, PatientRow, Scale, divided
 from fedveil.workspace.benchmarks.private_patients_bench import as_markdown
+from fedveil.workspace.benchmarks.private_rows import rows_in
 from fedveil.workspace.chest_xrays import Images3, Part
 
 LABELS = np.arange(60) % 2
@@ -53,7 +54,7 @@ def test_every_arm_gets_what_validation_chose_and_nothing_is_run_twice(images, t
     ]
     assert [one.noise_multiplier > 0 for one in found] == [False, True, False, True]
     assert all(one.unit == "patient" and len(one.scores) == 24 for one in found)
-    tried = read_rows(tmp_path / "rows.jsonl")
+    tried = rows_in(tmp_path / "rows.jsonl", PatientRow)
     for one in found:
         choices = [o for o in tried if (o.model, o.epsilon, o.seed) == (one.model, one.epsilon, 0)]
         assert max(choices, key=lambda other: other.auc_validation).learning_rate == one.learning_rate
@@ -93,5 +94,5 @@ def width(interval):
 def test_damaged_rows_are_said(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"model": "histogram"}\n', "utf-8")
     with pytest.raises(StorageError, match="is damaged"):
-        read_rows(tmp_path / "rows.jsonl")
+        rows_in(tmp_path / "rows.jsonl", PatientRow)
     assert dataclasses.fields(PatientRow)

@@ -22,8 +22,8 @@ from torch import nn
 from ...envoy.datasets import load
 from ...envoy.inspection import inspect
 from ...envoy.layouts import tensors_of
+from ...envoy.plan_randomness import deterministic
 from ...envoy.records import LoadedDataset
-from ...envoy.training import deterministic
 from ...gradient_leakage.defenses.nonlinear import nonlinear_bytes, read_nonlinear
 from ...gradient_leakage.defenses.registry import RATIO, Lesson, PublicSide, Registered, SiteSide, registered
 from ...gradient_leakage.runners import one_thread

@@ -28,7 +28,7 @@ from ...envoy.records import LoadedDataset
 from ...gradient_leakage.defenses.gaussian import GaussianMechanism
 from ...gradient_leakage.vae.codec import Codec, codec_bytes, read_codec
 from ...gradient_leakage.vae.fitting import fit, seeded
-from ...utils.errors import PlanError, StorageError
+from ...utils.errors import PlanError
 from ...utils.plan_bundle import open_bundle
 from ...utils.tensors import Vector, canonical_json, digest_of
 from ..chest_xrays import Part, find_images
@@ -38,6 +38,7 @@ from ..plan_builder import build_plan
 from ..sites import set_aside
 from .codec_utility import Setting
 from .private_accounting import Steps
+from .private_rows import auc, rows_in
 from .private_training import CodecOfRound, Gradients, Schedule, scores_of, train
 
 SEEDS = (1, 2, 3)
@@ -126,7 +127,7 @@ class Comparison:
         shown = [part.images.tobytes() for part in (images.train, images.test, public)]
         said = [self._setting.bundle.digest, digest_of(*shown), asdict(self._scale), DELTA]
         self._setup = digest_of(canonical_json(said))[:12]
-        self._known = {row.key: row for row in read_rows(home / "rows.jsonl") if row.setup == self._setup}
+        self._known = {row.key: row for row in rows_in(home / "rows.jsonl", PrivateRow) if row.setup == self._setup}
         self._path = self._public_path()
         self._noises: dict[float, float] = {}
 
@@ -172,8 +173,8 @@ class Comparison:
                 choice.learning_rate,
                 seed,
                 round(noise, 4),
-                _auc(images.validation, validation),
-                _auc(images.test, scores),
+                auc(images.validation, validation),
+                auc(images.test, scores),
                 round(time.process_time() - began, 1),
                 self._setup,
                 tuple(round(float(one), 7) for one in scores),
@@ -249,29 +250,8 @@ class Comparison:
         return scores_of(self._model, self._layout, vector, part.images)
 
 
-def read_rows(path: Path) -> list[PrivateRow]:
-    """The rows of a file; none where there is no file yet.
-
-    Raises:
-        StorageError: it is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        documents = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        return [PrivateRow(**{**document, "scores": tuple(document["scores"])}) for document in documents]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"{path} is damaged: {error}; delete it, and the rows are measured again") from error
-
-
 def _model_of(setting: Setting) -> nn.Module:
     plan = plan_of(setting.bundle)
     if not isinstance(plan, TrainingPlan):
         raise PlanError(f"{type(plan).__name__} is no TrainingPlan; per-image gradients need its model")
     return plan.model()
-
-
-def _auc(part: Part, scores: NDArray[np.float32]) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(part.labels, scores))

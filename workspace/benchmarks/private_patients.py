@@ -27,13 +27,15 @@ from ...envoy.plan_loading import construct, plan_class_of
 from ...envoy.plans import TrainingPlan
 from ...envoy.records import LoadedDataset
 from ...gradient_leakage.defenses.noise import NoiseSource
-from ...utils.errors import PlanError, StorageError
+from ...utils.errors import PlanError
 from ...utils.plan_bundle import Setting
 from ...utils.tensors import Vector, canonical_json, digest_of
 from ..chest_xrays import Images3, Part, find_images
 from ..plain_rounds import SiteModel, local_update, weighted_mean
 from ..sites import SiteShare, assign
 from .private_accounting import Steps
+from .private_rows import auc, rows_in
+from .private_training import scores_of
 
 PLAN = Path(next(iter(_package_path))) / "workspace" / "pneumonia" / "private_plan.py"
 EPSILONS = (1.0, 3.0, 8.0)
@@ -120,7 +122,7 @@ class PatientComparison:
             for model, scale in scales.items()
         }
         self._setups = {model: digest_of(canonical_json(words))[:12] for model, words in said.items()}
-        self._known = {row.key: row for row in read_rows(home / "rows.jsonl")}
+        self._known = {row.key: row for row in rows_in(home / "rows.jsonl", PatientRow)}
         self._noises: dict[tuple[str, float], float] = {}
 
     def steps(self, model: str) -> Steps:
@@ -148,7 +150,7 @@ class PatientComparison:
             began = time.process_time()
             noise = 0.0 if epsilon is None else self._noise(model, epsilon)
             plan, vector = self._trained(model, noise, choice, seed)
-            validation, scores = (scores_of(plan, vector, p) for p in (self.images.validation, self.images.test))
+            validation, scores = (scores_with(plan, vector, p) for p in (self.images.validation, self.images.test))
             row = PatientRow(
                 model,
                 epsilon,
@@ -158,8 +160,8 @@ class PatientComparison:
                 choice.learning_rate,
                 seed,
                 round(noise, 4),
-                _auc(self.images.validation, validation),
-                _auc(self.images.test, scores),
+                auc(self.images.validation, validation),
+                auc(self.images.test, scores),
                 round(time.process_time() - began, 1),
                 self._setups[model],
                 tuple(round(float(one), 7) for one in scores),
@@ -233,36 +235,6 @@ def divided(images: Images3, seed: int) -> list[LoadedDataset]:
     ]
 
 
-def scores_of(plan: TrainingPlan, vector: Vector, part: Part) -> NDArray[np.float32]:
+def scores_with(plan: TrainingPlan, vector: Vector, part: Part) -> NDArray[np.float32]:
     """How likely each image is ill, by the plan's model with these weights; (count,)."""
-    import torch
-    from torch.func import functional_call
-
-    model, (layout, _, _), flat = plan.model().eval(), initial_of(plan), torch.from_numpy(vector)
-    weights = {e.name: flat[e.offset : e.offset + e.size].reshape(e.shape) for e in layout.entries}
-    with torch.inference_mode():
-        pixels = torch.from_numpy(part.images[:, None].astype(np.float32) / 255)
-        parts = [functional_call(model, weights, (some,)).softmax(1)[:, 1] for some in torch.split(pixels, 256)]
-    found: NDArray[np.float32] = torch.cat(parts).numpy()
-    return found
-
-
-def read_rows(path: Path) -> list[PatientRow]:
-    """The rows of a file; none where there is no file yet.
-
-    Raises:
-        StorageError: it is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        documents = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        return [PatientRow(**{**document, "scores": tuple(document["scores"])}) for document in documents]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"{path} is damaged: {error}; delete it, and the rows are measured again") from error
-
-
-def _auc(part: Part, scores: NDArray[np.float32]) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(part.labels, scores))
+    return scores_of(plan.model().eval(), initial_of(plan)[0], vector, part.images)
