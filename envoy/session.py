@@ -203,7 +203,7 @@ class Session:
                     return self._aggregating.is_news(item)
                 case m.SumItem(ref, content):
                     return ref in self._commissions and self._commissions[ref].mailbox.is_news(content)
-                case m.Idle():
+                case m.Idle() | m.Offer():
                     return True
 
     def _take(self, item: m.WorkItem) -> None:
@@ -228,7 +228,7 @@ class Session:
                     held.withdraw()
             case m.SumItem():
                 self._take_item(item)
-            case m.Idle():
+            case m.Idle() | m.Offer():
                 pass
 
     def _take_item(self, item: m.SumItem) -> None:

@@ -26,29 +26,59 @@ PAYLOAD_KIND_PLAIN: PayloadKind
 PAYLOAD_KIND_CODED: PayloadKind
 PAYLOAD_KIND_MASKED: PayloadKind
 
+class HelloRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HelloReply(_message.Message):
+    __slots__ = ("federation", "software", "now")
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    federation: str
+    software: str
+    now: float
+    def __init__(self, federation: _Optional[str] = ..., software: _Optional[str] = ..., now: _Optional[float] = ...) -> None: ...
+
 class JoinRequest(_message.Message):
-    __slots__ = ("signing_request", "identity_key", "identity_proof")
+    __slots__ = ("signing_request", "identity_key", "identity_proof", "renewal_request")
     SIGNING_REQUEST_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_KEY_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_PROOF_FIELD_NUMBER: _ClassVar[int]
+    RENEWAL_REQUEST_FIELD_NUMBER: _ClassVar[int]
     signing_request: bytes
     identity_key: bytes
     identity_proof: bytes
-    def __init__(self, signing_request: _Optional[bytes] = ..., identity_key: _Optional[bytes] = ..., identity_proof: _Optional[bytes] = ...) -> None: ...
+    renewal_request: bytes
+    def __init__(self, signing_request: _Optional[bytes] = ..., identity_key: _Optional[bytes] = ..., identity_proof: _Optional[bytes] = ..., renewal_request: _Optional[bytes] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("signing_request", "renewal_request", "asked_at", "identity_proof")
+    SIGNING_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RENEWAL_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ASKED_AT_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_PROOF_FIELD_NUMBER: _ClassVar[int]
+    signing_request: bytes
+    renewal_request: bytes
+    asked_at: float
+    identity_proof: bytes
+    def __init__(self, signing_request: _Optional[bytes] = ..., renewal_request: _Optional[bytes] = ..., asked_at: _Optional[float] = ..., identity_proof: _Optional[bytes] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("federation", "name", "organization", "chain", "identity_certificate")
+    __slots__ = ("federation", "name", "organization", "chain", "identity_certificate", "renewal_certificate")
     FEDERATION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    RENEWAL_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     federation: str
     name: str
     organization: str
     chain: bytes
     identity_certificate: bytes
-    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., organization: _Optional[str] = ..., chain: _Optional[bytes] = ..., identity_certificate: _Optional[bytes] = ...) -> None: ...
+    renewal_certificate: bytes
+    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., organization: _Optional[str] = ..., chain: _Optional[bytes] = ..., identity_certificate: _Optional[bytes] = ..., renewal_certificate: _Optional[bytes] = ...) -> None: ...
 
 class TaskRef(_message.Message):
     __slots__ = ("run", "round", "attempt", "plan_digest")
@@ -63,33 +93,55 @@ class TaskRef(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., plan_digest: _Optional[bytes] = ...) -> None: ...
 
 class WorkRequest(_message.Message):
-    __slots__ = ("software", "held", "wait_seconds")
+    __slots__ = ("software", "held", "wait_seconds", "approved")
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    APPROVED_FIELD_NUMBER: _ClassVar[int]
     software: str
     held: _containers.RepeatedCompositeFieldContainer[TaskRef]
     wait_seconds: float
-    def __init__(self, software: _Optional[str] = ..., held: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
+    approved: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, software: _Optional[str] = ..., held: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., wait_seconds: _Optional[float] = ..., approved: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class WorkItem(_message.Message):
-    __slots__ = ("task", "withdrawal", "idle", "sum_item")
+    __slots__ = ("task", "withdrawal", "idle", "sum_item", "offer")
     TASK_FIELD_NUMBER: _ClassVar[int]
     WITHDRAWAL_FIELD_NUMBER: _ClassVar[int]
     IDLE_FIELD_NUMBER: _ClassVar[int]
     SUM_ITEM_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
     task: Task
     withdrawal: Withdrawal
     idle: Idle
     sum_item: SumItem
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping]] = ..., idle: _Optional[_Union[Idle, _Mapping]] = ..., sum_item: _Optional[_Union[SumItem, _Mapping]] = ...) -> None: ...
+    offer: Offer
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping]] = ..., idle: _Optional[_Union[Idle, _Mapping]] = ..., sum_item: _Optional[_Union[SumItem, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ...) -> None: ...
+
+class SignedDocument(_message.Message):
+    __slots__ = ("content", "signature", "chain")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    signature: bytes
+    chain: bytes
+    def __init__(self, content: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., chain: _Optional[bytes] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("run", "proposal")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    proposal: SignedDocument
+    def __init__(self, run: _Optional[str] = ..., proposal: _Optional[_Union[SignedDocument, _Mapping]] = ...) -> None: ...
 
 class Idle(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("ref", "kind", "model_digest", "model_bytes", "layout_digest", "seed", "seconds_left", "min_participants", "cohort", "payload", "codec_digest", "sum", "asked_max_norm", "asked_noise_multiplier")
+    __slots__ = ("ref", "kind", "model_digest", "model_bytes", "layout_digest", "seed", "seconds_left", "min_participants", "cohort", "payload", "codec_digest", "sum", "proposal_digest", "patches", "asked_max_norm", "asked_noise_multiplier")
     REF_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +154,8 @@ class Task(_message.Message):
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     CODEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SUM_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PATCHES_FIELD_NUMBER: _ClassVar[int]
     ASKED_MAX_NORM_FIELD_NUMBER: _ClassVar[int]
     ASKED_NOISE_MULTIPLIER_FIELD_NUMBER: _ClassVar[int]
     ref: TaskRef
@@ -116,9 +170,11 @@ class Task(_message.Message):
     payload: PayloadKind
     codec_digest: bytes
     sum: SumTerms
+    proposal_digest: bytes
+    patches: _containers.RepeatedCompositeFieldContainer[SignedDocument]
     asked_max_norm: float
     asked_noise_multiplier: float
-    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., layout_digest: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., seconds_left: _Optional[float] = ..., min_participants: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., sum: _Optional[_Union[SumTerms, _Mapping]] = ..., asked_max_norm: _Optional[float] = ..., asked_noise_multiplier: _Optional[float] = ...) -> None: ...
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., layout_digest: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., seconds_left: _Optional[float] = ..., min_participants: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., sum: _Optional[_Union[SumTerms, _Mapping]] = ..., proposal_digest: _Optional[bytes] = ..., patches: _Optional[_Iterable[_Union[SignedDocument, _Mapping]]] = ..., asked_max_norm: _Optional[float] = ..., asked_noise_multiplier: _Optional[float] = ...) -> None: ...
 
 class SumTerms(_message.Message):
     __slots__ = ("suite", "bounds", "max_weight", "equal_weights", "aggregator", "histogram", "group", "noise")
@@ -345,14 +401,22 @@ class Refusal(_message.Message):
     def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., error: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("held",)
+    __slots__ = ("held", "approved", "audit_head")
     HELD_FIELD_NUMBER: _ClassVar[int]
+    APPROVED_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_HEAD_FIELD_NUMBER: _ClassVar[int]
     held: _containers.RepeatedCompositeFieldContainer[TaskRef]
-    def __init__(self, held: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ...) -> None: ...
+    approved: _containers.RepeatedScalarFieldContainer[bytes]
+    audit_head: bytes
+    def __init__(self, held: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., approved: _Optional[_Iterable[bytes]] = ..., audit_head: _Optional[bytes] = ...) -> None: ...
 
 class Acknowledgement(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("now", "audit_head")
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_HEAD_FIELD_NUMBER: _ClassVar[int]
+    now: float
+    audit_head: bytes
+    def __init__(self, now: _Optional[float] = ..., audit_head: _Optional[bytes] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()
@@ -385,12 +449,14 @@ class StatusReply(_message.Message):
     def __init__(self, federation: _Optional[str] = ..., software: _Optional[str] = ..., up_seconds: _Optional[float] = ..., envoys: _Optional[_Iterable[_Union[EnvoyView, _Mapping]]] = ..., experiments: _Optional[_Iterable[_Union[ExperimentView, _Mapping]]] = ...) -> None: ...
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("settings", "manifest")
+    __slots__ = ("settings", "manifest", "proposal")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_FIELD_NUMBER: _ClassVar[int]
     settings: str
     manifest: bytes
-    def __init__(self, settings: _Optional[str] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+    proposal: SignedDocument
+    def __init__(self, settings: _Optional[str] = ..., manifest: _Optional[bytes] = ..., proposal: _Optional[_Union[SignedDocument, _Mapping]] = ...) -> None: ...
 
 class SubmitReply(_message.Message):
     __slots__ = ("missing", "run")
@@ -483,7 +549,7 @@ class SitePrivacy(_message.Message):
     def __init__(self, envoy: _Optional[str] = ..., privacy: _Optional[_Union[PublishedEpsilon, _Mapping]] = ...) -> None: ...
 
 class ExperimentView(_message.Message):
-    __slots__ = ("run", "name", "state", "reason", "plan_digest", "model_digest", "model_bytes", "max_rounds", "rounds", "submitted_at", "bytes_up", "bytes_down")
+    __slots__ = ("run", "name", "state", "reason", "plan_digest", "model_digest", "model_bytes", "max_rounds", "rounds", "submitted_at", "bytes_up", "bytes_down", "proposal_digest", "approved_by", "patches")
     RUN_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -496,6 +562,9 @@ class ExperimentView(_message.Message):
     SUBMITTED_AT_FIELD_NUMBER: _ClassVar[int]
     BYTES_UP_FIELD_NUMBER: _ClassVar[int]
     BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    APPROVED_BY_FIELD_NUMBER: _ClassVar[int]
+    PATCHES_FIELD_NUMBER: _ClassVar[int]
     run: str
     name: str
     state: str
@@ -508,4 +577,7 @@ class ExperimentView(_message.Message):
     submitted_at: float
     bytes_up: int
     bytes_down: int
-    def __init__(self, run: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., max_rounds: _Optional[int] = ..., rounds: _Optional[_Iterable[_Union[RoundView, _Mapping]]] = ..., submitted_at: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ...) -> None: ...
+    proposal_digest: bytes
+    approved_by: _containers.RepeatedScalarFieldContainer[str]
+    patches: int
+    def __init__(self, run: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., max_rounds: _Optional[int] = ..., rounds: _Optional[_Iterable[_Union[RoundView, _Mapping]]] = ..., submitted_at: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., proposal_digest: _Optional[bytes] = ..., approved_by: _Optional[_Iterable[str]] = ..., patches: _Optional[int] = ...) -> None: ...

@@ -96,6 +96,16 @@ class FederationStub(object):
                 request_serializer=fedveil_dot_protos_dot_federation__pb2.RosterRequest.SerializeToString,
                 response_deserializer=fedveil_dot_protos_dot_federation__pb2.RosterReply.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/fedveil.v1.Federation/Renew',
+                request_serializer=fedveil_dot_protos_dot_federation__pb2.RenewRequest.SerializeToString,
+                response_deserializer=fedveil_dot_protos_dot_federation__pb2.JoinReply.FromString,
+                _registered_method=True)
+        self.Hello = channel.unary_unary(
+                '/fedveil.v1.Federation/Hello',
+                request_serializer=fedveil_dot_protos_dot_federation__pb2.HelloRequest.SerializeToString,
+                response_deserializer=fedveil_dot_protos_dot_federation__pb2.HelloReply.FromString,
+                _registered_method=True)
 
 
 class FederationServicer(object):
@@ -180,6 +190,20 @@ class FederationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """New certificates for a member, over its leaf or, once that expired, over its renewal certificate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Hello(self, request, context):
+        """Who answers here, and what its clock says; for every certificate of the federation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -237,6 +261,16 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.FetchRoster,
                     request_deserializer=fedveil_dot_protos_dot_federation__pb2.RosterRequest.FromString,
                     response_serializer=fedveil_dot_protos_dot_federation__pb2.RosterReply.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=fedveil_dot_protos_dot_federation__pb2.RenewRequest.FromString,
+                    response_serializer=fedveil_dot_protos_dot_federation__pb2.JoinReply.SerializeToString,
+            ),
+            'Hello': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hello,
+                    request_deserializer=fedveil_dot_protos_dot_federation__pb2.HelloRequest.FromString,
+                    response_serializer=fedveil_dot_protos_dot_federation__pb2.HelloReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -548,6 +582,60 @@ class Federation(object):
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedveil.v1.Federation/Renew',
+            fedveil_dot_protos_dot_federation__pb2.RenewRequest.SerializeToString,
+            fedveil_dot_protos_dot_federation__pb2.JoinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hello(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedveil.v1.Federation/Hello',
+            fedveil_dot_protos_dot_federation__pb2.HelloRequest.SerializeToString,
+            fedveil_dot_protos_dot_federation__pb2.HelloReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class ControlStub(object):
     """---------------------------------------------------------------- operators
@@ -588,6 +676,11 @@ class ControlStub(object):
         self.Stop = channel.unary_unary(
                 '/fedveil.v1.Control/Stop',
                 request_serializer=fedveil_dot_protos_dot_federation__pb2.StopRequest.SerializeToString,
+                response_deserializer=fedveil_dot_protos_dot_federation__pb2.ExperimentView.FromString,
+                _registered_method=True)
+        self.Steer = channel.unary_unary(
+                '/fedveil.v1.Control/Steer',
+                request_serializer=fedveil_dot_protos_dot_federation__pb2.SignedDocument.SerializeToString,
                 response_deserializer=fedveil_dot_protos_dot_federation__pb2.ExperimentView.FromString,
                 _registered_method=True)
         self.Fetch = channel.unary_stream(
@@ -644,6 +737,13 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Steer(self, request, context):
+        """Pause, resume, roll back, or change settings between rounds: a signed patch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Fetch(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -687,6 +787,11 @@ def add_ControlServicer_to_server(servicer, server):
             'Stop': grpc.unary_unary_rpc_method_handler(
                     servicer.Stop,
                     request_deserializer=fedveil_dot_protos_dot_federation__pb2.StopRequest.FromString,
+                    response_serializer=fedveil_dot_protos_dot_federation__pb2.ExperimentView.SerializeToString,
+            ),
+            'Steer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Steer,
+                    request_deserializer=fedveil_dot_protos_dot_federation__pb2.SignedDocument.FromString,
                     response_serializer=fedveil_dot_protos_dot_federation__pb2.ExperimentView.SerializeToString,
             ),
             'Fetch': grpc.unary_stream_rpc_method_handler(
@@ -863,6 +968,33 @@ class Control(object):
             target,
             '/fedveil.v1.Control/Stop',
             fedveil_dot_protos_dot_federation__pb2.StopRequest.SerializeToString,
+            fedveil_dot_protos_dot_federation__pb2.ExperimentView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Steer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedveil.v1.Control/Steer',
+            fedveil_dot_protos_dot_federation__pb2.SignedDocument.SerializeToString,
             fedveil_dot_protos_dot_federation__pb2.ExperimentView.FromString,
             options,
             channel_credentials,

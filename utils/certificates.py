@@ -28,7 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from .addresses import Address
 from .errors import IdentityError, PassphraseError
-from .identity import PeerId, Role, check_validity, expires_at
+from .identity import DOCUMENT_SIGNING, PeerId, Role, check_validity, expires_at
 
 DAY_SECONDS = 86_400
 ROOT_DAYS = 3_650
@@ -38,9 +38,6 @@ LEAF_DAYS = 90
 CLOCK_SKEW_SECONDS = 300
 """Certificates begin this long before they are made, since clocks of two hospitals differ."""
 MAX_PASSPHRASE_BYTES = 1_000  # OpenSSL takes 1023
-
-DOCUMENT_SIGNING = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.36")
-"""RFC 9336: the identity certificate signs what an envoy says and opens no connection."""
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | Ed25519PublicKey

@@ -24,6 +24,8 @@ from .messages import NAME_PATTERN
 
 MAX_CHAIN_BYTES = 64 << 10
 MAX_CHAIN = 4
+DOCUMENT_SIGNING = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.36")
+"""RFC 9336: an identity certificate signs what its owner says and opens no connection."""
 _SCHEME = "spiffe://"
 _UNREADABLE = (
     ValueError,
@@ -42,6 +44,7 @@ class Role(Enum):
     ENVOY = "envoy"  # a site
     OPERATOR = "operator"  # steers the director: submits, stops, shows
     JOIN = "join"  # the one-time certificate of a join file, good for Join alone
+    RENEW = "renew"  # a member's certificate of a year, good for Renew alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +215,15 @@ def is_for_clients(certificate: x509.Certificate) -> bool:
     except (x509.ExtensionNotFound, *_UNREADABLE):
         return False
     return list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+
+
+def is_for_signing(certificate: x509.Certificate) -> bool:
+    """An identity certificate: it signs what its owner says, and opens no connection."""
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, *_UNREADABLE):
+        return False
+    return list(usage) == [DOCUMENT_SIGNING]
 
 
 def _authority(certificate: x509.Certificate) -> tuple[x509.BasicConstraints, bool]:

@@ -16,6 +16,7 @@ from .errors import ConfigError
 from .metrics import MetricSum
 from .privacy.values import PublishedEpsilon
 from .secure_sum.terms import SumTerms
+from .signed_document import SignedDocument
 from .tensors import Digest
 
 EnvoyName = NewType("EnvoyName", str)
@@ -99,6 +100,8 @@ class Task:
     codec: Digest | None = None  # given where the payload is coded, and nowhere else
     asked: AskedProtection = AskedProtection()
     sum: SumTerms | None = None  # None: without secure aggregation
+    proposal: Digest | None = None  # what the site must have approved
+    patches: tuple[SignedDocument, ...] = ()  # all changes to the run so far, in their order
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +125,47 @@ class SumItem:
     content: bytes
 
 
-WorkItem: TypeAlias = Task | Withdrawal | Idle | SumItem
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What is proposed to a site; nothing of it runs before the site's data manager approves it."""
+
+    run: RunId
+    proposal: SignedDocument
+
+
+WorkItem: TypeAlias = Task | Withdrawal | Idle | SumItem | Offer
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """Heard; there is nothing to say."""
+    """Heard; and what the director's clock and audit log say, where they are told."""
+
+    now: float = 0.0  # seconds since 1970; 0: not told
+    audit_head: bytes = b""  # ``SignedHead``; empty: none
+
+
+@dataclass(frozen=True, slots=True)
+class HelloRequest:
+    """Asks who answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class HelloReply:
+    """Who answers, and what its clock says."""
+
+    federation: str
+    software: str
+    now: float  # seconds since 1970
 
 
 @dataclass(frozen=True, slots=True)
 class WorkRequest:
-    """An envoy asks for work and says what it already holds."""
+    """An envoy asks for work and says what it already holds, and what its site approved."""
 
     software: str
     held: tuple[TaskRef, ...] = ()
     wait_seconds: float = 0.0
+    approved: tuple[Digest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +307,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A sign of life."""
+    """A sign of life, with what the site approved and the head of its audit log."""
 
     held: tuple[TaskRef, ...] = ()
+    approved: tuple[Digest, ...] = ()
+    audit_head: bytes = b""  # ``SignedHead``; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,18 +320,30 @@ class JoinRequest:
 
     signing_request: bytes  # PKCS#10, DER, P-256
     identity_key: bytes  # Ed25519 public key, 32 bytes
-    identity_proof: bytes  # Ed25519 signature over the signing request
+    identity_proof: bytes  # Ed25519 signature over both signing requests
+    renewal_request: bytes = b""  # PKCS#10, DER, P-256; empty from one that asks for no renewal certificate
+
+
+@dataclass(frozen=True, slots=True)
+class RenewRequest:
+    """What a member sends for new certificates, signed by the identity key that it is known by."""
+
+    signing_request: bytes  # PKCS#10, DER, P-256
+    renewal_request: bytes  # PKCS#10, DER, P-256
+    asked_at: float  # seconds since 1970, by the member's clock
+    identity_proof: bytes  # Ed25519
 
 
 @dataclass(frozen=True, slots=True)
 class JoinReply:
-    """What the registrar answers."""
+    """What the registrar answers, to a join and to a renewal."""
 
     federation: str
     name: EnvoyName
     organization: str
     chain: bytes  # PEM: leaf, then issuer
     identity_certificate: bytes  # PEM
+    renewal_certificate: bytes = b""  # PEM; good for Renew alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +401,9 @@ class ExperimentView:
     rounds: tuple[RoundView, ...] = ()
     bytes_up: int = 0
     bytes_down: int = 0
+    proposal: Digest | None = None
+    approved_by: tuple[EnvoyName, ...] = ()  # as far as they said so since the director started
+    patches: int = 0  # changes to the run so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +423,7 @@ class Submission:
 
     settings: str  # the text of experiment.toml
     manifest: bytes  # raw bytes of the plan's manifest
+    proposal: SignedDocument | None = None  # what sites are asked to approve
 
 
 @dataclass(frozen=True, slots=True)

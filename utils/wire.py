@@ -10,7 +10,7 @@ saves two copies of every byte of a model and stays the same protobuf message on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ..protos import federation_pb2 as pb
@@ -24,6 +24,10 @@ from .wire_sums import sum_item_from_pb, sum_item_to_pb, terms_from_pb, terms_to
 
 _MAX_LENGTH = 1 << 40
 _MAX_HELD = 64
+_MAX_APPROVED = 256
+_MAX_PATCHES = 200
+_HEAD_BYTES = 136
+_MAX_SIGNING_REQUEST = 16 << 10  # bytes
 _MAX_SECONDS = 1e8  # three years
 _MAX_COHORT = 10_000
 _MAX_VALUE = 1e100  # of a metric: sums over all envoys, and products of two sums, stay finite
@@ -109,8 +113,12 @@ def _read_varint(raw: bytes, position: int) -> tuple[int, int]:
 
 def work_request_to_wire(request: m.WorkRequest) -> bytes:
     """An envoy asks for work."""
-    held = [ref_to_wire(ref) for ref in request.held]
-    return pb.WorkRequest(software=request.software, held=held, wait_seconds=request.wait_seconds).SerializeToString()
+    return pb.WorkRequest(
+        software=request.software,
+        held=[ref_to_wire(ref) for ref in request.held],
+        wait_seconds=request.wait_seconds,
+        approved=[bytes.fromhex(digest) for digest in request.approved],
+    ).SerializeToString()
 
 
 def work_request_from_wire(raw: bytes) -> m.WorkRequest:
@@ -118,7 +126,8 @@ def work_request_from_wire(raw: bytes) -> m.WorkRequest:
     request = field.parse(pb.WorkRequest, raw)
     held = _refs(request.held)
     wait = field.number(request.wait_seconds, "wait_seconds")
-    return m.WorkRequest(field.line(request.software, "software"), held, min(max(wait, 0.0), 60.0))
+    software = field.line(request.software, "software")
+    return m.WorkRequest(software, held, min(max(wait, 0.0), 60.0), _approved(request.approved))
 
 
 def work_item_to_wire(item: m.WorkItem) -> bytes:
@@ -132,6 +141,9 @@ def work_item_to_wire(item: m.WorkItem) -> bytes:
             ).SerializeToString()
         case m.SumItem():
             return pb.WorkItem(sum_item=sum_item_to_pb(item)).SerializeToString()
+        case m.Offer(run, proposal):
+            offer = pb.Offer(run=run, proposal=field.document_to_pb(proposal))
+            return pb.WorkItem(offer=offer).SerializeToString()
         case m.Task():
             task = pb.Task(
                 ref=ref_to_wire(item.ref),
@@ -148,6 +160,8 @@ def work_item_to_wire(item: m.WorkItem) -> bytes:
                 asked_max_norm=item.asked.max_norm or 0.0,
                 asked_noise_multiplier=item.asked.noise_multiplier,
                 sum=terms_to_pb(item.sum) if item.sum else None,
+                proposal_digest=field.digest_bytes(item.proposal),
+                patches=[field.document_to_pb(patch) for patch in item.patches],
             )
             return pb.WorkItem(task=task).SerializeToString()
 
@@ -164,8 +178,11 @@ def work_item_from_wire(raw: bytes) -> m.WorkItem:
             return _task(item.task)
         case "sum_item":
             return sum_item_from_pb(item.sum_item)
+        case "offer":
+            run = m.RunId(field.name(item.offer.run, "a run"))
+            return m.Offer(run, field.document_from_pb(item.offer.proposal, "a proposal"))
         case _:
-            raise MalformedMessageError("a work item that is neither task, withdrawal, idle nor of a secure sum")
+            raise MalformedMessageError("a work item that is neither task, withdrawal, idle, offer nor of a secure sum")
 
 
 def _task(task: pb.Task) -> m.Task:
@@ -173,6 +190,8 @@ def _task(task: pb.Task) -> m.Task:
         raise MalformedMessageError(f"a task's seed has {len(task.seed)} bytes, expected {field.DIGEST_BYTES}")
     if len(task.cohort) > _MAX_COHORT:
         raise MalformedMessageError(f"a cohort of {len(task.cohort)} envoys")
+    if len(task.patches) > _MAX_PATCHES:
+        raise MalformedMessageError(f"a task with {len(task.patches)} patches, expected at most {_MAX_PATCHES}")
     payload, codec = _payload(task.payload, task.codec_digest)
     if payload is m.PayloadKind.MASKED:
         raise MalformedMessageError("a task whose payload is masked; a task says what stands under the masks")
@@ -190,6 +209,8 @@ def _task(task: pb.Task) -> m.Task:
         codec=codec,
         asked=_asked(task),
         sum=terms_from_pb(task.sum) if task.HasField("sum") else None,
+        proposal=field.optional_digest(task.proposal_digest, "a proposal"),
+        patches=tuple(field.document_from_pb(patch, "a patch") for patch in task.patches),
     )
 
 
@@ -319,23 +340,54 @@ def refusal_from_wire(raw: bytes) -> m.Refusal:
 
 def heartbeat_to_wire(heartbeat: m.Heartbeat) -> bytes:
     """A sign of life."""
-    return pb.Heartbeat(held=[ref_to_wire(ref) for ref in heartbeat.held]).SerializeToString()
+    return pb.Heartbeat(
+        held=[ref_to_wire(ref) for ref in heartbeat.held],
+        approved=[bytes.fromhex(digest) for digest in heartbeat.approved],
+        audit_head=heartbeat.audit_head,
+    ).SerializeToString()
 
 
 def heartbeat_from_wire(raw: bytes) -> m.Heartbeat:
     """A sign of life."""
-    return m.Heartbeat(_refs(field.parse(pb.Heartbeat, raw).held))
+    beat = field.parse(pb.Heartbeat, raw)
+    return m.Heartbeat(_refs(beat.held), _approved(beat.approved), _head(beat.audit_head))
 
 
-def acknowledgement_to_wire(_: m.Acknowledgement) -> bytes:
-    """Heard; there is nothing to say."""
-    return b""
+def acknowledgement_to_wire(heard: m.Acknowledgement) -> bytes:
+    """Heard."""
+    return pb.Acknowledgement(now=heard.now, audit_head=heard.audit_head).SerializeToString()
 
 
 def acknowledgement_from_wire(raw: bytes) -> m.Acknowledgement:
-    """Heard; there is nothing to say."""
-    field.parse(pb.Acknowledgement, raw)
-    return m.Acknowledgement()
+    """Heard."""
+    heard = field.parse(pb.Acknowledgement, raw)
+    return m.Acknowledgement(field.number(heard.now, "now"), _head(heard.audit_head))
+
+
+def hello_request_to_wire(_: m.HelloRequest) -> bytes:
+    """Asks who answers."""
+    return b""
+
+
+def hello_request_from_wire(raw: bytes) -> m.HelloRequest:
+    """Asks who answers."""
+    field.parse(pb.HelloRequest, raw)
+    return m.HelloRequest()
+
+
+def hello_reply_to_wire(reply: m.HelloReply) -> bytes:
+    """Who answers."""
+    return pb.HelloReply(federation=reply.federation, software=reply.software, now=reply.now).SerializeToString()
+
+
+def hello_reply_from_wire(raw: bytes) -> m.HelloReply:
+    """Who answers."""
+    reply = field.parse(pb.HelloReply, raw)
+    return m.HelloReply(
+        field.name(reply.federation, "a federation"),
+        field.line(reply.software, "software"),
+        field.number(reply.now, "now"),
+    )
 
 
 # ---------------------------------------------------------------- joining
@@ -347,15 +399,41 @@ def join_request_to_wire(request: m.JoinRequest) -> bytes:
         signing_request=request.signing_request,
         identity_key=request.identity_key,
         identity_proof=request.identity_proof,
+        renewal_request=request.renewal_request,
     ).SerializeToString()
 
 
 def join_request_from_wire(raw: bytes) -> m.JoinRequest:
     """A signing request; its signatures are the registrar's to check."""
     request = field.parse(pb.JoinRequest, raw)
-    if len(request.signing_request) > 16 << 10 or len(request.identity_key) != 32 or len(request.identity_proof) != 64:
+    is_short = max(len(request.signing_request), len(request.renewal_request)) <= _MAX_SIGNING_REQUEST
+    if not is_short or len(request.identity_key) != 32 or len(request.identity_proof) != 64:
         raise MalformedMessageError("a join request whose keys or signatures have the wrong length")
-    return m.JoinRequest(request.signing_request, request.identity_key, request.identity_proof)
+    return m.JoinRequest(request.signing_request, request.identity_key, request.identity_proof, request.renewal_request)
+
+
+def renew_request_to_wire(request: m.RenewRequest) -> bytes:
+    """Signing requests of a member."""
+    return pb.RenewRequest(
+        signing_request=request.signing_request,
+        renewal_request=request.renewal_request,
+        asked_at=request.asked_at,
+        identity_proof=request.identity_proof,
+    ).SerializeToString()
+
+
+def renew_request_from_wire(raw: bytes) -> m.RenewRequest:
+    """Signing requests of a member; their signatures are the registrar's to check."""
+    request = field.parse(pb.RenewRequest, raw)
+    is_short = max(len(request.signing_request), len(request.renewal_request)) <= _MAX_SIGNING_REQUEST
+    if not is_short or len(request.identity_proof) != 64:
+        raise MalformedMessageError("a renewal whose signing requests or signature have the wrong length")
+    return m.RenewRequest(
+        request.signing_request,
+        request.renewal_request,
+        field.number(request.asked_at, "asked_at"),
+        request.identity_proof,
+    )
 
 
 def join_reply_to_wire(reply: m.JoinReply) -> bytes:
@@ -366,6 +444,7 @@ def join_reply_to_wire(reply: m.JoinReply) -> bytes:
         organization=reply.organization,
         chain=reply.chain,
         identity_certificate=reply.identity_certificate,
+        renewal_certificate=reply.renewal_certificate,
     ).SerializeToString()
 
 
@@ -378,6 +457,7 @@ def join_reply_from_wire(raw: bytes) -> m.JoinReply:
         organization=field.line(reply.organization, "an organization"),
         chain=reply.chain,
         identity_certificate=reply.identity_certificate,
+        renewal_certificate=reply.renewal_certificate,
     )
 
 
@@ -403,6 +483,18 @@ def _refs(refs: Iterable[pb.TaskRef]) -> tuple[m.TaskRef, ...]:
     if len(held) > _MAX_HELD:
         raise MalformedMessageError(f"{len(held)} tasks held at once")
     return held
+
+
+def _approved(digests: Sequence[bytes]) -> tuple[Digest, ...]:
+    if len(digests) > _MAX_APPROVED:
+        raise MalformedMessageError(f"{len(digests)} proposals approved at once, expected at most {_MAX_APPROVED}")
+    return tuple(field.digest(digest, "an approved proposal") for digest in digests)
+
+
+def _head(raw: bytes) -> bytes:
+    if raw and len(raw) != _HEAD_BYTES:
+        raise MalformedMessageError(f"a head of an audit log of {len(raw)} bytes, expected {_HEAD_BYTES}")
+    return raw
 
 
 def _metrics_to_wire(metrics: Iterable[MetricSum]) -> list[pb.Metric]:

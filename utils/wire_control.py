@@ -5,19 +5,24 @@ from __future__ import annotations
 from ..protos import federation_pb2 as pb
 from . import messages as m
 from . import wire_fields as field
+from .signed_document import SignedDocument
 from .wire import KIND_OF, KINDS
 from .wire_sums import sum_view_from_pb, sum_view_to_pb
 
 
 def submission_to_wire(submission: m.Submission) -> bytes:
     """An experiment."""
-    return pb.SubmitRequest(settings=submission.settings, manifest=submission.manifest).SerializeToString()
+    proposal = field.document_to_pb(submission.proposal) if submission.proposal else None
+    return pb.SubmitRequest(
+        settings=submission.settings, manifest=submission.manifest, proposal=proposal
+    ).SerializeToString()
 
 
 def submission_from_wire(raw: bytes) -> m.Submission:
     """An experiment; its settings and manifest are parsed by those who own them."""
     request = field.parse(pb.SubmitRequest, raw)
-    return m.Submission(request.settings, request.manifest)
+    proposal = field.document_from_pb(request.proposal, "a proposal") if request.HasField("proposal") else None
+    return m.Submission(request.settings, request.manifest, proposal)
 
 
 def submit_reply_to_wire(reply: m.SubmitReply) -> bytes:
@@ -52,6 +57,16 @@ def stop_from_wire(raw: bytes) -> tuple[m.RunId, str]:
     """Ends one run, with the operator's reason."""
     request = field.parse(pb.StopRequest, raw)
     return m.RunId(field.name(request.run, "a run")), field.line(request.reason, "a reason")
+
+
+def patch_to_wire(patch: SignedDocument) -> bytes:
+    """A change to a run, signed by an operator."""
+    return field.document_to_pb(patch).SerializeToString()
+
+
+def patch_from_wire(raw: bytes) -> SignedDocument:
+    """A change to a run, signed by an operator; who acts upon it checks by whom."""
+    return field.document_from_pb(field.parse(pb.SignedDocument, raw), "a patch")
 
 
 def experiment_to_wire(view: m.ExperimentView) -> bytes:
@@ -127,6 +142,9 @@ def _experiment_to_pb(view: m.ExperimentView) -> pb.ExperimentView:
         submitted_at=view.submitted_at,
         bytes_up=view.bytes_up,
         bytes_down=view.bytes_down,
+        proposal_digest=field.digest_bytes(view.proposal),
+        approved_by=view.approved_by,
+        patches=view.patches,
     )
 
 
@@ -163,6 +181,9 @@ def _experiment(view: pb.ExperimentView) -> m.ExperimentView:
         rounds=tuple(_round(one) for one in view.rounds),
         bytes_up=view.bytes_up,
         bytes_down=view.bytes_down,
+        proposal=field.optional_digest(view.proposal_digest, "a proposal"),
+        approved_by=tuple(m.EnvoyName(field.name(name, "an envoy that approved")) for name in view.approved_by),
+        patches=view.patches,
     )
 
 

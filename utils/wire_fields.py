@@ -16,6 +16,7 @@ from ..protos import federation_pb2 as pb
 from . import messages as m
 from .errors import MalformedMessageError
 from .privacy.values import PublishedEpsilon, Unit
+from .signed_document import MAX_DOCUMENT_BYTES, SIGNATURE_BYTES, SignedDocument
 from .tensors import Digest
 
 _P = TypeVar("_P", bound=Message)
@@ -23,6 +24,7 @@ _K = TypeVar("_K")
 DIGEST_BYTES = 32
 _MAX_TEXT = 2_000
 _MAX_ROUND = 1 << 30
+_MAX_CHAIN_BYTES = 64 << 10
 
 
 def parse(kind: Callable[[], _P], raw: bytes) -> _P:
@@ -131,3 +133,22 @@ def published(message: pb.PublishedEpsilon) -> PublishedEpsilon:
             f"privacy: epsilon {message.epsilon:g}, delta {message.delta:g}, unit {message.unit[:20]!r}; expected a"
             " finite number of at least 0, one in (0, 1), and record, patient or site"
         ) from None
+
+
+def document_to_pb(document: SignedDocument) -> pb.SignedDocument:
+    """A signed text."""
+    return pb.SignedDocument(content=document.content, signature=document.signature, chain=document.chain)
+
+
+def document_from_pb(document: pb.SignedDocument, what: str) -> SignedDocument:
+    """A signed text, as long as one may be; who signed what is for those to check who act upon it."""
+    if not 0 < len(document.content) <= MAX_DOCUMENT_BYTES or len(document.chain) > _MAX_CHAIN_BYTES:
+        raise MalformedMessageError(
+            f"{what} of {len(document.content)} bytes with {len(document.chain)} of certificates, expected 1 to"
+            f" {MAX_DOCUMENT_BYTES} and at most {_MAX_CHAIN_BYTES}"
+        )
+    if len(document.signature) != SIGNATURE_BYTES:
+        raise MalformedMessageError(
+            f"{what} with a signature of {len(document.signature)} bytes, expected {SIGNATURE_BYTES}"
+        )
+    return SignedDocument(document.content, document.signature, document.chain)

@@ -13,6 +13,7 @@ from fedveil.utils.errors import MalformedMessageError
 from fedveil.utils.metrics import AUC_BINS, MetricKind, MetricSum, mean_of
 from fedveil.utils.privacy.values import PublishedEpsilon, Unit
 from fedveil.utils.secure_sum.terms import LEAST_NOISE, MAX_GROUP, MAX_WEIGHT, MOST_NOISE, NoiseTerms, Suite, SumTerms
+from fedveil.utils.signed_document import SignedDocument
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +63,11 @@ terms = st.builds(
 noises = st.builds(NoiseTerms, st.floats(2.0**-60, 2.0**60), st.floats(LEAST_NOISE, MOST_NOISE), st.integers(1, 128))
 terms |= noises.map(lambda one: SumTerms(bounds=(one.bound,), max_weight=1, equal_weights=True, noise=one))
 contents = st.binary(min_size=1, max_size=300)
+documents = st.builds(
+    SignedDocument, st.binary(min_size=1, max_size=300), st.binary(min_size=64, max_size=64), st.binary(max_size=300)
+)
+approved = st.lists(digests, max_size=3).map(tuple)
+heads = st.just(b"") | st.binary(min_size=136, max_size=136)
 tasks = st.builds(
     lambda coded, **fields: m.Task(payload=coded[0], codec=coded[1], **fields),
     payloads,
@@ -76,6 +82,8 @@ tasks = st.builds(
     cohort=st.lists(names, max_size=4).map(tuple),
     asked=asked,
     sum=st.none() | terms,
+    proposal=st.none() | digests,
+    patches=st.lists(documents, max_size=2).map(tuple),
 )
 masked = st.tuples(st.just(m.PayloadKind.MASKED), st.none() | digests)
 receipts = st.builds(m.Receipt, refs, digests, lengths)
@@ -122,6 +130,9 @@ experiments = st.builds(
     rounds=st.lists(rounds, max_size=2).map(tuple),
     bytes_up=lengths,
     bytes_down=lengths,
+    proposal=st.none() | digests,
+    approved_by=st.lists(names, max_size=2).map(tuple),
+    patches=st.integers(0, 200),
 )
 envoys = st.builds(m.EnvoyView, names, lines, st.booleans(), finite)
 
@@ -133,12 +144,18 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
     "data": (st.builds(m.Data, st.binary(min_size=1, max_size=300)), wire.part_to_wire, wire.part_from_wire),
     "closing": (st.builds(m.Closing, digests), wire.part_to_wire, wire.part_from_wire),
     "work_request": (
-        st.builds(m.WorkRequest, lines, held, st.floats(0, 60)),
+        st.builds(m.WorkRequest, lines, held, st.floats(0, 60), approved),
         wire.work_request_to_wire,
         wire.work_request_from_wire,
     ),
     "work_item": (
-        st.one_of(st.just(m.Idle()), st.builds(m.Withdrawal, refs, lines), tasks, st.builds(m.SumItem, refs, contents)),
+        st.one_of(
+            st.just(m.Idle()),
+            st.builds(m.Withdrawal, refs, lines),
+            tasks,
+            st.builds(m.SumItem, refs, contents),
+            st.builds(m.Offer, names, documents),
+        ),
         wire.work_item_to_wire,
         wire.work_item_from_wire,
     ),
@@ -201,29 +218,48 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
         wire_sums.roster_reply_from_wire,
     ),
     "refusal": (st.builds(m.Refusal, refs, lines, lines), wire.refusal_to_wire, wire.refusal_from_wire),
-    "heartbeat": (st.builds(m.Heartbeat, held), wire.heartbeat_to_wire, wire.heartbeat_from_wire),
+    "heartbeat": (st.builds(m.Heartbeat, held, approved, heads), wire.heartbeat_to_wire, wire.heartbeat_from_wire),
     "acknowledgement": (
-        st.just(m.Acknowledgement()),
+        st.builds(m.Acknowledgement, finite, heads),
         wire.acknowledgement_to_wire,
         wire.acknowledgement_from_wire,
     ),
+    "hello_request": (st.just(m.HelloRequest()), wire.hello_request_to_wire, wire.hello_request_from_wire),
+    "hello_reply": (
+        st.builds(m.HelloReply, names, lines, finite),
+        wire.hello_reply_to_wire,
+        wire.hello_reply_from_wire,
+    ),
+    "renew_request": (
+        st.builds(
+            m.RenewRequest,
+            st.binary(max_size=300),
+            st.binary(max_size=300),
+            finite,
+            st.binary(min_size=64, max_size=64),
+        ),
+        wire.renew_request_to_wire,
+        wire.renew_request_from_wire,
+    ),
+    "patch": (documents, control.patch_to_wire, control.patch_from_wire),
     "join_request": (
         st.builds(
             m.JoinRequest,
             st.binary(max_size=300),
             st.binary(min_size=32, max_size=32),
             st.binary(min_size=64, max_size=64),
+            st.binary(max_size=300),
         ),
         wire.join_request_to_wire,
         wire.join_request_from_wire,
     ),
     "join_reply": (
-        st.builds(m.JoinReply, names, names, lines, st.binary(max_size=99), st.binary(max_size=99)),
+        st.builds(m.JoinReply, names, names, lines, *[st.binary(max_size=99)] * 3),
         wire.join_reply_to_wire,
         wire.join_reply_from_wire,
     ),
     "submission": (
-        st.builds(m.Submission, st.text(max_size=99), st.binary(max_size=99)),
+        st.builds(m.Submission, st.text(max_size=99), st.binary(max_size=99), st.none() | documents),
         control.submission_to_wire,
         control.submission_from_wire,
     ),
