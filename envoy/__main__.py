@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -105,10 +106,10 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
     from .audit import SiteAudit
     from .client import DirectorClient
     from .config import load_config
+    from .control_socket import ControlSocket
     from .enrolment import load_credentials
     from .gate import LeakGate
     from .session import Session
-    from .status_socket import StatusSocket
     from .summing import SumIdentity
     from .trainer import ChildTrainer
 
@@ -127,7 +128,7 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         identity = SumIdentity(credentials.peer.federation, key.sign, accepted, log)
         aggregator = AggregatorIdentity(identity, opening_key(key), log)
         session = Session(name, folder, link, trainer, config, gate, identity, aggregator)
-        socket = StatusSocket(folder, session.status)
+        socket = ControlSocket(folder, {"status": lambda _request, _by: asdict(session.status())})
 
         def end(*_: object) -> None:
             session.end()
@@ -145,7 +146,7 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
 @app.command()
 def status(folder: Folder = DEFAULT_FOLDER) -> None:
     """What the envoy that runs in this folder does now."""
-    from .status_socket import ask_status
+    from .control_socket import ask_status
 
     with errors_in_words():
         reply = ask_status(folder)

@@ -30,6 +30,8 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     ├── PrivacyError                a data set's privacy rules do not allow it
     │   └── BudgetExhaustedError    its budget is spent
     ├── NoQuorumError               too few envoys, or too few of their updates
+    ├── NotApprovedError            the site's data manager did not approve it, or not so much of it
+    │   └── VetoedError             or ended it
     ├── PlanError                   the plan cannot be built, read or run
     │   └── TrainingError           the plan raised, hung or died while it trained
     ├── DatasetError                no such dataset, empty, or not what the plan declares
@@ -58,6 +60,7 @@ __all__ = [
     "MalformedMessageError",
     "NoQuorumError",
     "NonFiniteUpdateError",
+    "NotApprovedError",
     "NotAuthorizedError",
     "NotInvitedError",
     "PassphraseError",
@@ -73,6 +76,7 @@ __all__ = [
     "UnknownArtifactError",
     "UnreachableError",
     "UnsendableUpdateError",
+    "VetoedError",
     "WrongRoundError",
 ]
 
@@ -186,6 +190,14 @@ class BudgetExhaustedError(PrivacyError):
     def __init__(self, text: str, site_text: str = "") -> None:
         super().__init__(text)
         self.site_text = site_text
+
+
+class NotApprovedError(FederationError):
+    """The site's data manager did not approve this, or not so much of it; names what the director knows already."""
+
+
+class VetoedError(NotApprovedError):
+    """The site's data manager ended it; the reason is told where the data manager said so."""
 
 
 class PlanError(FederationError):

@@ -58,6 +58,7 @@ _STATUS: dict[type[errors.FederationError], grpc.StatusCode] = {
     errors.NotAuthorizedError: grpc.StatusCode.PERMISSION_DENIED,
     errors.MalformedMessageError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotInvitedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NotApprovedError: grpc.StatusCode.PERMISSION_DENIED,
     errors.DuplicateUpdateError: grpc.StatusCode.ALREADY_EXISTS,
     errors.UnknownArtifactError: grpc.StatusCode.NOT_FOUND,
     errors.UnsendableUpdateError: grpc.StatusCode.INVALID_ARGUMENT,
