@@ -188,10 +188,10 @@ def test_an_answer_that_is_no_status_is_said_so(folder, answer):
 
 def test_an_error_of_a_class_that_is_not_ours_is_still_an_error(folder):
     def fail(request, by):
-        class Odd(FederationError):
+        class OddError(FederationError):
             pass
 
-        raise Odd("odd")
+        raise OddError("odd")
 
     running = ControlSocket(folder, {"status": fail})
     with pytest.raises(FederationError, match="odd"):
