@@ -41,6 +41,11 @@ class OperatorClient:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
+    def hello(self, seconds: float = 10.0) -> m.HelloReply:
+        """Who answers, and what its clock says."""
+        request = wire.hello_request_to_wire(m.HelloRequest())
+        return wire.hello_reply_from_wire(self._ask("Hello", request, transport.FEDERATION, seconds))
+
     def status(self) -> m.StatusReply:
         """The director, who is there, and what is under way."""
         return control.status_from_wire(self._ask("Status", b""))
@@ -114,11 +119,11 @@ class OperatorClient:
         except grpc.RpcError as failure:
             raise transport.error_of(failure) from failure
 
-    def _ask(self, method: str, request: bytes) -> bytes:
+    def _ask(
+        self, method: str, request: bytes, service: str = transport.CONTROL, seconds: float = _TIMEOUT_SECONDS
+    ) -> bytes:
         try:
-            answer: bytes = self._channel.unary_unary(f"/{transport.CONTROL}/{method}")(
-                request, timeout=_TIMEOUT_SECONDS
-            )
+            answer: bytes = self._channel.unary_unary(f"/{service}/{method}")(request, timeout=seconds)
         except grpc.RpcError as failure:
             raise transport.error_of(failure) from failure
         return answer

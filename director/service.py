@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
+from .. import __version__
 from ..utils import messages as m
 from ..utils import transport, wire, wire_sums
 from ..utils.artifacts import ArtifactStore
@@ -16,6 +17,9 @@ from .coordinator import Coordinator
 from .doors import Door, download
 from .membership import roster_reply
 from .registrar import Registrar
+
+SOFTWARE = f"fedveil {__version__}"
+_ANYBODY = (Role.ENVOY, Role.OPERATOR, Role.JOIN, Role.RENEW)  # of this federation: who is it that answers?
 
 
 class FederationService:
@@ -39,6 +43,7 @@ class FederationService:
         return grpc.method_handlers_generic_handler(
             transport.FEDERATION,
             {
+                "Hello": door.unary(self._hello, wire.hello_request_from_wire, wire.hello_reply_to_wire, _ANYBODY),
                 "Join": door.unary(self._join, wire.join_request_from_wire, wire.join_reply_to_wire, (Role.JOIN,)),
                 "Work": door.stream(self._work, wire.work_request_from_wire, wire.work_item_to_wire),
                 "NextWork": door.unary(self._next_work, wire.work_request_from_wire, wire.work_item_to_wire),
@@ -56,6 +61,9 @@ class FederationService:
                 "Beat": door.unary(self._beat, wire.heartbeat_from_wire, acknowledge),
             },
         )
+
+    def _hello(self, _: PeerId, __: m.HelloRequest) -> m.HelloReply:
+        return m.HelloReply(self._federation, SOFTWARE, time.time())
 
     def _join(self, peer: PeerId, request: m.JoinRequest) -> m.JoinReply:
         return self._registrar.join(peer, request, time.time())
@@ -105,7 +113,7 @@ class FederationService:
 
     def _beat(self, peer: PeerId, _: m.Heartbeat) -> m.Acknowledgement:
         self._coordinator.hear(_envoy(peer))
-        return m.Acknowledgement()
+        return m.Acknowledgement(now=time.time())
 
 
 def _envoy(peer: PeerId) -> m.EnvoyName:

@@ -52,12 +52,19 @@ class DirectorClient:
         self._tell_sum: Callable[..., m.SumReply] = call(
             _path("TellSum"), wire_sums.statement_to_wire, wire_sums.sum_reply_from_wire
         )
+        self._hello: Callable[..., m.HelloReply] = call(
+            _path("Hello"), wire.hello_request_to_wire, wire.hello_reply_from_wire
+        )
         stream = self._channel.unary_stream
         self._work = stream(_path("Work"), wire.work_request_to_wire, wire.work_item_from_wire)
         self._download = stream(_path("Download"), wire.download_to_wire, wire.part_from_wire)
         self._upload: Callable[..., m.Receipt] = self._channel.stream_unary(
             _path("Upload"), wire.part_to_wire, wire.receipt_from_wire
         )
+
+    def hello(self, seconds: float = 10.0) -> m.HelloReply:
+        """Ask who answers, and what its clock says."""
+        return _answered(self._hello, m.HelloRequest(), seconds)
 
     def join(self, request: m.JoinRequest) -> m.JoinReply:
         """Ask for certificates, over a bootstrap certificate."""
@@ -95,9 +102,9 @@ class DirectorClient:
         """Say that there will be no answer."""
         _answered(self._decline, refusal, _CALL_SECONDS)
 
-    def beat(self, heartbeat: m.Heartbeat) -> None:
-        """Say that one is there."""
-        _answered(self._beat, heartbeat, _CALL_SECONDS)
+    def beat(self, heartbeat: m.Heartbeat) -> m.Acknowledgement:
+        """Say that one is there; the answer holds the director's clock."""
+        return _answered(self._beat, heartbeat, _CALL_SECONDS)
 
     def roster(self) -> m.RosterReply:
         """Who is in the federation, by the director's word alone."""

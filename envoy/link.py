@@ -47,8 +47,8 @@ class Link(Protocol):
         """Say that there will be no answer."""
         ...
 
-    def beat(self, heartbeat: m.Heartbeat) -> None:
-        """Say that one is there."""
+    def beat(self, heartbeat: m.Heartbeat) -> m.Acknowledgement:
+        """Say that one is there; the answer holds the director's clock."""
         ...
 
     def close(self) -> None:

@@ -267,8 +267,9 @@ class _InMemoryLink:
     def decline(self, refusal: m.Refusal) -> None:
         self._coordinator.decline(self._name, refusal)
 
-    def beat(self, _: m.Heartbeat) -> None:
+    def beat(self, _: m.Heartbeat) -> m.Acknowledgement:
         self._coordinator.hear(self._name)
+        return m.Acknowledgement()
 
     def close(self) -> None:
         self._closed.set()

@@ -122,8 +122,8 @@ class Wire:
     def decline(self, refusal: m.Refusal) -> None:
         self.refusals.append(refusal)
 
-    def beat(self, heartbeat: m.Heartbeat) -> None:
-        pass
+    def beat(self, heartbeat: m.Heartbeat) -> m.Acknowledgement:
+        return m.Acknowledgement()
 
     def close(self) -> None:
         self.items.put(None)

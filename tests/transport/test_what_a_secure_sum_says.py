@@ -101,9 +101,9 @@ class Tapped(DirectorClient):
     def decline(self, refusal: m.Refusal) -> None:
         raise AssertionError(refusal)
 
-    def beat(self, heartbeat: m.Heartbeat) -> None:
+    def beat(self, heartbeat: m.Heartbeat) -> m.Acknowledgement:
         self.said.append(wire.heartbeat_to_wire(heartbeat))
-        super().beat(heartbeat)
+        return super().beat(heartbeat)
 
 
 def envoy(folder: Path) -> tuple[Session, Tapped]:
