@@ -4,6 +4,7 @@
     ca/issuer.pem        ca/issuer.key.pem    what the registrar issues with
     director.pem         director.key.pem     leaf and issuer
     operator.pem         operator.key.pem     role operator, name "operator"
+    operator.identity.pem, operator.identity.key.pem    Ed25519: signs what the operator proposes
     director.toml
 
 Also reads these files back. A new issuer and a new director's certificate, in a year, belong here; they come with
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..utils.addresses import Address
 from ..utils.certificates import (
@@ -30,6 +32,7 @@ from ..utils.certificates import (
     check_passphrase,
     is_key_of,
     issue_client,
+    issue_identity,
     issue_server,
     key_pem,
     make_issuer,
@@ -59,6 +62,8 @@ ROOT_FILE = "ca/root.pem"
 ROOT_KEY_FILE = "ca/root.key.pem"
 ISSUER_FILE = "ca/issuer.pem"
 ISSUER_KEY_FILE = "ca/issuer.key.pem"
+OPERATOR_IDENTITY_FILE = "operator.identity.pem"
+OPERATOR_IDENTITY_KEY_FILE = "operator.identity.key.pem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +225,8 @@ def _found(config: DirectorConfig, passphrase: bytes, now: float) -> dict[str, b
     director = issue_server(issuer, director_key.public_key(), config.federation, hosts, seconds, now)
     operator_id = PeerId(config.federation, Role.OPERATOR, OPERATOR_NAME)
     operator = issue_client(issuer, operator_key.public_key(), operator_id, seconds, now)
+    signing_key = Ed25519PrivateKey.generate()
+    identity = issue_identity(issuer, signing_key.public_key(), operator_id, now)
     return {
         ROOT_FILE: certificate_pem(root.certificate),
         ROOT_KEY_FILE: key_pem(root.key, passphrase),
@@ -229,6 +236,8 @@ def _found(config: DirectorConfig, passphrase: bytes, now: float) -> dict[str, b
         "director.key.pem": key_pem(director_key),
         "operator.pem": certificate_pem(operator, issuer.certificate),
         "operator.key.pem": key_pem(operator_key),
+        OPERATOR_IDENTITY_FILE: certificate_pem(identity, issuer.certificate),
+        OPERATOR_IDENTITY_KEY_FILE: key_pem(signing_key),
         CONFIG_FILE: _settings(config).encode(),
     }
 

@@ -72,7 +72,7 @@ def test_init_gives_the_root_s_fingerprint(tmp_path: Path) -> None:
 
 def test_no_key_can_be_read_by_others(folder: Path) -> None:
     keys = [*folder.rglob("*.key.pem")]
-    assert len(keys) == 4
+    assert len(keys) == 5  # root, issuer, director, operator's connection and operator's signature
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not list(folder.rglob(".*"))
