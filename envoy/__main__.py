@@ -194,6 +194,7 @@ def add_data(
     columns: Annotated[str, typer.Option(help="Features of a table; every numeric column by default.")] = "",
     header: Annotated[str, typer.Option(help="Column names of a table that has none.")] = "",
     split_column: Annotated[str | None, typer.Option(help="A column that says train, validation or test.")] = None,
+    modality: Annotated[str, typer.Option(help="How images were made, in DICOM's words: CR, DX, MG, CT.")] = "",
     split: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0.1,0.1",
     given: Annotated[GivenSplits, typer.Option(help="Splits that the files come with.")] = GivenSplits.KEEP,
     replace: Annotated[bool, typer.Option(help="Record a dataset of that name anew.")] = False,
@@ -212,6 +213,7 @@ def add_data(
             columns=_listed(columns),
             header=_listed(header),
             split_column=split_column,
+            modality=modality.upper(),
             rule=SplitRule(*shares, given=given),
         )
         found = inspect(name, path, options, time.time())

@@ -50,6 +50,7 @@ __all__ = [
     "describe",
     "inspect",
     "load",
+    "read_index",
 ]
 
 
@@ -161,6 +162,24 @@ class DatasetRegistry:
             raise StorageError(f"{path} cannot be read: {error.strerror}; add the dataset again") from error
 
 
+def read_index(record: DatasetRecord, path: Path | None) -> DatasetIndex:
+    """The index of a record, from its file.
+
+    Raises:
+        DatasetError: the record has none.
+        StorageError: it cannot be read, or is another record's.
+    """
+    if path is None:
+        raise DatasetError(f"dataset {record.name} has no index; add it again with: envoy data add")
+    try:
+        index = DatasetIndex.from_json(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"the index of dataset {record.name} cannot be read: {error.strerror}") from error
+    if index.digest != record.digest:
+        raise StorageError(f"the index of dataset {record.name} is not the one of its record; add the dataset again")
+    return index
+
+
 def load(record: DatasetRecord | None, index: DatasetIndex | None, spec: DataSpec) -> LoadedDataset:
     """Everything that a plan asks for, in memory; the examples of a split lie together.
 
@@ -168,12 +187,16 @@ def load(record: DatasetRecord | None, index: DatasetIndex | None, spec: DataSpe
         DatasetError: there is no such dataset, it is not what the plan declares, or it changed since it was added.
     """
     if spec.kind is DataKind.NONE:
-        return LoadedDataset(np.zeros((0,), np.float32), np.zeros(0, np.int64), np.zeros(0, np.uint8))
+        return LoadedDataset.empty()
     if record is None or index is None:
         raise DatasetError(f"the plan asks for dataset {spec.name}, which is not here: envoy data add {spec.name} PATH")
     if (record.format is DatasetFormat.TABLE) != (spec.kind is DataKind.TABLE):
         raise DatasetError(
             f"dataset {record.name} is of format {record.format.value}; the plan asks for {spec.kind.value}"
+        )
+    if spec.modality and spec.modality != record.modality:
+        raise DatasetError(
+            f"dataset {record.name} is of modality {record.modality or 'unknown'}, the plan asks for {spec.modality}"
         )
     if spec.kind is DataKind.IMAGES and spec.shape[0] not in (1, 3):
         raise DatasetError(f"the plan asks for images of {spec.shape[0]} channels; 1 or 3 can be given")
@@ -218,14 +241,15 @@ def _features(
 
 
 def _columns(record: DatasetRecord, spec: DataSpec) -> Sequence[str]:
-    """The columns that the plan declares, all of which the site must have added; without names, all by their number."""
+    """The columns that the plan declares, in its order; the site must have added all of them as features."""
+    if not spec.columns:
+        raise DatasetError(
+            f"the plan names no columns of dataset {record.name}, so it sees none: columns=(...) in its DataSpec"
+        )
     lacking = [name for name in spec.columns if name not in record.columns]
     if lacking:
         raise DatasetError(f"dataset {record.name} has no feature {', '.join(lacking)}, which the plan asks for")
-    columns = spec.columns or record.columns
-    if len(columns) != spec.shape[0]:
-        raise DatasetError(f"dataset {record.name} has {len(columns)} features; the plan asks for {spec.shape[0]}")
-    return columns
+    return spec.columns
 
 
 def _class_map(record: DatasetRecord, spec: DataSpec) -> list[int]:

@@ -35,8 +35,8 @@ class WorkOrder:
     seed: bytes  # the run's
     envoy: EnvoyName
     bundle: Path  # folder of the plan, ``ref.plan``
-    dataset: DatasetRecord | None  # None where the plan reads no data
-    index_path: Path | None  # the dataset's index, beside its record
+    dataset: DatasetRecord | None  # None where the plan reads no data; not told to the child
+    index_path: Path | None  # the dataset's index, beside its record; not told to the child
     model_path: Path  # safetensors; read, never written
     update_path: Path  # raw float32, local minus global; its bytes are overwritten
     state_folder: Path  # what stays at the site between rounds, and the worker's log
@@ -65,15 +65,13 @@ class WorkResult:
 
 
 def order_to_json(order: WorkOrder) -> dict[str, Any]:
-    """The order as JSON values."""
+    """The order as JSON values, for the child: of the dataset it gets the exposed file alone, never record or index."""
     return {
         "ref": [order.ref.run, order.ref.round, order.ref.attempt, order.ref.plan],
         "kind": order.kind.value,
         "seed": order.seed.hex(),
         "envoy": order.envoy,
         "bundle": str(order.bundle),
-        "dataset": order.dataset.to_json().decode() if order.dataset else None,
-        "index_path": str(order.index_path) if order.index_path else None,
         "model_path": str(order.model_path),
         "update_path": str(order.update_path),
         "state_folder": str(order.state_folder),
@@ -84,17 +82,17 @@ def order_to_json(order: WorkOrder) -> dict[str, Any]:
 
 
 def order_from_json(document: Mapping[str, Any]) -> WorkOrder:
-    """Read what ``order_to_json`` made; parent and child are one program, so nothing is checked twice."""
+    """Read what ``order_to_json`` made, without the dataset; parent and child are one program: nothing is checked."""
     run, number, attempt, plan = document["ref"]
-    dataset, index_path, codec = document["dataset"], document["index_path"], document["codec"]
+    codec = document["codec"]
     return WorkOrder(
         ref=TaskRef(RunId(run), number, attempt, Digest(plan)),
         kind=TaskKind(document["kind"]),
         seed=bytes.fromhex(document["seed"]),
         envoy=EnvoyName(document["envoy"]),
         bundle=Path(document["bundle"]),
-        dataset=DatasetRecord.from_json(dataset.encode()) if dataset else None,
-        index_path=Path(index_path) if index_path else None,
+        dataset=None,
+        index_path=None,
         model_path=Path(document["model_path"]),
         update_path=Path(document["update_path"]),
         state_folder=Path(document["state_folder"]),

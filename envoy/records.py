@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..utils.data_spec import is_modality
 from ..utils.errors import DatasetError, StorageError
 from ..utils.tensors import Digest, canonical_json, digest_of
 from .splits import GivenSplits, Split, SplitRule
@@ -49,6 +50,7 @@ class DataOptions:
     columns: tuple[str, ...] = ()  # features of a table; empty: every numeric column
     header: tuple[str, ...] = ()  # names for a table that has no header row
     split_column: str | None = None  # of a table or npz that says itself what is train, validation and test
+    modality: str = ""  # how images were made, in DICOM's words (CR, DX, MG, CT); the site's own word for it
     rule: SplitRule = field(default_factory=SplitRule)
 
     def __post_init__(self) -> None:
@@ -57,6 +59,8 @@ class DataOptions:
             folded = [word.casefold() for word in words]
             if len(set(folded)) != len(folded) or not all(folded):
                 raise DatasetError(f"a class is empty or named twice: {', '.join(self.classes)}")
+        if not is_modality(self.modality):
+            raise DatasetError(f"modality {self.modality!r}: expected a word of capital letters and digits, like DX")
 
     def class_values(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Each class with the values that stand for it.
@@ -215,6 +219,11 @@ class DatasetRecord:
             )
 
     @property
+    def modality(self) -> str:
+        """How its images were made, as the site said; empty where it said nothing."""
+        return self.options.modality
+
+    @property
     def num_examples(self) -> int:
         """Examples in all splits."""
         return self.num_train + self.num_validation + self.num_test
@@ -246,6 +255,7 @@ class DatasetRecord:
                     "fractions": [rule.train, rule.validation, rule.test],
                     "seed": rule.seed,
                     "given": rule.given.value,
+                    "modality": options.modality,
                 },
             }
         )
@@ -324,6 +334,11 @@ class LoadedDataset:
         if self.patients is not None and len(self.patients) != len(self.labels):
             raise ValueError("one patient for each example, or none at all")
 
+    @classmethod
+    def empty(cls) -> LoadedDataset:
+        """Of a plan that reads no data."""
+        return cls(np.zeros((0,), np.float32), np.zeros(0, np.int64), np.zeros(0, np.uint8))
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -356,6 +371,8 @@ def describe(record: DatasetRecord, labels_of: DatasetIndex | None = None) -> li
     ]
     if record.columns:
         rows.insert(4, ("columns", ", ".join(record.columns)))
+    if record.modality:
+        rows.insert(4, ("modality", record.modality))
     if labels_of is not None:
         counts = np.bincount([example.label for example in labels_of.examples], minlength=len(record.classes))
         rows += [(f"class {name}", str(count)) for name, count in zip(record.classes, counts, strict=True)]
@@ -371,6 +388,7 @@ def _options(document: Mapping[str, Any]) -> DataOptions:
         columns=tuple(document["columns"]),
         header=tuple(document["header"]),
         split_column=document["split_column"],
+        modality=document.get("modality", ""),  # records of version 0.1.0 have none
         rule=SplitRule(train, validation, test, document["seed"], GivenSplits(document["given"])),
     )
 

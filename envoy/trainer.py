@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ..utils.errors import StorageError, TrainingError
+from ..utils.plan_bundle import manifest_in
 from ..utils.tensors import Digest
+from .exposures import Exposed, Exposures
+from .order_line import DATA, send
 from .orders import WorkOrder, WorkResult, order_to_json, result_from_json
 from .workbench import Workbench
 from .worker import error_from_json
@@ -98,6 +101,7 @@ class ChildTrainer:
         self._closed = threading.Event()
         self._child: _Child | None = None
         self._plan: Digest | None = None  # what the child has run; None as long as it is fresh
+        self._exposures = Exposures()
 
     def warm_up(self) -> None:
         """Start a child that imports torch, if that was asked for and there is none yet."""
@@ -116,9 +120,11 @@ class ChildTrainer:
         with self._lock:
             if self._closed.is_set():
                 raise TrainingError(f"{order.ref}: the envoy is shutting down")
+            manifest = manifest_in(order.bundle, order.ref.plan)
+            data = self._exposures.of(order, manifest, deadline, cancelled)
             child = self._child_for(order.ref.plan)
             try:
-                child.send(order)
+                child.send(order, data)
                 answer = self._wait(child, order, deadline, timeout_seconds, cancelled)
             except BaseException:
                 self._retire()
@@ -133,6 +139,7 @@ class ChildTrainer:
     def close(self) -> None:
         """End the child, also in the middle of an order of another thread."""
         self._closed.set()
+        self._exposures.kill()
         child = self._child
         if child is not None:
             child.kill()
@@ -140,6 +147,7 @@ class ChildTrainer:
             if self._child is not None:
                 self._child.end()
                 self._child = None
+            self._exposures.forget()
 
     def _wait(
         self, child: _Child, order: WorkOrder, deadline: float, timeout_seconds: float, cancelled: threading.Event
@@ -195,15 +203,19 @@ class _Child:
         finally:
             os.close(lifeline)
         self._answer = bytearray()
+        self._data: Digest | None = None  # which exposed dataset it was given
         self._ended = False
 
     @property
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
-    def send(self, order: WorkOrder) -> None:
+    def send(self, order: WorkOrder, data: Exposed | None) -> None:
+        """Hand an order over, and the dataset's file where the child has not had it yet."""
+        is_new = data is not None and data.key != self._data
         try:
-            self._socket.sendall(json.dumps(order_to_json(order)).encode() + b"\n")
+            send(self._socket, order_to_json(order), {DATA: data.file} if data is not None and is_new else {})
+            self._data = None if data is None else data.key
         except OSError as error:
             raise TrainingError(f"{order.ref}: {self._how_it_died()}") from error
 

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..gradient_leakage.vae.codec import Codec, read_codec
-from ..utils.data_spec import DataKind
 from ..utils.differential_privacy import DifferentialPrivacy
-from ..utils.errors import DatasetError, PlanError, StorageError
+from ..utils.errors import PlanError, StorageError
 from ..utils.messages import TaskKind
 from ..utils.plan_bundle import Bundle, mapped, open_bundle
 from ..utils.tensors import Layout, Vector, read_model
 from . import array_training
-from .datasets import load
+from .exposed_data import exposed_for
 from .orders import WorkOrder, WorkResult
 from .plan_loading import plan_of
 from .plans import ArrayPlan, Plan, TrainingPlan
-from .records import DatasetIndex, DatasetRecord, LoadedDataset
+from .records import DatasetRecord, LoadedDataset
 from .site_state import pending_path, state_before
 from .update_file import UpdateFile
 
@@ -54,8 +53,12 @@ class Workbench:
         self._dataset: LoadedDataset | None = None
         self._update_file = UpdateFile()
 
-    def perform(self, order: WorkOrder) -> WorkResult:
+    def perform(self, order: WorkOrder, exposed: LoadedDataset | None = None) -> WorkResult:
         """Carry one order out.
+
+        Args:
+            order: what is to be done.
+            exposed: what the plan may see of the dataset; None: it is read here, from the order's record.
 
         Raises:
             PlanError: the plan is not what the order names, or failed; training errors are among these.
@@ -64,7 +67,7 @@ class Workbench:
             StorageError: no room for it.
         """
         bundle, plan = self._open(order)
-        data = self._data(order, plan)
+        data = self._data(order, bundle) if exposed is None else exposed
         vector, exact = read_model(bundle.layout, mapped(order.model_path))
         out = self._update_file.vector(order.update_path, bundle.layout.size) if _trains(order) else None
         if isinstance(plan, ArrayPlan):
@@ -87,14 +90,12 @@ class Workbench:
             self._plan, self._dataset_key = plan_of(self._bundle), None
         return self._bundle, self._plan
 
-    def _data(self, order: WorkOrder, plan: Plan) -> LoadedDataset:
+    def _data(self, order: WorkOrder, bundle: Bundle) -> LoadedDataset:
         key = (order.dataset, order.dataset.digest if order.dataset else "")
         if self._dataset is None or self._dataset_key != key:
-            index = None
-            if order.dataset is not None and plan.data.kind is not DataKind.NONE:
-                index = _read_index(order.dataset, order.index_path)
             self._dataset, self._dataset_key = None, None  # before another comes, so that not both are in memory
-            self._dataset, self._dataset_key = load(order.dataset, index, plan.data), key
+            self._dataset = exposed_for(order, bundle.manifest.data, bundle.manifest.privacy)
+            self._dataset_key = key
         return self._dataset
 
     def _train_with_torch(
@@ -158,18 +159,6 @@ def _codec_of(order: WorkOrder) -> Codec | None:
 
 def _trains(order: WorkOrder) -> bool:
     return order.kind is TaskKind.TRAIN
-
-
-def _read_index(record: DatasetRecord, path: Path | None) -> DatasetIndex:
-    if path is None:
-        raise DatasetError(f"dataset {record.name} has no index; add it again with: envoy data add")
-    try:
-        index = DatasetIndex.from_json(path.read_bytes())
-    except OSError as error:
-        raise StorageError(f"the index of dataset {record.name} cannot be read: {error.strerror}") from error
-    if index.digest != record.digest:
-        raise StorageError(f"the index of dataset {record.name} is not the one of its record; add the dataset again")
-    return index
 
 
 def _write_state(path: Path, state: SiteState) -> None:

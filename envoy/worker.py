@@ -1,14 +1,14 @@
 """The child that runs a plan's code: ``python -m fedveil.envoy.worker ORDERS_FD LIFELINE_FD [torch]``.
 
-Orders come and outcomes go as JSON lines over a socket that only parent and child hold; stdout and stderr belong to
-the plan and end in a log file at the site. The child dies with its parent, also while the plan loops. Its sandbox
-comes later; until then a plan is approved code that runs with the envoy's rights.
+Orders come and outcomes go as JSON lines over a socket that only parent and child hold; the dataset comes with an order
+as an open file (``exposed_data.py``), before any of the plan's code runs. stdout and stderr belong to the plan and end
+in a log file at the site. The child dies with its parent, also while the plan loops. Its sandbox comes later; until
+then a plan is approved code that runs with the envoy's rights.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import select
@@ -18,7 +18,10 @@ from typing import Any
 
 from ..utils import errors
 from ..utils.errors import FederationError, TrainingError
+from .exposed_data import read_exposed
+from .order_line import DATA, OrderLine
 from .orders import order_from_json, result_to_json
+from .records import LoadedDataset
 from .refusals import WORDS_OF_THE_PLAN
 from .workbench import Workbench, preload_torch
 
@@ -34,11 +37,11 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if "torch" in arguments[2:]:
         preload_torch()
-    workbench = Workbench()
-    with socket.socket(fileno=orders) as connection, connection.makefile("rwb") as lines:
-        for line in lines:
-            lines.write(json.dumps(_answer(workbench, json.loads(line))).encode() + b"\n")
-            lines.flush()
+    desk = _Desk()
+    with socket.socket(fileno=orders) as connection:
+        line = OrderLine(connection)
+        while (came := line.next()) is not None:
+            line.answer(desk.answer(*came))
 
 
 def error_from_json(document: dict[str, Any]) -> FederationError:
@@ -50,16 +53,32 @@ def error_from_json(document: dict[str, Any]) -> FederationError:
     return error
 
 
-def _answer(workbench: Workbench, order: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return result_to_json(workbench.perform(order_from_json(order)))
-    except FederationError as error:
-        _log.exception("the order failed")
-        return {"error": type(error).__name__, "message": str(error)}
-    except (ValueError, TypeError, RuntimeError, OSError, LookupError, MemoryError) as error:
-        # Ours or torch's own, outside of the plan's calls: out of memory, a broken device.
-        _log.exception("the order failed")
-        return {"error": "TrainingError", "message": f"training failed with {type(error).__name__}; see the worker log"}
+class _Desk:
+    """Carries orders out; keeps what was handed over of the dataset."""
+
+    def __init__(self) -> None:
+        self._workbench = Workbench()
+        self._exposed: LoadedDataset | None = None
+
+    def answer(self, order: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
+        try:
+            self._take(files)
+            exposed = LoadedDataset.empty() if self._exposed is None else self._exposed
+            return result_to_json(self._workbench.perform(order_from_json(order), exposed))
+        except FederationError as error:
+            _log.exception("the order failed")
+            return {"error": type(error).__name__, "message": str(error)}
+        except (ValueError, TypeError, RuntimeError, OSError, LookupError, MemoryError) as error:
+            # Ours or torch's own, outside of the plan's calls: out of memory, a broken device.
+            _log.exception("the order failed")
+            shown = f"training failed with {type(error).__name__}; see the worker log"
+            return {"error": "TrainingError", "message": shown}
+
+    def _take(self, files: dict[str, int]) -> None:
+        """The dataset, where one comes with the order: with the first, and when it is another than before."""
+        if DATA in files:
+            self._exposed = None
+            self._exposed = read_exposed(files[DATA])
 
 
 def die_with_parent(lifeline: int) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias, TypeVar
 
-from .data_spec import DataKind, DataSpec
+from .data_spec import DataSpec
 from .differential_privacy import DifferentialPrivacy
 from .errors import FederationError, MalformedMessageError, PlanError
 from .tensors import Digest, Layout, Vector, canonical_json, digest_of, model_pieces, read_model
@@ -132,13 +132,7 @@ class Manifest:
                 "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in self.files],
                 "settings": dict(self.settings),
                 "layout": self.layout,
-                "data": {
-                    "name": self.data.name,
-                    "kind": self.data.kind.value,
-                    "shape": list(self.data.shape),
-                    "classes": list(self.data.classes),
-                    "columns": list(self.data.columns),
-                },
+                "data": self.data.to_document(),
                 "fedveil": self.software,
             }
             | ({} if self.privacy is None else {"privacy": self.privacy.to_document()})
@@ -204,6 +198,24 @@ def open_bundle(folder: Path, expected: Digest | None = None) -> Bundle:
         PlanError: a file is missing, or is not what the manifest says; the message names it.
         MalformedMessageError: the manifest or the layout is not one.
     """
+    manifest = manifest_in(folder, expected)
+    for plan_file in manifest.files:
+        _check_blob(folder, manifest, plan_file)
+    layout = Layout.from_json(blob_file(folder, manifest.file(LAYOUT_FILE).sha256).read_bytes())
+    if layout.digest != manifest.layout:
+        raise PlanError(
+            f"plan {manifest.name}: {LAYOUT_FILE} is layout {layout.digest[:12]}, not {manifest.layout[:12]}"
+        )
+    return Bundle(folder, manifest, layout)
+
+
+def manifest_in(folder: Path, expected: Digest | None = None) -> Manifest:
+    """The manifest of a bundle alone: nothing is said of its blobs.
+
+    Raises:
+        PlanError: there is none, or that of another plan.
+        MalformedMessageError: it is no manifest.
+    """
     file = folder / MANIFEST_FILE
     try:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
@@ -213,14 +225,7 @@ def open_bundle(folder: Path, expected: Digest | None = None) -> Bundle:
         raise PlanError(f"no plan bundle in {folder}: {error.strerror or error}") from error
     if expected is not None and manifest.digest != expected:
         raise PlanError(f"the bundle in {folder} holds plan {manifest.digest[:12]}, expected {expected[:12]}")
-    for plan_file in manifest.files:
-        _check_blob(folder, manifest, plan_file)
-    layout = Layout.from_json(blob_file(folder, manifest.file(LAYOUT_FILE).sha256).read_bytes())
-    if layout.digest != manifest.layout:
-        raise PlanError(
-            f"plan {manifest.name}: {LAYOUT_FILE} is layout {layout.digest[:12]}, not {manifest.layout[:12]}"
-        )
-    return Bundle(folder, manifest, layout)
+    return manifest
 
 
 def write_bundle(
@@ -313,7 +318,6 @@ def _manifest_of(document: object) -> Manifest:
     top = _fields(rest, "schema name kind entry files settings layout data fedveil", "the manifest")
     if top["schema"] != SCHEMA:
         raise ValueError(f"schema {top['schema']!r}, expected {SCHEMA!r}")
-    data = _fields(top["data"], "name kind shape classes columns", "data")
     files = [_fields(file, "path size sha256", "a file") for file in _of(list, top["files"], "files")]
     return Manifest(
         name=_of(str, top["name"], "name"),
@@ -325,13 +329,7 @@ def _manifest_of(document: object) -> Manifest:
         ),
         settings=_of(dict, top["settings"], "settings"),
         layout=Digest(_of(str, top["layout"], "layout")),
-        data=DataSpec(
-            name=_of(str, data["name"], "data.name"),
-            kind=DataKind(data["kind"]),
-            shape=tuple(_of(int, extent, "an extent") for extent in _of(list, data["shape"], "data.shape")),
-            classes=tuple(_of(str, name, "a class") for name in _of(list, data["classes"], "data.classes")),
-            columns=tuple(_of(str, name, "a column") for name in _of(list, data["columns"], "data.columns")),
-        ),
+        data=DataSpec.from_document(_of(dict, top["data"], "data")),
         software=_of(str, top["fedveil"], "fedveil"),
         privacy=None if privacy is None else DifferentialPrivacy.from_document(_of(dict, privacy, "privacy")),
     )

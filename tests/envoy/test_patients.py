@@ -34,8 +34,8 @@ def test_the_patients_of_a_dataset_come_as_numbers_and_their_names_are_nowhere(r
         ("well=0", "ill=1"), patient="patient", label_column="label" if reader is of_table else None, rule=RULE
     )
     found = reader(tmp_path, options)
-    kind, shape = (DataKind.TABLE, (1,)) if reader is of_table else (DataKind.IMAGES, (1, 4, 4))
-    loaded = load(found.record, found.index, DataSpec("x", kind, shape, CLASSES))
+    of_rows, of_images = (DataKind.TABLE, (1,), CLASSES, ("value",)), (DataKind.IMAGES, (1, 4, 4), CLASSES)
+    loaded = load(found.record, found.index, DataSpec("x", *(of_rows if reader is of_table else of_images)))
     assert loaded.patients.tolist() == [0, 1, 0, 2, 1, 0]
     assert found.index.num_patients(Split.TRAIN) == 3
     raw = found.index.to_json()

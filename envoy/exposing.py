@@ -1,0 +1,51 @@
+"""The process that reads a dataset for a plan: ``python -m fedveil.envoy.exposing FILE_FD``.
+
+It decodes images, reads tables, and writes what the plan declares into the file that it was given; it runs no plan's
+code. The request comes on standard input, how it went leaves on standard output; ``exposures.py`` is the envoy's side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..utils.data_spec import DataSpec
+from ..utils.differential_privacy import DifferentialPrivacy
+from ..utils.errors import FederationError
+from .datasets import read_index
+from .exposed_data import expose, write_exposed
+from .records import DatasetRecord
+
+
+def main(arguments: list[str]) -> None:
+    """Read the request on standard input, write the file, say how it went."""
+    request = json.load(sys.stdin)
+    try:
+        _perform(request, int(arguments[0]))
+        answer: dict[str, str] = {}
+    except FederationError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    except (MemoryError, OSError) as error:
+        answer = {"error": "StorageError", "message": f"no memory for the dataset ({type(error).__name__})"}
+    sys.stdout.write(json.dumps(answer))
+
+
+def _perform(request: dict[str, Any], descriptor: int) -> None:
+    record = DatasetRecord.from_json(request["record"].encode()) if request["record"] else None
+    path, privacy = request["index_path"], request["privacy"]
+    index = read_index(record, Path(path) if path else None) if record else None
+    dataset = expose(
+        record,
+        index,
+        DataSpec.from_document(request["data"]),
+        None if privacy is None else DifferentialPrivacy.from_document(privacy),
+    )
+    with os.fdopen(descriptor, "wb") as file:
+        write_exposed(dataset, file)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
