@@ -1,22 +1,25 @@
 """What the director did, in a log that it cannot change without being seen: ``audit.jsonl``, by ``audit.key.pem``.
 
 The key is made at the first start. Entries name runs, rounds, envoys and digests; never a value of one site. The head
-of the log goes to every site with the survivors of each secure sum, and each consents to it too (``envoy/audit.py``),
-so that sites which are told different things can prove it. The chain itself is ``utils/audit_chain.py``'s.
+of the log goes to every site with the answers to its heartbeats and with the survivors of each secure sum, and each
+keeps it (``envoy/audit.py``), so that sites which are told different things can prove it. Heads of the sites' logs are
+kept here (``site_heads``). The chain itself is ``utils/audit_chain.py``'s.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..utils.audit_chain import AuditChain, Json, SignedHead, Verified, verify
+from ..utils.audit_chain import AuditChain, Entry, Json, SignedHead, Verified, verify
+from ..utils.audit_witness import SITE, SITE_ANEW, SITE_HEAD, SITE_SUSPECT, SITE_WITNESSED
 from ..utils.certificates import key_pem, public_bytes, read_identity_key
 from ..utils.errors import MalformedMessageError, StorageError
+from ..utils.identity import PeerId
 from ..utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from ..utils.private_files import read_private_file, write_private_file
 from ..utils.tensors import Digest
@@ -30,7 +33,8 @@ class DirectorAudit:
     """The director's log; safe to share between threads. Each entry is on disk before its method returns.
 
     Every method raises ``StorageError`` when it cannot be: then the step that it stands for must not be taken. A step
-    that is then tried again stands there twice.
+    that is then tried again stands there twice. A command may open the log of a director that runs: what it logs is
+    told to ``others`` there, when the director next logs something or calls ``refresh``.
 
     Args:
         chain: where it is kept; None for a director in a test that logs nothing.
@@ -42,17 +46,24 @@ class DirectorAudit:
 
     @classmethod
     def open(
-        cls, folder: Path, federation: str, *, durable: bool = True, clock: Callable[[], float] = time.time
+        cls,
+        folder: Path,
+        federation: str,
+        *,
+        durable: bool = True,
+        clock: Callable[[], float] = time.time,
+        others: Callable[[Entry], None] = lambda _: None,
     ) -> Self:
         """Open the log of a director's folder, or begin it.
 
         Raises:
             IdentityError: its key cannot be read.
-            StorageError: the log cannot be written, or another process has it open.
+            StorageError: the log cannot be written.
             SuspectLogError: it was damaged.
         """
         about: dict[str, Json] = {"party": "director", "federation": federation}
-        return cls(AuditChain(folder / LOG_FILE, _key(folder), about, clock(), durable=durable), clock)
+        chain = AuditChain(folder / LOG_FILE, _key(folder), about, clock(), durable=durable, others=others)
+        return cls(chain, clock)
 
     @property
     def head(self) -> SignedHead:
@@ -60,6 +71,72 @@ class DirectorAudit:
         if self._chain is None:
             raise ValueError("this director logs nothing")
         return self._chain.head
+
+    @property
+    def head_bytes(self) -> bytes:
+        """The same as it travels; empty where nothing is logged."""
+        return self._chain.head.to_bytes() if self._chain is not None else b""
+
+    def refresh(self) -> None:
+        """Learn what commands logged meanwhile.
+
+        Raises:
+            StorageError: the log cannot be read.
+            SuspectLogError: what stands there was not written by this director.
+        """
+        if self._chain is not None:
+            self._chain.catch_up(self._clock())
+
+    # ------------------------------------------------------------ members
+
+    def enrolled(self, name: str, role: str, organization: str, certificate: str, identity_key: bytes) -> None:
+        """A member joined: SHA-256 of its certificate's DER in hexadecimal, and its Ed25519 key."""
+        said: dict[str, Json] = {"name": name, "role": role, "organization": organization}
+        self._append("enrolled", said | {"certificate": certificate, "identity_key": identity_key.hex()})
+
+    def renewed(self, name: str, role: str, certificate: str, expires_at: float) -> None:
+        """A member gets another certificate, good until then (seconds since 1970)."""
+        said: dict[str, Json] = {"name": name, "role": role, "certificate": certificate}
+        self._append("renewed", said | {"expires_at": expires_at})
+
+    def revoked(self, name: str, reason: str, by: str) -> None:
+        """A member, or an invitation, is good for nothing from now on; ``by`` is who said so."""
+        self._append("revoked", {"name": name, "reason": reason[:1000], "by": by})
+
+    # ------------------------------------------------------------ operators
+
+    def proposed(self, run: RunId, proposal: Digest, plan: Digest, by: PeerId) -> None:
+        """A run was queued under a proposal that ``by`` signed."""
+        self._append("proposed", {"run": run, "proposal": proposal, "plan": plan, "proposed_by": str(by)})
+
+    def patched(self, run: RunId, number: int, step: str, patch: Digest, by: PeerId) -> None:
+        """A signed change to a run is about to take effect; ``patch`` is the digest of its text."""
+        said: dict[str, Json] = {"run": run, "number": number, "step": step, "patch": patch}
+        self._append("patched", said | {"signed_by": str(by)})
+
+    def rolled_back(self, run: RunId, to_round: int, model: Digest) -> None:
+        """The next round begins with the model that an earlier one gave."""
+        self._append("rolled back", {"run": run, "to_round": to_round, "model": model})
+
+    def operator(self, by: str, action: str, more: Mapping[str, Json] | None = None) -> None:
+        """Anything else that a person asked the director for."""
+        self._append("operator", {"by": by, "action": action, **(more or {})})
+
+    # ------------------------------------------------------------ the sites' logs
+
+    def witnessed(self, envoy: EnvoyName, head: SignedHead) -> None:
+        """A head of a site's log came, and could be of the log seen before."""
+        self._append(SITE_WITNESSED, {SITE: envoy, SITE_HEAD: head.to_bytes().hex()})
+
+    def suspects(self, envoy: EnvoyName, reason: str, head: bytes) -> None:
+        """A site's log is not the one seen before; it is not asked any more."""
+        self._append(SITE_SUSPECT, {SITE: envoy, "reason": reason[:1000], SITE_HEAD: head[:1000].hex()})
+
+    def takes_anew(self, envoy: EnvoyName, by: str) -> None:
+        """A site's log is compared with nothing that came before: its site said why, and ``by`` believes it."""
+        self._append(SITE_ANEW, {SITE: envoy, "by": by})
+
+    # ------------------------------------------------------------ runs and rounds
 
     def run_submitted(self, run: RunId, plan: Digest, settings: Digest) -> None:
         """An experiment was queued; ``settings`` is the digest of its text."""
@@ -101,7 +178,7 @@ class DirectorAudit:
         self._append("expelled", {"run": run, "envoy": envoy, "reason": reason[:1000]})
 
     def close(self) -> None:
-        """Let another process open it."""
+        """Write no more."""
         if self._chain is not None:
             self._chain.close()
 

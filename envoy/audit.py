@@ -1,53 +1,74 @@
-"""What this site consented to, in its own log: ``audit.jsonl``, signed by its identity key.
+"""A site's own log: ``audit.jsonl``, signed by its identity key. The events are ``site_events``'s.
 
-With each consent it keeps the head of the director's log that came with the survivors. What it finds out by itself: a
-director whose head goes back, that gives two heads for one entry, that signs with another key than before, or that
-gives none any more; it then refuses to consent. What it cannot find out by itself: a director that keeps one log for
-this site and another for others, as long as each grows. A secure sum makes this hard, since sites consent to survivors
-*and* head, and enough of them must say the same; to rule it out, compare ``envoy audit heads`` of all sites with the
-director's log: ``director audit verify --heads FILE``. The key of the director's log is that of the first head that
-came: it stands in no certificate yet.
+It keeps the heads of the director's log: with each consent to a secure sum, and as they come with the answers to
+heartbeats. What it finds out by itself: a director whose head goes back, that gives two heads for one entry, that signs
+with another key than before, or that gives none any more; it then consents to nothing, and works no more. What it
+cannot find out by itself: a director that keeps one log for this site and another for others, as long as each grows. A
+secure sum makes this hard, since sites consent to survivors *and* head, and enough of them must say the same; to rule
+it out, hold the director's log against those of all sites: ``fedveil audit verify --against``. The key of the
+director's log is that of the first head that came: it stands in no certificate.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..utils.audit_chain import (
-    AuditChain,
-    Entry,
-    Event,
-    Json,
-    SignedHead,
-    Verified,
-    read_entries,
-    verify,
+from ..utils.audit_chain import AuditChain, Entry, Event, Json, SignedHead, Verified, read_entries, verify
+from ..utils.audit_witness import (
+    CONSENTED,
+    DIRECTOR_ANEW,
+    DIRECTOR_HEAD,
+    DIRECTOR_SUSPECT,
+    DIRECTOR_WITNESSED,
+    SeenHeads,
+    Witnesses,
+    head_in,
 )
 from ..utils.errors import MalformedMessageError, SumRefusedError, SuspectLogError
 from ..utils.identity import PeerId
 from ..utils.messages import EnvoyName, TaskRef
-from ..utils.roster import key_fingerprint
+from .site_events import POLICY, SiteEvents, place_of
 
 LOG_FILE = "audit.jsonl"
-_CONSENTED, _ANEW = "consented", "director's log taken anew"
-_HEAD = "director_head"
+_LOGGED = "logged"  # of the heads that came with heartbeats, the last that stands in the log
+_ADVICE = (
+    "Tell the other sites; if the director was set up anew or from a backup, and its operator says so:"
+    " `envoy audit accept-director`"
+)
 
 
-class SiteAudit:
+class SiteAudit(SiteEvents):
     """A site's own log; safe to share between threads. Each entry is on disk before its method returns.
 
-    Every method raises ``StorageError`` when it cannot be: then the step that it stands for must not be taken.
+    Every method raises ``StorageError`` when it cannot be: then the step that it stands for must not be taken. Several
+    processes may have one open: a running envoy learns what a command logged when it next logs something itself, or
+    calls ``refresh``.
+
+    Args:
+        chain: opens the log, given who is to be told of the entries that other processes add.
+        entries: those that are there already.
+        clock: seconds since 1970.
     """
 
-    def __init__(self, chain: AuditChain, last: Entry | None, clock: Callable[[], float] = time.time) -> None:
-        self._chain, self._clock = chain, clock
-        self._consented = last.event if last is not None else None
-        self._head = _head_of(last)
+    def __init__(
+        self,
+        chain: Callable[[Callable[[Entry], None]], AuditChain],
+        entries: Callable[[], Iterable[Entry]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock, self._lock = clock, threading.RLock()
+        self._consented: Event | None = None  # the last
+        self._seen = SeenHeads()
+        self._suspicion, self._policy = "", ""
+        self._chain = chain(self._take_in)
+        for entry in entries():
+            self._take_in(entry)
 
     @classmethod
     def open(
@@ -62,15 +83,76 @@ class SiteAudit:
         """Open the log of an envoy's folder, or begin it.
 
         Raises:
-            StorageError: the log cannot be written, or another process has it open.
+            StorageError: the log cannot be written.
             SuspectLogError: it was damaged, or another key signed it.
         """
         about: dict[str, Json] = {"party": "envoy", "federation": peer.federation, "name": peer.name}
-        chain = AuditChain(folder / LOG_FILE, key, about, clock(), durable=durable)
-        last = None
-        for entry in read_entries(folder / LOG_FILE):
-            last = entry if entry.event["what"] == _CONSENTED else None if entry.event["what"] == _ANEW else last
-        return cls(chain, last, clock)
+
+        def chain(others: Callable[[Entry], None]) -> AuditChain:
+            return AuditChain(folder / LOG_FILE, key, about, clock(), durable=durable, others=others)
+
+        return cls(chain, lambda: read_entries(folder / LOG_FILE), clock)
+
+    def append(self, what: str, more: Mapping[str, Json]) -> None:
+        """Log one event.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._append(what, more)
+
+    @property
+    def head(self) -> SignedHead:
+        """The last entry, to be given to the director."""
+        return self._chain.head
+
+    @property
+    def suspicion(self) -> str:
+        """What is wrong with the director's log, so that this site does not work for it; empty: nothing."""
+        return self._suspicion
+
+    @property
+    def policy_digest(self) -> str:
+        """Of envoy.toml as it was last logged; empty: it never was."""
+        return self._policy
+
+    def refresh(self) -> None:
+        """Learn what other processes logged meanwhile.
+
+        Raises:
+            StorageError: the log cannot be read.
+            SuspectLogError: what stands there was not written by this site.
+        """
+        with self._lock:
+            self._chain.catch_up(self._clock())
+
+    def witnessed(self, director_head: bytes, *, is_due: bool = True) -> None:
+        """See a head of the director's log, and log it where it is due and another than the last that was logged.
+
+        Args:
+            director_head: as it came; empty from a director that keeps no log.
+            is_due: a task began or ended since the last one was logged.
+
+        Raises:
+            SuspectLogError: the director's log is not the one that this site saw before. It is logged, and
+                ``suspicion`` says it from now on, until somebody takes the director's log anew.
+            StorageError: it cannot be logged.
+        """
+        with self._lock:
+            if self._suspicion:
+                raise SuspectLogError(self._suspicion)
+            try:
+                head = SignedHead.from_bytes(director_head) if director_head else None
+                self._seen.check(head, DIRECTOR_WITNESSED)
+            except (MalformedMessageError, SuspectLogError) as error:
+                suspicion = f"{error}. This site does no work for it. {_ADVICE}"
+                self._append(DIRECTOR_SUSPECT, {DIRECTOR_HEAD: director_head.hex(), "suspicion": suspicion})
+                self._suspicion = suspicion
+                raise SuspectLogError(suspicion) from error
+            if head is not None and is_due and head != self._seen.last(_LOGGED):
+                self._append(DIRECTOR_WITNESSED, {DIRECTOR_HEAD: director_head.hex()})
+                self._seen.keep(head, _LOGGED)
+            self._seen.keep(head, DIRECTOR_WITNESSED)
 
     def consented(self, ref: TaskRef, transcript: bytes, survivors: Iterable[EnvoyName], director_head: bytes) -> None:
         """Log a consent, before it leaves; the very same one again is logged once.
@@ -85,79 +167,85 @@ class SiteAudit:
             SumRefusedError: the director's log is not the one that this site saw before; the consent must not leave.
             StorageError: it cannot be logged; the consent must not leave.
         """
-        said: dict[str, Json] = _place(ref) | {
+        said: dict[str, Json] = place_of(ref) | {
             "transcript": transcript.hex(),
             "survivors": sorted(survivors),
-            _HEAD: director_head.hex(),
+            DIRECTOR_HEAD: director_head.hex(),
         }
-        if self._consented == {"what": _CONSENTED} | said:
-            return
-        try:
-            head = SignedHead.from_bytes(director_head) if director_head else None
-            check_follows(self._head, head)
-        except (MalformedMessageError, SuspectLogError) as error:
-            self._append("director's log is suspect", said | {"reason": str(error)})
-            raise SumRefusedError(
-                f"{ref}: {error}. This site does not consent. Tell the other sites; if the director was set up anew or"
-                " from a backup, and its operator says so: `envoy audit accept-director`"
-            ) from error
-        self._consented = self._append(_CONSENTED, said)
-        self._head = head or self._head
+        with self._lock:
+            if self._consented == {"what": CONSENTED} | said:
+                return
+            if self._suspicion:
+                raise SumRefusedError(f"{ref}: {self._suspicion}")
+            try:
+                head = SignedHead.from_bytes(director_head) if director_head else None
+                self._seen.check(head, CONSENTED)
+            except (MalformedMessageError, SuspectLogError) as error:
+                self._append(DIRECTOR_SUSPECT, said | {"reason": str(error)})
+                raise SumRefusedError(f"{ref}: {error}. This site does not consent. {_ADVICE}") from error
+            self._consented = self._append(CONSENTED, said)
+            self._seen.keep(head, CONSENTED)
 
     def unmasked(self, ref: TaskRef, transcript: bytes) -> None:
         """Log that this site's shares were revealed."""
-        self._append("unmasked", _place(ref) | {"transcript": transcript.hex()})
+        self._append("unmasked", place_of(ref) | {"transcript": transcript.hex()})
 
     def summed(self, ref: TaskRef, transcript: bytes, survivors: Iterable[EnvoyName], total: str) -> None:
         """Log, before it leaves, that this site opened a sum of others for the director; ``total`` is its digest."""
         said: dict[str, Json] = {"transcript": transcript.hex(), "survivors": sorted(survivors), "total": total}
-        self._append("summed for others", _place(ref) | said)
+        self._append("summed for others", place_of(ref) | said)
 
     def take_anew(self) -> None:
         """Compare what the director gives from now on with nothing that it gave before: its operator said why."""
-        self._append(_ANEW, {"last_head": self._head.to_bytes().hex() if self._head else ""})
-        self._consented = self._head = None
+        with self._lock:
+            last = self._seen.last(DIRECTOR_WITNESSED) or self._seen.last(CONSENTED)
+            self._append(DIRECTOR_ANEW, {"last_head": last.to_bytes().hex() if last else ""})
+            self._forget()
 
     def close(self) -> None:
-        """Let another process open it."""
+        """Write no more."""
         self._chain.close()
 
-    def _append(self, what: str, more: dict[str, Json]) -> Event:
-        return self._chain.append({"what": what, **more}, self._clock()).event
+    def _append(self, what: str, more: Mapping[str, Json]) -> Event:
+        with self._lock:  # taken before that of the chain, everywhere
+            event = self._chain.append({"what": what, **more}, self._clock()).event
+            if what == POLICY:
+                self._policy = str(event["envoy_toml"])
+            return event
 
+    def _take_in(self, entry: Entry) -> None:
+        """What stands in the log already, or was put there by another process."""
+        with self._lock:
+            match entry.event.get("what"):
+                case what if what == CONSENTED:
+                    self._consented = entry.event
+                    self._seen.keep(head_in(entry, DIRECTOR_HEAD), CONSENTED)
+                case what if what == DIRECTOR_WITNESSED:
+                    for way in (DIRECTOR_WITNESSED, _LOGGED):
+                        self._seen.keep(head_in(entry, DIRECTOR_HEAD), way)
+                case what if what == DIRECTOR_SUSPECT:
+                    self._suspicion = str(entry.event.get("suspicion", ""))
+                case what if what == DIRECTOR_ANEW:
+                    self._forget()
+                case what if what == POLICY:
+                    self._policy = str(entry.event.get("envoy_toml"))
 
-def check_follows(before: SignedHead | None, head: SignedHead | None) -> None:
-    """Could the second head be of the same log as the first, later or at the same time? No proof that it is.
-
-    Raises:
-        SuspectLogError: it could not; the message says why.
-    """
-    if before is None:
-        return
-    if head is None:
-        raise SuspectLogError("the director gives no head of its audit log any more")
-    if head.key != before.key:
-        raise SuspectLogError(
-            f"the director's audit log is signed by another key: {key_fingerprint(head.key)};"
-            f" it was {key_fingerprint(before.key)}"
-        )
-    if head.number < before.number:
-        raise SuspectLogError(f"the director's audit log went back from entry {before.number} to {head.number}")
-    if head.number == before.number and head.hash != before.hash:
-        raise SuspectLogError(f"the director gave two heads for entry {head.number} of its audit log: it was forked")
+    def _forget(self) -> None:
+        self._consented, self._suspicion = None, ""
+        self._seen.forget()
 
 
 def heads_in(folder: Path) -> Iterator[SignedHead]:
-    """Every head of the director's log that this site consented to.
+    """Every head of the director's log that this site found right, since it last took that log anew.
 
     Raises:
-        SuspectLogError: the site's own log is damaged.
+        SuspectLogError: the site's own log is damaged, or the heads in it do not go forward.
         StorageError: there is none.
     """
+    witnesses = Witnesses()
     for entry in read_entries(folder / LOG_FILE):
-        head = _head_of(entry) if entry.event["what"] == _CONSENTED else None
-        if head is not None:
-            yield head
+        witnesses.take(entry)
+    yield from witnesses.of()
 
 
 def verify_log(folder: Path, key: bytes) -> tuple[Verified, int]:
@@ -167,25 +255,6 @@ def verify_log(folder: Path, key: bytes) -> tuple[Verified, int]:
         SuspectLogError: it is not; the message names the first entry that is wrong.
         StorageError: there is none.
     """
-    found, before, count = verify(folder / LOG_FILE, key), None, 0
-    for entry in read_entries(folder / LOG_FILE):
-        if entry.event["what"] == _CONSENTED:
-            head = _head_of(entry)
-            check_follows(before, head)
-            before, count = head, count + (head is not None)
-        elif entry.event["what"] == _ANEW:
-            before = None
-    return found, count
-
-
-def _head_of(entry: Entry | None) -> SignedHead | None:
-    if entry is None or not entry.event.get(_HEAD):
-        return None
-    try:
-        return SignedHead.from_bytes(bytes.fromhex(str(entry.event[_HEAD])))
-    except (ValueError, MalformedMessageError) as error:
-        raise SuspectLogError(f"entry {entry.number} of this site's log holds no head of the director's") from error
-
-
-def _place(ref: TaskRef) -> dict[str, Json]:
-    return {"run": ref.run, "round": ref.round, "attempt": ref.attempt, "plan": ref.plan}
+    witnesses = Witnesses()
+    found = verify(folder / LOG_FILE, key, see=witnesses.take)
+    return found, witnesses.count

@@ -34,7 +34,7 @@ def verify_audit(folder: FolderOption = _DEFAULT) -> None:
 
 @audit.command("heads")
 def list_heads(folder: FolderOption = _DEFAULT) -> None:
-    """Every head of the director's log that this site consented to, one a line, for `director audit verify`."""
+    """Every head of the director's log that this site saw and found right, one a line: for `audit verify --heads`."""
     from .audit import heads_in
 
     with errors_in_words():
@@ -45,13 +45,8 @@ def list_heads(folder: FolderOption = _DEFAULT) -> None:
 @audit.command("accept-director")
 def accept_director(folder: FolderOption = _DEFAULT) -> None:
     """Take the director's log as it is now: it begins anew or goes back, and its operator said why. Logged."""
-    from ..utils.certificates import read_identity_key
-    from .audit import SiteAudit
-    from .enrolment import load_credentials
+    from .audit_door import logging_to
 
-    with errors_in_words():
-        credentials = load_credentials(folder, time.time())
-        log = SiteAudit.open(folder, credentials.peer, read_identity_key(credentials.identity_key, "the identity key"))
+    with errors_in_words(), logging_to(folder) as log:
         log.take_anew()
-        log.close()
     typer.echo("From now on the director's log is compared with nothing that came before. This is logged.")

@@ -9,9 +9,11 @@ that its owner, who holds the key, wrote another log from some entry on, or cut 
 different hashes prove a fork; a log that is to be believed holds every head that was ever given out (``verify`` takes
 them). Proofs of consistency between two heads without the log (RFC 6962) do not exist here yet.
 
-An entry is there once ``append`` returned, and then it is on disk. A process that was killed while it wrote leaves a
-torn last line: it was never counted, the next start cuts it off and says so in an entry of its own. A full disk is a
-``StorageError``, and the log is as before. Never in an event: patients' data, values of one site, secrets.
+An entry is there once ``append`` returned, and then it is on disk. Several processes may append to one log, say a
+running envoy and a command: each locks the file for one entry, and first takes in what others added, which must follow
+and be signed by the same key. A process that was killed while it wrote leaves a torn last line: it was never counted,
+whoever writes next cuts it off and says so in an entry of its own. A full disk is a ``StorageError``, and the log is as
+before. Never in an event: patients' data, values of one site, secrets.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,7 +96,7 @@ class SignedHead:
 
 
 class AuditChain:
-    """One log, open for appending by this process alone; safe to share between threads.
+    """One log, open for appending; safe to share between threads, and between processes that open it each.
 
     Args:
         path: made with mode 0600 if it is not there.
@@ -102,26 +104,35 @@ class AuditChain:
         about: whose log it is, for entry 0 of a new one.
         now: seconds since 1970.
         durable: wait for the disk at each entry; only tests and rehearsals may do without.
+        others: told each entry that another process added meanwhile, before the next one is written here.
 
     Raises:
-        StorageError: it cannot be opened or written, or another process has it open.
+        StorageError: it cannot be opened or written.
         SuspectLogError: its last entry is damaged, or another key signed it. Nothing was changed.
     """
 
-    def __init__(self, path: Path, key: Ed25519PrivateKey, about: Event, now: float, *, durable: bool = True) -> None:
-        self._path, self._key, self._durable = path, key, durable
+    def __init__(
+        self,
+        path: Path,
+        key: Ed25519PrivateKey,
+        about: Event,
+        now: float,
+        *,
+        durable: bool = True,
+        others: Callable[[Entry], None] = lambda _: None,
+    ) -> None:
+        self._path, self._key, self._durable, self._others = path, key, durable, others
         self._public = public_bytes(key.public_key())
         self._lock = threading.Lock()
         self._number, self._hash, self._length = -1, _NOTHING, 0
-        self._is_torn = False  # a write failed half-way, and could not be taken back
+        self._failed = b""  # a line that could not be written, of which a part may stand in the file
         self._file = _opened(path)
         try:
-            torn = self._resume()
-            if self._number < 0:
-                self.append({"what": "log begun", "format": _FORMAT, "key": self._public.hex(), **about}, now)
-            if torn:
-                cut: dict[str, Json] = {"bytes": len(torn), "sha256": hashlib.sha256(torn).hexdigest()}
-                self.append({"what": "torn last line cut off", **cut}, now)
+            with self._alone():
+                torn = self._resume()
+                if self._number < 0:
+                    self._add({"what": "log begun", "format": _FORMAT, "key": self._public.hex(), **about}, now)
+                self._report_torn(torn, now)
         except StorageError:
             self._file.close()
             raise
@@ -141,24 +152,32 @@ class AuditChain:
             StorageError: the disk is full or gone. The entry does not count, and the log is as before.
             ValueError: the event is too long, or no JSON.
         """
-        with self._lock:
-            entry = _signed(self._key, self._number + 1, _time(now), self._hash, event)
-            line = _line(entry)
-            if len(line) > MAX_LINE_BYTES:
-                raise ValueError(f"an event of {len(line)} bytes, expected at most {MAX_LINE_BYTES}")
-            self._write(line)
-            self._number, self._hash, self._length = entry.number, entry.hash, self._length + len(line)
-            return entry
+        with self._lock, self._alone():
+            self._report_torn(self._catch_up(), now)
+            return self._add(event, now)
 
     @property
     def head(self) -> SignedHead:
-        """The last entry, signed as such, to be given to others."""
+        """The last entry that was read or written here, signed as such, to be given to others."""
         with self._lock:
             number, hash_ = self._number, self._hash
         return SignedHead(number, hash_, self._public, self._key.sign(_head_body(number, hash_)))
 
+    def catch_up(self, now: float) -> None:
+        """Take in what other processes added.
+
+        Raises:
+            StorageError: it cannot be read.
+            SuspectLogError: it does not follow, or was not signed by this log's key.
+        """
+        with self._lock:
+            if self._file.seek(0, os.SEEK_END) == self._length:
+                return
+            with self._alone():
+                self._report_torn(self._catch_up(), now)
+
     def close(self) -> None:
-        """Let another process open it."""
+        """Write no more."""
         self._file.close()
 
     def _resume(self) -> bytes:
@@ -184,18 +203,66 @@ class AuditChain:
             self._cut()
         return torn
 
-    def _write(self, line: bytes) -> None:
-        if self._is_torn:
-            self._cut()
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process writes meanwhile."""
         try:
-            if self._file.seek(0, os.SEEK_END) != self._length:
-                raise SuspectLogError(f"{self._path}: somebody else wrote to this audit log or cut it: `audit verify`")
-            self._is_torn = True
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StorageError(f"{self._path}: the audit log cannot be locked: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _catch_up(self) -> bytes:
+        """Take in what other processes added; cut off and give back a last line that one of them left torn."""
+        try:
+            if self._file.seek(0, os.SEEK_END) < self._length:
+                raise SuspectLogError(f"{self._path}: somebody cut this audit log: `audit verify`")
+            self._file.seek(self._length)
+            added = self._file.read()
+        except OSError as error:
+            raise StorageError(f"{self._path}: cannot be read: {error.strerror}") from error
+        if added and self._failed.startswith(added):  # a line of our own, which was not counted
+            self._cut()
+            added = b""
+        self._failed = b""
+        whole, newline, torn = added.rpartition(b"\n")
+        for line in (whole + newline).splitlines(keepends=True):
+            where = f"{self._path}: entry {self._number + 1}, which another process wrote"
+            entry = _read_line(line, where)
+            if (entry.number, entry.prev) != (self._number + 1, self._hash):
+                raise SuspectLogError(f"{where}, does not follow: somebody else wrote to this log: `audit verify`")
+            _check_signature(entry, self._public, where)
+            self._number, self._hash, self._length = entry.number, entry.hash, self._length + len(line)
+            self._others(entry)
+        if torn:
+            self._cut()
+        return torn
+
+    def _report_torn(self, torn: bytes, now: float) -> None:
+        if torn:
+            cut: dict[str, Json] = {"bytes": len(torn), "sha256": hashlib.sha256(torn).hexdigest()}
+            self._add({"what": "torn last line cut off", **cut}, now)
+
+    def _add(self, event: Event, now: float) -> Entry:
+        entry = _signed(self._key, self._number + 1, _time(now), self._hash, event)
+        line = _line(entry)
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(f"an event of {len(line)} bytes, expected at most {MAX_LINE_BYTES}")
+        self._write(line)
+        self._number, self._hash, self._length = entry.number, entry.hash, self._length + len(line)
+        return entry
+
+    def _write(self, line: bytes) -> None:
+        self._failed = line
+        try:
+            self._file.seek(self._length)
             rest = memoryview(line)
             while rest:  # a disk that gets full takes a part
                 rest = rest[self._file.write(rest) :]
             self._sync()
-            self._is_torn = False
         except OSError as error:
             with contextlib.suppress(StorageError):
                 self._cut()
@@ -203,6 +270,7 @@ class AuditChain:
                 f"{self._path}: an entry of the audit log cannot be written: {error.strerror}; it does not count."
                 " Free some room: nothing goes on without its log"
             ) from error
+        self._failed = b""
 
     def _cut(self) -> None:
         try:
@@ -210,7 +278,6 @@ class AuditChain:
             self._sync()
         except OSError as error:
             raise StorageError(f"{self._path}: its end cannot be repaired: {error.strerror}") from error
-        self._is_torn = False
 
     def _sync(self) -> None:
         if self._durable:
@@ -226,9 +293,16 @@ class Verified:
     key: bytes  # what all of it is signed with
     hash: bytes  # of the last entry
     heads: int  # how many given heads it was checked against
+    begun: str  # time of entry 0, UTC, by the writer's clock
+    ended: str  # of the last entry
 
 
-def verify(path: Path, key: bytes | None = None, heads: Iterable[SignedHead] = ()) -> Verified:
+def verify(
+    path: Path,
+    key: bytes | None = None,
+    heads: Iterable[SignedHead] = (),
+    see: Callable[[Entry], None] = lambda _: None,
+) -> Verified:
     """Read a whole log: every hash, every signature, and each head that somebody kept.
 
     Args:
@@ -236,6 +310,7 @@ def verify(path: Path, key: bytes | None = None, heads: Iterable[SignedHead] = (
         key: the Ed25519 public key that it must be signed with; None takes the one in entry 0, which shows only that
             the log agrees with itself.
         heads: what its owner gave out over time.
+        see: told each entry, once it was found right.
 
     Raises:
         SuspectLogError: it is not whole; the message names the first entry that is wrong.
@@ -247,27 +322,29 @@ def verify(path: Path, key: bytes | None = None, heads: Iterable[SignedHead] = (
             raise SuspectLogError(f"{path}: two heads were given out for entry {head.number}: the log was forked")
     given_out = len(wanted)
     about: Event = {}
+    begun = ended = ""
     number, last = -1, _NOTHING
     for entry in read_entries(path):
         where = f"{path}: entry {number + 1}"
-        if (entry.number, entry.prev) != (number + 1, last):
-            raise SuspectLogError(f"{where} does not follow from the one before: changed, taken out, put in or moved")
+        _check_place(entry, number + 1, last, where)
         if entry.number == 0:
-            about, key = entry.event, _announced(entry, where, key)
+            about, begun, key = entry.event, entry.time, _announced(entry, where, key)
         _check_signature(entry, key or b"", where)
         given = wanted.pop(entry.number, None)
         if given is not None and (given.hash, given.key) != (entry.hash, key):
             raise SuspectLogError(
                 f"{where} is not the one whose head was given out: the log was written anew, or forked"
             )
-        number, last = entry.number, entry.hash
+        see(entry)
+        number, last, ended = entry.number, entry.hash, entry.time
     if number < 0:
         raise SuspectLogError(f"{path}: is empty; a log has at least the entry that says whose it is")
     if wanted:
         raise SuspectLogError(
-            f"{path}: ends with entry {number}, but the head of entry {max(wanted)} was given out: cut"
+            f"{path}: ends with entry {number}, but the head of entry {max(wanted)} was given out: its end was cut off;"
+            " or it is a copy from before then"
         )
-    return Verified(number + 1, about, key or b"", last, given_out)
+    return Verified(number + 1, about, key or b"", last, given_out, begun, ended)
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
@@ -288,18 +365,12 @@ def read_entries(path: Path) -> Iterator[Entry]:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """The file, without a buffer of ours, for this process alone."""
+    """The file, without a buffer of ours."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
-        file = os.fdopen(descriptor, "r+b", buffering=0)
+        return os.fdopen(descriptor, "r+b", buffering=0)
     except OSError as error:
         raise StorageError(f"{path}: the audit log cannot be opened: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise StorageError(f"{path}: another process writes this audit log; end it first") from error
-    return file
 
 
 def _signed(key: Ed25519PrivateKey, number: int, time: str, prev: bytes, event: Event) -> Entry:
@@ -350,12 +421,23 @@ def _read_line(line: bytes, where: str) -> Entry:
             hash=bytes.fromhex(document["hash"]),
             signature=bytes.fromhex(document["signature"]),
         )
-        is_canonical = _line(entry) == line
+        is_canonical = type(entry.number) is int and isinstance(entry.time, str) and _line(entry) == line
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise SuspectLogError(f"{where}: is no entry of an audit log") from error
     if not is_canonical or entry.hash != _hash(entry.number, entry.time, entry.prev, entry.event):
         raise SuspectLogError(f"{where}: was changed; its hash is that of another text")
     return entry
+
+
+def _check_place(entry: Entry, number: int, before: bytes, where: str) -> None:
+    if entry.number > number:
+        raise SuspectLogError(f"{where} was taken out, or moved: entry {entry.number} stands in its place")
+    if entry.number < number:
+        raise SuspectLogError(f"{where} is not there: entry {entry.number} stands in its place, put in or moved")
+    if entry.prev != before:
+        raise SuspectLogError(
+            f"{where} does not follow from the one before: one of the two was put in, or is of another log"
+        )
 
 
 def _check_signature(entry: Entry, key: bytes, where: str) -> None:

@@ -9,6 +9,7 @@ from fedveil.director.audit import KEY_FILE, LOG_FILE, DirectorAudit, read_heads
 from fedveil.director.records import SumRecord
 from fedveil.utils.audit_chain import SignedHead, read_entries
 from fedveil.utils.errors import MalformedMessageError, StorageError, SuspectLogError
+from fedveil.utils.identity import PeerId, Role
 from fedveil.utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from fedveil.utils.tensors import Digest
 
@@ -101,3 +102,42 @@ def test_a_file_that_holds_no_heads_is_named(tmp_path, text):
         read_heads(tmp_path / "heads")
     with pytest.raises(StorageError):
         read_heads(tmp_path / "nowhere")
+
+
+def test_what_members_operators_and_sites_did_is_logged_by_the_same_names(tmp_path):
+    audit = opened(tmp_path)
+    operator = PeerId("lungs", Role.OPERATOR, "ops")
+    audit.enrolled("a", "envoy", "St. Anna", "ab" * 32, bytes(32))
+    audit.renewed("a", "envoy", "cd" * 32, NOW)
+    audit.revoked("a", "left " + "x" * 2000, "root")
+    audit.proposed(RUN, MODEL, PLAN, operator)
+    audit.patched(RUN, 1, "set", MODEL, operator)
+    audit.rolled_back(RUN, 3, MODEL)
+    audit.operator(str(operator), "accept site", {"name": "a"})
+    audit.witnessed(EnvoyName("a"), audit.head)
+    audit.suspects(EnvoyName("a"), "it went back", b"12")
+    audit.takes_anew(EnvoyName("a"), "root")
+    audit.close()
+    events = [dict(entry.event) for entry in read_entries(tmp_path / LOG_FILE)][1:]
+    assert [event["what"] for event in events] == [
+        *("enrolled", "renewed", "revoked", "proposed", "patched", "rolled back", "operator"),
+        *("site's head", "site's log is suspect", "site's log taken anew"),
+    ]
+    assert events[0]["identity_key"] == "00" * 32
+    assert events[3] == {"what": "proposed", "run": RUN, "proposal": MODEL, "plan": PLAN, "proposed_by": str(operator)}
+    assert events[6] == {"what": "operator", "by": str(operator), "action": "accept site", "name": "a"}
+    assert len(events[2]["reason"]) == 1000
+    verify_log(tmp_path)
+
+
+def test_a_command_may_log_beside_a_running_director_which_learns_of_it(tmp_path):
+    learned = []
+    running = DirectorAudit.open(tmp_path, "lungs", clock=lambda: NOW, others=learned.append)
+    command = opened(tmp_path)
+    command.revoked("a", "left", "root")
+    command.close()
+    running.refresh()
+    assert [entry.event["what"] for entry in learned] == ["revoked"]
+    running.run_submitted(RUN, PLAN, MODEL)
+    running.close()
+    assert verify_log(tmp_path).entries == 3

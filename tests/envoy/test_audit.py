@@ -11,7 +11,7 @@ from fedveil.utils.audit_chain import AuditChain, read_entries, verify
 from fedveil.utils.certificates import public_bytes
 from fedveil.utils.errors import SumRefusedError, SuspectLogError
 from fedveil.utils.identity import PeerId, Role
-from fedveil.utils.messages import EnvoyName, RunId, TaskRef
+from fedveil.utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from fedveil.utils.tensors import Digest
 
 NOW = 1_777_636_800.0
@@ -141,3 +141,113 @@ def test_a_changed_log_of_a_site_is_found(site, heads):
     log.write_bytes(log.read_bytes().replace(b'["a","b"]', b'["a","c"]'))
     with pytest.raises(SuspectLogError, match="entry 1"):
         verify_log(site, PUBLIC)
+
+
+def test_heads_that_come_with_heartbeats_are_logged_when_due_and_only_where_they_changed(site, heads):
+    audit = opened(site)
+    audit.witnessed(heads[0])
+    audit.witnessed(heads[0])
+    audit.witnessed(heads[1], is_due=False)
+    audit.witnessed(heads[2])
+    audit.close()
+    assert whats(site) == ["log begun", "director's head", "director's head"]
+    assert [head.number for head in heads_in(site)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        (lambda heads, _: heads[1], "went back"),
+        (lambda _, tmp: given(tmp / "fork.jsonl", "forked")[2], "two heads for entry 3"),
+        (lambda _, tmp: given(tmp / "other.jsonl", key=Ed25519PrivateKey.generate())[3], "another key"),
+        (lambda _heads, _tmp: b"", "no head of its audit log any more"),
+        (lambda _heads, _tmp: b"short", "of 5 bytes"),
+    ],
+)
+@pytest.mark.parametrize("is_due", [True, False])
+def test_a_site_stays_away_from_a_director_whose_log_does_not_go_forward_until_somebody_takes_it_anew(
+    site, heads, tmp_path, second, why, is_due
+):
+    audit = opened(site)
+    audit.witnessed(heads[2])
+    with pytest.raises(SuspectLogError, match=why):
+        audit.witnessed(second(heads, tmp_path), is_due=is_due)
+    for _ in range(2):  # it stays suspect, is logged once, and gets no consents either: also after a restart
+        with pytest.raises(SuspectLogError, match="envoy audit accept-director"):
+            audit.witnessed(heads[4])
+        with pytest.raises(SumRefusedError, match="envoy audit accept-director"):
+            audit.consented(ref(2), TRANSCRIPT, SURVIVORS, heads[4])
+        audit.close()
+        audit = opened(site)
+    assert why in audit.suspicion
+    command = opened(site)  # while the envoy runs
+    command.take_anew()
+    command.close()
+    audit.refresh()
+    assert audit.suspicion == ""
+    audit.witnessed(heads[0])
+    audit.close()
+    assert whats(site)[1:] == [
+        "director's head",
+        "director's log is suspect",
+        "director's log taken anew",
+        "director's head",
+    ]
+    assert verify_log(site, PUBLIC)[1] == 1
+
+
+def test_a_head_that_is_pushed_in_a_sum_may_be_older_than_the_last_heartbeats_but_never_another(site, heads, tmp_path):
+    audit = opened(site)
+    audit.witnessed(heads[3])
+    audit.consented(ref(1), TRANSCRIPT, SURVIVORS, heads[1])
+    with pytest.raises(SumRefusedError, match="forked"):
+        audit.consented(ref(2), TRANSCRIPT, SURVIVORS, given(tmp_path / "fork.jsonl", "x")[3])
+    with pytest.raises(SumRefusedError, match="went back"):
+        audit.consented(ref(2), TRANSCRIPT, SURVIVORS, heads[0])
+    audit.close()
+    assert verify_log(site, PUBLIC)[1] == 2
+
+
+def test_each_event_of_a_site_says_what_when_and_by_whom_and_is_read_by_the_same_names(site):
+    audit, digest = opened(site), Digest("cd" * 32)
+    operator = PeerId("lungs", Role.OPERATOR, "ops")
+    audit.offered(ref(1).run, digest, ref(1).plan, operator)
+    audit.approved(digest, ref(1).plan, {"rounds": 3, "datasets": ["xrays"]}, "maria")
+    audit.rejected(digest, "maria", "not\nours " + "x" * 2000)
+    audit.expired(digest)
+    audit.accessed(ref(1), TaskKind.TRAIN, "xrays", 120, proposal=digest, purpose="screening", legal_basis="permit 7")
+    audit.sent(ref(1), "masked", digest, 4000)
+    audit.refused(ref(1), "PlanError", "a sentence")
+    audit.vetoed("lungs-1/1", "maria", "stop", digest)
+    audit.stopped("maria", "")
+    audit.violated(ref(1), "bubblewrap", {"socket": 2})
+    audit.renewed("ab" * 32, NOW)
+    audit.spent(ref(1), "xrays", 4, "ef" * 32)
+    audit.over_budget(ref(1), "xrays", "BudgetExhaustedError", "ef" * 32)
+    audit.close()
+    events = [dict(entry.event) for entry in read_entries(site / LOG_FILE)][1:]
+    assert [event["what"] for event in events] == [
+        *("offered", "approved", "rejected", "expired", "data accessed", "sent", "refused", "vetoed", "stopped"),
+        *("sandbox violated", "renewed", "budget spent", "budget refused"),
+    ]
+    place = {"run": "lungs-1", "round": 1, "attempt": 1, "plan": "ab" * 32}
+    assert events[0]["proposed_by"] == "spiffe://lungs/operator/ops"
+    assert events[1]["limits"] == {"rounds": 3, "datasets": ["xrays"]}
+    assert events[2]["reason"].startswith("not ours x")
+    assert len(events[2]["reason"]) == 1000
+    why = {"proposal": digest, "purpose": "screening", "legal_basis": "permit 7"}
+    accessed = {"what": "data accessed", "kind": "train", "dataset": "xrays", "records": 120}
+    assert events[4] == place | accessed | why
+    assert events[5] == place | {"what": "sent", "kind": "masked", "digest": digest, "bytes": 4000}
+    verify_log(site, PUBLIC)
+
+
+def test_envoy_toml_is_known_by_its_last_digest_also_after_a_restart(site):
+    audit = opened(site)
+    assert audit.policy_digest == ""
+    audit.policy(Digest("cd" * 32), audit.policy_digest)
+    assert audit.policy_digest == "cd" * 32
+    audit.close()
+    audit = opened(site)
+    assert audit.policy_digest == "cd" * 32
+    audit.close()

@@ -193,14 +193,87 @@ def test_what_somebody_else_wrote_meanwhile_is_seen_and_not_cut_off(log, tmp_pat
     with opened(tmp_path) as chain:
         with log.open("ab") as other:
             other.write(b"{}\n")
-        with pytest.raises(SuspectLogError, match="somebody else"):
+        with pytest.raises(SuspectLogError, match="which another process wrote"):
             chain.append({"what": "mine"}, NOW)
     assert log.read_bytes().endswith(b"{}\n")
 
 
-def test_a_second_process_cannot_write_the_same_log(log, tmp_path):
-    with opened(tmp_path), pytest.raises(StorageError, match="another process"):
-        opened(tmp_path)
+def test_two_processes_that_write_one_log_make_one_chain_and_each_learns_what_the_other_wrote(log, tmp_path):
+    seen = []
+    with AuditChain(log, KEY, ABOUT, NOW, others=lambda entry: seen.append(entry.event["what"])) as first:
+        with opened(tmp_path) as second:
+            second.append({"what": "approved"}, NOW)
+            first.append({"what": "accessed"}, NOW)
+            second.append({"what": "rejected"}, NOW)
+        first.append({"what": "refused"}, NOW)
+        assert (seen, first.head.number) == (["approved", "rejected"], 8)
+    assert events(tmp_path)[5:] == ["approved", "accessed", "rejected", "refused"]
+    assert verify(log, PUBLIC).entries == 9
+
+
+def test_processes_that_write_at_the_same_time_lose_no_entry(tmp_path):
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey\n"
+        "from fedveil.utils.audit_chain import AuditChain\n"
+        "chain = AuditChain(Path(sys.argv[1]), Ed25519PrivateKey.from_private_bytes(b'k' * 32), {}, 0.0)\n"
+        "for number in range(40): chain.append({'what': 'x', 'who': sys.argv[2], 'number': number}, 0.0)\n"
+    )
+    log = tmp_path / "audit.jsonl"
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(log), who]) for who in "abc"]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert verify(log, PUBLIC).entries == 121
+    said = [entry.event for entry in read_entries(log)][1:]
+    for who in "abc":
+        assert [event["number"] for event in said if event["who"] == who] == list(range(40))
+
+
+def test_what_a_killed_process_left_torn_is_cut_off_by_the_other_which_says_so(log, tmp_path):
+    with opened(tmp_path) as chain:
+        with log.open("ab") as killed:
+            killed.write(b'{"event":{"what":"half')
+        chain.append({"what": "mine"}, NOW)
+    assert events(tmp_path)[-2:] == ["torn last line cut off", "mine"]
+    verify(log, PUBLIC)
+
+
+def test_a_log_that_was_cut_while_it_is_open_is_not_gone_on_with(log, tmp_path):
+    with opened(tmp_path) as chain:
+        os.truncate(log, log.stat().st_size - 10)
+        with pytest.raises(SuspectLogError, match="somebody cut"):
+            chain.append({"what": "mine"}, NOW)
+
+
+def test_a_line_that_could_not_be_taken_back_is_taken_back_once_it_can(log, tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with opened(tmp_path) as chain:
+        monkeypatch.setattr(os, "fsync", broken)
+        monkeypatch.setattr(chain, "_cut", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            chain.append({"what": "lost"}, NOW)
+        monkeypatch.undo()
+        assert events(tmp_path)[-1] == "lost"  # the disk held it, but the caller was told that it does not count
+        chain.append({"what": "kept"}, NOW)
+    assert events(tmp_path)[-2:] == ["round opened", "kept"]
+    verify(log, PUBLIC)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda lines: lines[:2] + lines[3:], "entry 2 was taken out, or moved: entry 3 stands in its place"),
+        (lambda lines: lines[1:], "entry 0 was taken out"),
+        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], "entry 1 was taken out, or moved: entry 2"),
+        (lambda lines: [*lines[:2], lines[1], *lines[2:]], "entry 2 is not there: entry 1 stands in its place"),
+        (lambda lines: [*lines[:3], lines[3].replace(b'"round":2', b'"round":7'), *lines[4:]], "entry 3: was changed"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_number_of_the_entry(log, change, why):
+    log.write_bytes(b"".join(change(log.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(SuspectLogError, match=why):
+        verify(log, PUBLIC)
 
 
 def test_an_event_that_is_no_json_or_too_long_is_the_callers_mistake(tmp_path):
