@@ -26,6 +26,7 @@ from ..utils.messages import EnvoyName
 from .audit_commands import audit
 from .plan_commands import plan
 from .privacy_commands import privacy
+from .proxy import ProxySettings, way_to
 from .records import describe
 from .roster_commands import roster
 from .splits import GivenSplits, SplitRule
@@ -58,15 +59,22 @@ def join(
         typer.Option("--fingerprint", help="The root's, as the operator reads it out; then nothing is asked."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the fingerprint was compared already.")] = False,
+    proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of the site's proxy; kept in envoy.toml.")] = None,
+    proxy_user: Annotated[str, typer.Option(help="Who asks the proxy.")] = "",
+    proxy_password_file: Annotated[
+        Path | None, typer.Option(help="Its first line is the proxy's password; mode 600.")
+    ] = None,
 ) -> None:
     """Join a federation: make keys here, get certificates. The join file is good once."""
     from ..utils.identity import fingerprint
     from ..utils.join_file import read_join_file
     from .client import bootstrap_client
-    from .config import write_default_config
+    from .config import load_config, write_default_config
     from .enrolment import prepare_join, save_credentials
 
     with errors_in_words():
+        given = _given_proxy(proxy, proxy_user, proxy_password_file)
+        way_out = given or load_config(folder).proxy
         invitation = read_join_file(file, time.time())
         root = fingerprint(invitation.root)
         _CONSOLE.print(f"Root fingerprint, to be compared by phone: {root}")
@@ -74,7 +82,7 @@ def join(
         request, keys = prepare_join(folder, invitation)
         reply = None
         for address in invitation.addresses:
-            client = bootstrap_client(invitation, address)
+            client = bootstrap_client(invitation, address, way_to(address, way_out, folder))
             try:
                 reply = client.join(request)
                 break
@@ -87,13 +95,15 @@ def join(
                 f"no director answers at {', '.join(invitation.addresses)}; nothing is lost, try again"
             )
         credentials = save_credentials(folder, invitation, keys, reply, time.time())
-        is_new = write_default_config(folder)
+        is_new = write_default_config(folder, given)
     _CONSOLE.print(f"{credentials.peer} ({credentials.organization}) joined; its keys are in {folder}/.")
     if is_new:
         _CONSOLE.print(
             f"{folder}/envoy.toml says what may leave this site. As it is, it protects no patient: see to it."
         )
-    _CONSOLE.print("Next: `envoy data add NAME PATH`, then `envoy start`.")
+    if given is not None and not is_new:
+        _CONSOLE.print(f"{folder}/envoy.toml was there before: see that its table [proxy] names this proxy, too.")
+    _CONSOLE.print("Next: `envoy data add NAME PATH`, then `envoy start`. If something does not work: `envoy doctor`.")
 
 
 @app.command()
@@ -120,7 +130,8 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         address = config.dialled(credentials.addresses)[0]
         name = EnvoyName(credentials.peer.name)
         trainer = ChildTrainer(folder / "state", preload_torch=config.training.preload_torch)
-        link = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root)
+        way = config.way_to(address, folder)
+        link = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root, way)
         gate = LeakGate(folder, config.protection) if config.protection is not None else None
         key = read_identity_key(credentials.identity_key, "the identity key")
         accepted = partial(load_roster, folder, credentials.peer, credentials.public_identity)
@@ -274,6 +285,20 @@ def _compare(root: str, expected: str | None, *, was_compared: bool) -> None:
         typer.confirm("Does the director's operator read out the same?", abort=True)
     elif not was_compared:
         typer.echo("The fingerprint was not compared: no terminal to ask at, and no --fingerprint.", err=True)
+
+
+def _given_proxy(url: str | None, user: str, password_file: Path | None) -> ProxySettings | None:
+    """The proxy of the command line; a password has no place there, where every user of the machine can read it."""
+    if url is None:
+        if user or password_file is not None:
+            raise ConfigError("--proxy-user and --proxy-password-file go with --proxy http://HOST:PORT")
+        return None
+    try:
+        return ProxySettings(url, user, password_file.absolute() if password_file is not None else None)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--proxy: {error}".replace("user and password_file", "--proxy-user and --proxy-password-file")
+        ) from error
 
 
 def _hexadecimal(fingerprint: str) -> str:

@@ -11,6 +11,7 @@ from .. import __version__
 from ..utils import messages as m
 from ..utils import transport, wire, wire_sums
 from ..utils.join_file import JoinFile
+from ..utils.proxies import Way
 
 SOFTWARE = f"fedveil {__version__}"
 _CALL_SECONDS = 60.0  # longer than the director holds any call
@@ -25,10 +26,11 @@ class DirectorClient:
         chain: PEM of the leaf and its issuer.
         key: PEM of the leaf's key.
         root: PEM of the federation's root.
+        way: through a proxy, or directly; by default as the environment says.
     """
 
-    def __init__(self, address: str, chain: bytes, key: bytes, root: bytes) -> None:
-        self._channel = transport.open_channel(address, chain, key, root)
+    def __init__(self, address: str, chain: bytes, key: bytes, root: bytes, way: Way = None) -> None:
+        self._channel = transport.open_channel(address, chain, key, root, way)
         call = self._channel.unary_unary
         self._next_work: Callable[..., m.WorkItem] = call(
             _path("NextWork"), wire.work_request_to_wire, wire.work_item_from_wire
@@ -115,9 +117,9 @@ class DirectorClient:
         self._channel.close()
 
 
-def bootstrap_client(join: JoinFile, address: str) -> DirectorClient:
+def bootstrap_client(join: JoinFile, address: str, way: Way = None) -> DirectorClient:
     """A client that may join, and nothing else."""
-    return DirectorClient(address, join.chain, join.bootstrap_key, join.root)
+    return DirectorClient(address, join.chain, join.bootstrap_key, join.root, way)
 
 
 def _path(method: str) -> str:

@@ -6,6 +6,7 @@ first one, which the site then makes its own. Without ``[secure_aggregation]`` n
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,7 +15,9 @@ from ..utils.addresses import Address
 from ..utils.config import load_toml
 from ..utils.errors import ConfigError, StorageError
 from ..utils.logs import LogLevel
+from ..utils.proxies import Way
 from .policy import REQUIRED_SUMS, ProtectionPolicy, SecureAggregationPolicy
+from .proxy import ProxySettings, way_to
 
 CONFIG_FILE = "envoy.toml"
 DEFAULT_CONFIG = """\
@@ -93,6 +96,7 @@ class EnvoyConfig:
     work: Work = Work.STREAM
     log_level: LogLevel = LogLevel.INFO
     training: TrainingSettings = TrainingSettings()
+    proxy: ProxySettings | None = None  # none: as the environment says
     protection: ProtectionPolicy | None = None  # none: nothing leaves
     secure_aggregation: SecureAggregationPolicy = REQUIRED_SUMS
 
@@ -105,6 +109,27 @@ class EnvoyConfig:
         """Where the director is: as set here, else as the join file said."""
         return self.addresses or joined
 
+    def way_to(self, address: str, folder: Path) -> Way:
+        """How the director at ``host:port`` is called: through the site's proxy, directly, or as the environment says.
+
+        Raises:
+            ConfigError: the proxy's password cannot be read.
+        """
+        return way_to(address, self.proxy, folder)
+
+
+def proxy_table(proxy: ProxySettings) -> str:
+    """A table ``[proxy]`` as it stands in ``envoy.toml``.
+
+    >>> print(proxy_table(ProxySettings("http://proxy.hospital.example:3128")).strip())
+    [proxy]
+    url = "http://proxy.hospital.example:3128"
+    """
+    lines = ["", "[proxy]", f"url = {json.dumps(proxy.url)}"]
+    if proxy.password_file is not None:
+        lines += [f"user = {json.dumps(proxy.user)}", f"password_file = {json.dumps(str(proxy.password_file))}"]
+    return "\n".join([*lines, ""])
+
 
 def load_config(folder: Path) -> EnvoyConfig:
     """Read ``envoy.toml`` of an envoy's folder; all defaults where there is none.
@@ -116,15 +141,19 @@ def load_config(folder: Path) -> EnvoyConfig:
     return load_toml(path, EnvoyConfig) if path.exists() else EnvoyConfig()
 
 
-def write_default_config(folder: Path) -> bool:
+def write_default_config(folder: Path, proxy: ProxySettings | None = None) -> bool:
     """Write the first ``envoy.toml`` of a site; one that is there already stays as it is, and False is returned.
+
+    Args:
+        folder: the envoy's.
+        proxy: the one that the site joined through, to be kept.
 
     Raises:
         StorageError: it cannot be written.
     """
     try:
         with (folder / CONFIG_FILE).open("x", encoding="utf-8") as file:
-            file.write(DEFAULT_CONFIG)
+            file.write(DEFAULT_CONFIG + (proxy_table(proxy) if proxy is not None else ""))
     except FileExistsError:
         return False
     except OSError as error:

@@ -98,8 +98,10 @@ def _asked(folder: Path, credentials: Credentials) -> Roster:
     from .client import DirectorClient
     from .config import load_config
 
-    address = load_config(folder).dialled(credentials.addresses)[0]
-    client = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root)
+    config = load_config(folder)
+    address = config.dialled(credentials.addresses)[0]
+    way = config.way_to(address, folder)
+    client = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root, way)
     try:
         return roster_of(client.roster())
     finally:

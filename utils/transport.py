@@ -8,6 +8,7 @@ that only an RSA certificate could serve; with our P-256 certificates 1.3 is lef
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ import grpc
 from . import errors
 from .addresses import Address
 from .messages import MAX_PART_BYTES
+from .proxies import Direct, Proxy, Way, is_on_this_machine
 
 FEDERATION = "fedveil.v1.Federation"
 CONTROL = "fedveil.v1.Control"
@@ -69,6 +71,8 @@ _STATUS: dict[type[errors.FederationError], grpc.StatusCode] = {
 }
 _BY_NAME: dict[str, type[errors.FederationError]] = {name: getattr(errors, name) for name in errors.__all__}
 _ERROR_KEY = "fedveil-error"
+_PROXY_ANSWER = re.compile(r"HTTP proxy returned response code (\d{3})")
+_WANTS_PASSWORD, _FORBIDS = {401, 407}, {403, 405}
 
 
 def status_of(error: errors.FederationError) -> grpc.StatusCode:
@@ -90,7 +94,24 @@ def error_of(failure: grpc.RpcError) -> errors.FederationError:
     details = failure.details() or ""
     if kind is not None:
         return kind(details)
+    if (answered := _PROXY_ANSWER.search(details)) is not None:
+        return errors.UnreachableError(proxy_refusal(int(answered[1])))
     return errors.UnreachableError(f"{failure.code().name.lower().replace('_', ' ')}: {details}")
+
+
+def proxy_refusal(status: int) -> str:
+    """What a proxy means that answers CONNECT with this HTTP status, and whom to ask."""
+    if status in _WANTS_PASSWORD:
+        return (
+            f"the proxy wants a user and a password, or does not take those that it got (HTTP {status});"
+            " see [proxy] in envoy.toml, and `envoy doctor`"
+        )
+    if status in _FORBIDS:
+        return (
+            f"the proxy does not allow a tunnel to the director's host and port (HTTP {status}); ask IT to allow"
+            " CONNECT to it: `envoy doctor --network` prints what to ask for"
+        )
+    return f"the proxy could not reach the director (HTTP {status}); is the director up, and may the proxy call it?"
 
 
 def server_credentials(chain: bytes, key: bytes, root: bytes) -> grpc.ServerCredentials:
@@ -98,19 +119,29 @@ def server_credentials(chain: bytes, key: bytes, root: bytes) -> grpc.ServerCred
     return grpc.ssl_server_credentials([(key, chain)], root, require_client_auth=True)
 
 
-def open_channel(address: str, chain: bytes, key: bytes, root: bytes) -> grpc.Channel:
+def open_channel(address: str, chain: bytes, key: bytes, root: bytes, way: Way = None) -> grpc.Channel:
     """A channel to ``host:port`` under mutual TLS; it connects, and reconnects, by itself.
 
-    A proxy that the environment names is used (``https_proxy``, by CONNECT), but not for this machine itself.
+    Args:
+        address: whom to call.
+        chain: PEM of the leaf and its issuer.
+        key: PEM of the leaf's key.
+        root: PEM of the federation's root.
+        way: through this proxy, or directly; by default through the one that the environment names
+            (``https_proxy``), but not to this machine itself. ``no_proxy`` of the environment always holds.
     """
     credentials = grpc.ssl_channel_credentials(root, key, chain)
-    return grpc.secure_channel(address, credentials, [*CHANNEL_OPTIONS, *_proxy_options(address)])
+    return grpc.secure_channel(address, credentials, [*CHANNEL_OPTIONS, *_proxy_options(address, way)])
 
 
-def _proxy_options(address: str) -> list[tuple[str, int]]:
-    dialled = Address.parse(address)
-    is_here = dialled.host == "localhost" if dialled.ip is None else dialled.ip.is_loopback
-    return [("grpc.enable_http_proxy", 0)] if is_here else []
+def _proxy_options(address: str, way: Way) -> list[tuple[str, int | str]]:
+    if isinstance(way, Proxy):
+        options: list[tuple[str, int | str]] = [("grpc.http_proxy", str(way))]
+        if way.authorization:  # not in the URL: gRPC cannot read an @ in a password there, and then calls directly
+            options.append(("grpc.http_connect_headers", f"Proxy-Authorization:{way.authorization}"))
+        return options
+    is_direct = isinstance(way, Direct) or is_on_this_machine(Address.parse(address))
+    return [("grpc.enable_http_proxy", 0)] if is_direct else []
 
 
 def keep_memory_low() -> None:

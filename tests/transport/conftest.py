@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -264,3 +272,149 @@ def federation(tmp_path: Path, bundle: Bundle) -> Iterator[Federation]:
 def opened(federation: Federation) -> OpenRound:
     """A round that waits for three."""
     return OpenRound(federation)
+
+
+# proxies as hospitals have them, from Debian, on loopback with a configuration of their own
+
+NAMED = "director.example.org"
+"""What squid alone can resolve, by a hosts file of its own: as in a network whose machines have no public DNS."""
+
+
+def free_port() -> int:
+    """Below those that the system lends to callers, so that it can be taken again after a restart."""
+    lot = random.SystemRandom()
+    while True:
+        port = lot.randrange(20_000, 32_000)
+        with socket.socket() as trial:
+            try:
+                trial.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class RealProxy:
+    """A process that can be killed and started again at the same port."""
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        self.port, self.folder, self._command = free_port(), folder, command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def configure(self, text: str) -> Self:
+        (self.folder / "proxy.conf").write_text(text.format(port=self.port, folder=self.folder), "utf-8")
+        return self
+
+    def start(self) -> Self:
+        with (self.folder / "proxy.out").open("ab") as out:
+            self._process = subprocess.Popen(
+                [*self._command, str(self.folder / "proxy.conf")], stdout=out, stderr=out, start_new_session=True
+            )
+        deadline, pause = time.monotonic() + 30.0, threading.Event()
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1.0).close()
+            except OSError:
+                said = (self.folder / "proxy.out").read_text("utf-8", "replace")
+                assert self._process.poll() is None, said
+                assert time.monotonic() < deadline, said
+                pause.wait(0.02)
+            else:
+                return self
+
+    def kill(self) -> None:
+        """At once, with the helpers that it started; every tunnel breaks."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    @property
+    def said(self) -> str:
+        log = self.folder / "proxy.log"
+        return log.read_text("utf-8", "replace") if log.exists() else ""
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def _installed(*names: str) -> str:
+    path = next(
+        (found for name in names if (found := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin"))), None
+    )
+    if path is None:
+        pytest.skip(f"{names[0]} is not installed; see .ci/system-packages")
+    return path
+
+
+def tinyproxy(folder: Path, more: str = "BasicAuth site sesame") -> RealProxy:
+    """With user ``site`` and password ``sesame``, unless other lines are given."""
+    text = 'Port {port}\nListen 127.0.0.1\nTimeout 600\nMaxClients 50\nLogLevel Connect\nLogFile "{folder}/proxy.log"\n'
+    return RealProxy(folder, _installed("tinyproxy"), "-d", "-c").configure(text + more + "\n")
+
+
+def squid(folder: Path, password: str, more: str = "") -> RealProxy:
+    """With user ``site``; passwords may be any text. Knows ``director.example.org`` as this machine."""
+    program = _installed("squid")
+    helper = Path("/usr/lib/squid/basic_ncsa_auth")
+    if not helper.exists():
+        pytest.skip("squid has no basic_ncsa_auth here")
+    folder.parent.chmod(0o755)
+    folder.chmod(0o755)
+    (folder / "hosts").write_text(f"127.0.0.1 {NAMED}\n", "utf-8")
+    (folder / "passwd").write_text(f"site:{_hashed(password)}\n", "utf-8")
+    text = f"""\
+http_port 127.0.0.1:{{port}}
+pid_filename none
+cache deny all
+access_log none
+cache_log /dev/null
+coredump_dir {{folder}}
+hosts_file {{folder}}/hosts
+dns_nameservers 127.0.0.1
+shutdown_lifetime 0 seconds
+auth_param basic program {helper} {{folder}}/passwd
+auth_param basic children 1
+acl known proxy_auth REQUIRED
+{more}
+http_access allow known
+http_access deny all
+"""
+    return RealProxy(folder, program, "-N", "-f").configure(text)
+
+
+def _hashed(password: str) -> str:
+    command = [_installed("openssl"), "passwd", "-1", "-stdin"]
+    return subprocess.run(command, input=password.encode(), capture_output=True, check=True).stdout.decode().strip()
+
+
+@pytest.fixture
+def start_tinyproxy(tmp_path: Path) -> Iterator[Callable[..., RealProxy]]:
+    """Starts one; ended after the test."""
+    yield from _starting(tmp_path / "tinyproxy", tinyproxy)
+
+
+@pytest.fixture
+def start_squid() -> Iterator[Callable[..., RealProxy]]:
+    """Starts one; ended after the test."""
+    with tempfile.TemporaryDirectory() as folder:  # squid's own user must get there
+        yield from _starting(Path(folder) / "squid", squid)
+
+
+def _starting(folder: Path, make: Callable[..., RealProxy]) -> Iterator[Callable[..., RealProxy]]:
+    started: list[RealProxy] = []
+
+    def start(*arguments: str) -> RealProxy:
+        folder.mkdir()
+        started.append(make(folder, *arguments))
+        return started[-1].start()
+
+    yield start
+    for proxy in started:
+        proxy.kill()

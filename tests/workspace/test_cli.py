@@ -135,7 +135,7 @@ def asked(monkeypatch):
     """The addresses that were called to join; nobody answers."""
     called = []
 
-    def call(invitation, address):
+    def call(invitation, address, way):
         called.append(address)
         raise UnreachableError("nobody answers")
 
