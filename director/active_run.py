@@ -32,6 +32,7 @@ from ..utils.errors import (
 from ..utils.messages import EnvoyName, PayloadKind, Task, TaskKind, TaskRef, UpdateHeader
 from ..utils.metrics import MetricSum, total
 from ..utils.plan_bundle import INITIAL_FILE, LAYOUT_FILE, Manifest, mapped, read_manifest
+from ..utils.proposal import proposal_of
 from ..utils.secure_sum.groups import Groups
 from ..utils.secure_sum.summation import Opened
 from ..utils.tensors import Digest, Layout, Role, Vector, model_num_bytes, model_pieces, read_model
@@ -67,6 +68,7 @@ class ActiveRun:
     def __init__(self, record: RunRecord, artifacts: ArtifactStore, optimizer_state: Digest | None = None) -> None:
         self.record = record
         self.settings = parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}")
+        self.proposal = proposal_of(record.proposal.content) if record.proposal else None
         self.manifest: Manifest = read_manifest(artifacts.read(record.plan))
         self.layout = Layout.from_json(artifacts.read(self.manifest.file(LAYOUT_FILE).sha256))
         self.codec: Codec | None = read_run_codec(self.settings, self.layout, artifacts)
@@ -92,6 +94,11 @@ class ActiveRun:
     def ref(self) -> TaskRef:
         """The first round's."""
         return TaskRef(self.record.run, 1, 1, self.record.plan)
+
+    @property
+    def sites(self) -> tuple[EnvoyName, ...]:
+        """Who may be asked, by what the sites were told; empty: every member."""
+        return self.proposal.sites if self.proposal else ()
 
     @property
     def payload_layout(self) -> Layout:
@@ -121,6 +128,7 @@ class ActiveRun:
             codec=self._codec_digest,
             asked=self.settings.protection,
             sum=terms_of(self.settings, self.bounds if is_training else self.bounds[:1]) if is_secure else None,
+            proposal=self.record.proposal_digest,
         )
 
     def tasks(self, this: Round, now: float) -> tuple[Task, ...]:

@@ -33,9 +33,7 @@ class ControlService:
             transport.CONTROL,
             {
                 "Status": door.unary(lambda _, __: desk.status(), nothing, control.status_to_wire),
-                "Submit": door.unary(
-                    lambda _, x: desk.submit(x), control.submission_from_wire, control.submit_reply_to_wire
-                ),
+                "Submit": door.unary(desk.submit, control.submission_from_wire, control.submit_reply_to_wire),
                 "PutBlob": door.upload(lambda _, parts: desk.put_blob(parts), wire.acknowledgement_to_wire),
                 "List": door.unary(lambda _, __: desk.list(), nothing, control.experiments_to_wire),
                 "Show": door.unary(lambda _, run: desk.show(run), control.show_from_wire, control.experiment_to_wire),

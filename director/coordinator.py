@@ -16,9 +16,10 @@ from dataclasses import replace
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.errors import BadShareError, FederationError, ProtocolError, StorageError, WrongRoundError
-from ..utils.tensors import canonical_json, digest_of
+from ..utils.tensors import Digest, canonical_json, digest_of
 from . import rounds
 from .active_run import ActiveRun, Outcome, values_of
+from .approvals import invited
 from .attendance import Attendance
 from .audit import DirectorAudit
 from .conclusion import Conclusion
@@ -30,6 +31,7 @@ from .resumption import left_open
 from .retention import Retention
 from .round_sum import RoundSum
 from .rounds import Round, RoundState
+from .run_queue import RunQueue
 from .selection import select
 from .sequel import after_close, after_failure, with_refusals
 from .sums import Sums
@@ -81,6 +83,7 @@ class Coordinator:
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
         self._sum = RoundSum(sums, self._lines)
+        self._queue = RunQueue(history)
         self._conclusion = Conclusion(self._lock, self._lines, artifacts, uploads)
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
         self._up = self._down = 0
@@ -106,13 +109,25 @@ class Coordinator:
 
     # ------------------------------------------------------------ envoys
 
-    def open_line(self, envoy: m.EnvoyName, held: tuple[m.TaskRef, ...]) -> Line:
-        """An envoy opens a line: it is there, and gets what is open for it."""
+    def open_line(
+        self,
+        envoy: m.EnvoyName,
+        held: tuple[m.TaskRef, ...],
+        approved: tuple[Digest, ...] = (),
+        *,
+        is_poll: bool = False,
+    ) -> Line:
+        """An envoy opens a line: it is there, and gets what is open for it, then what is proposed to its site.
+
+        A poll takes one item alone, so what is proposed is repeated to it after a while only.
+        """
         with self._lock:
             self.hear(envoy)
             self._attendance.arrive(envoy, self._now())
+            self._queue.say(envoy, approved)
             self._lock.notify_all()
-            return self._lines.open(envoy, self._open_tasks(envoy, held))
+            items = self._open_tasks(envoy, held)
+            return self._lines.open(envoy, items + self._queue.offers(envoy, approved, self._now(), is_poll=is_poll))
 
     def close_line(self, line: Line) -> None:
         """A line ended, or broke."""
@@ -126,6 +141,13 @@ class Coordinator:
             self._attendance.hear(envoy, self._now())
             if self._round is not None:
                 self._save(rounds.regain(self._round, envoy))
+
+    def beat(self, envoy: m.EnvoyName, heartbeat: m.Heartbeat) -> None:
+        """An envoy says that it is there, and what its site approved by now."""
+        with self._lock:
+            self.hear(envoy)
+            if self._queue.say(envoy, heartbeat.approved):
+                self._lock.notify_all()
 
     def request_upload(self, envoy: m.EnvoyName, header: m.UpdateHeader) -> m.Grant:
         """Give a turn, or the receipt of an update that is already here.
@@ -253,11 +275,28 @@ class Coordinator:
     # ------------------------------------------------------------ operators
 
     def enqueue(self, record: RunRecord) -> None:
-        """Put a run behind the others."""
+        """Put a run behind the others, and propose it to the sites.
+
+        Raises:
+            ProtocolError: another run has the same proposal.
+        """
         with self._lock:
+            self._queue.check_new(record)
             self._audit.run_submitted(record.run, record.plan, digest_of(record.settings.encode()))
             self._history.enqueue(record)
+            for envoy, offer in self._queue.offers_of(record, self._attendance.there(self._now()), self._now()):
+                self._lines.push([envoy], offer)
             self._lock.notify_all()
+
+    def approved_by(self, record: RunRecord) -> tuple[m.EnvoyName, ...]:
+        """Which sites approved what a run proposes, as far as they said so."""
+        with self._lock:
+            return tuple(sorted(self._queue.approvals.by(record.proposal_digest)))
+
+    def waits_for(self, record: RunRecord) -> str:
+        """What a queued run waits for, in words."""
+        with self._lock:
+            return self._queue.waits_for(record, self._attendance.there(self._now()))
 
     def stop_run(self, run: m.RunId, reason: str) -> None:
         """End a run now; the model of its last closed round stays.
@@ -361,11 +400,13 @@ class Coordinator:
 
     def _gather(self, run: ActiveRun, this: Round, now: float) -> Round:
         """Open a planned round, once all are there who may be: so that a restart does not change who is asked."""
+        approvals = self._queue.approvals
+        asked = invited(run.sites, self._members()) - run.expelled.keys()
         there = self._attendance.there(now) - run.expelled.keys()
-        able = self._sum.askable(run, there)
+        able = self._sum.askable(run, approvals.askable(run.record.proposal_digest, invited(run.sites, there)))
         if len(able) < run.settings.round_policy.min_participants:
             return this
-        absent = self._members() - there - run.expelled.keys()
+        absent = (asked - there) | approvals.silent(asked & there)
         if any(not self._attendance.is_gone(envoy, now) for envoy in absent):
             return this
         size = run.settings.rounds.cohort_size
@@ -443,7 +484,10 @@ class Coordinator:
         self._begin(following, ending, f"failed: {recorded.reason}")
 
     def _start_next(self, now: float) -> None:
-        queued = next((r for r in self._history.runs() if r.state is RunState.QUEUED), None)
+        queued, over = self._queue.next(self._attendance.there(now), now)
+        for record, ending in over:
+            self._history.finish_run(record.run, ending, now)
+            self._lock.notify_all()
         if queued is None:
             return
         try:

@@ -43,7 +43,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 
 from ..utils.errors import MalformedMessageError, StorageError
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest script in ``migrations/versions``."""
 
 METADATA = MetaData(
@@ -75,6 +75,9 @@ RUNS = Table(
     Column("bytes_down", BigInteger, nullable=False),
     Column("expelled", JSON(none_as_null=True)),  # envoys that are not asked again in this run, and why
     Column("sum_groups", JSON(none_as_null=True)),  # lists of envoys that are summed with each other
+    Column("proposal", LargeBinary),  # what sites are asked to approve: canonical JSON, signature, PEM
+    Column("proposal_signature", LargeBinary),
+    Column("proposal_chain", LargeBinary),
 )
 
 ROUNDS = Table(
@@ -100,6 +103,18 @@ ROUNDS = Table(
     Column("opened_at", Double),
     Column("closed_at", Double),
     Column("secure_sum", JSON(none_as_null=True)),  # who is in it, under which transcript, the next clip bounds
+    Column("patches", Integer),  # how many of the run's patches it was opened with
+)
+
+PATCHES = Table(
+    "patches",
+    METADATA,
+    Column("run", String(63), ForeignKey("runs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("content", LargeBinary, nullable=False),  # canonical JSON
+    Column("signature", LargeBinary, nullable=False),
+    Column("chain", LargeBinary, nullable=False),  # PEM
+    Column("taken_at", Double, nullable=False),
 )
 
 SUBMISSIONS = Table(

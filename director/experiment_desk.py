@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from cryptography import x509
+
 from .. import __version__
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.config import parse_toml
 from ..utils.errors import ConfigError, MalformedMessageError, PlanError
-from ..utils.identity import Role
+from ..utils.identity import PeerId, Role
 from ..utils.plan_bundle import Manifest, read_manifest
+from ..utils.proposal import read_proposal
 from ..utils.tensors import model_num_bytes
 from .active_run import check_plan
 from .coding import read_run_codec
@@ -22,6 +25,7 @@ from .experiments import ExperimentSettings
 from .history import History
 from .identity_store import IdentityStore
 from .private_runs import check_privacy
+from .proposals import check_proposal
 from .records import RoundRecord, RunRecord, RunState, SumRecord
 from .rounds import RoundState
 from .sum_terms import check_summable
@@ -37,24 +41,28 @@ class ExperimentDesk:
         artifacts: ArtifactStore,
         coordinator: Coordinator,
         members: IdentityStore,
+        root: x509.Certificate,
         *,
         max_model_bytes: int,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._federation, self._history, self._artifacts = federation, history, artifacts
         self._coordinator, self._members, self._max_model_bytes = coordinator, members, max_model_bytes
-        self._now, self._started_at = now, now()
+        self._root, self._now, self._started_at = root, now, now()
 
-    def submit(self, submission: m.Submission) -> m.SubmitReply:
+    def submit(self, caller: PeerId, submission: m.Submission) -> m.SubmitReply:
         """Queue an experiment, or say which blobs of its plan are missing, its codec among them.
 
         Raises:
-            ConfigError: its settings are not right.
+            ConfigError: its settings are not right, or it comes without a proposal.
+            IdentityError, NotAuthorizedError: its proposal is not signed as it should be, or not by the caller.
+            ProtocolError: its proposal says something else than the experiment, or was submitted before.
             MalformedMessageError, PlanError: its plan is not one, or too large; its codec is not one.
             LayoutMismatchError: its codec is of another model.
         """
         settings = parse_toml(submission.settings, ExperimentSettings, "experiment.toml")
         manifest = read_manifest(submission.manifest)
+        self._check_proposal(caller, settings, submission, manifest)
         needed = [digest for digest, _ in manifest.blobs()] + ([settings.codec.digest] if settings.codec else [])
         missing = tuple(digest for digest in needed if not self._artifacts.has(digest))
         if missing:
@@ -122,6 +130,14 @@ class ExperimentDesk:
         self._coordinator.stop_run(run, reason)
         return self.show(run)
 
+    def _check_proposal(
+        self, caller: PeerId, settings: ExperimentSettings, submission: m.Submission, manifest: Manifest
+    ) -> None:
+        if submission.proposal is None:
+            raise ConfigError("an experiment comes with a signed proposal: submit it with a newer fedveil")
+        proposal = read_proposal(submission.proposal, self._root, self._now())
+        check_proposal(proposal, settings, submission.settings, manifest, caller, self._now())
+
     def _record(self, settings: ExperimentSettings, submission: m.Submission, manifest: Manifest) -> RunRecord:
         layout, initial = check_plan(manifest, self._artifacts)
         if model_num_bytes(layout) > self._max_model_bytes:
@@ -148,6 +164,7 @@ class ExperimentDesk:
             ended_at=None,
             reason="",
             model=initial,
+            proposal=submission.proposal,
         )
 
     def _check_aggregator(self, settings: ExperimentSettings) -> None:
@@ -164,7 +181,7 @@ class ExperimentDesk:
             run=record.run,
             name=record.name,
             state=record.state.value,
-            reason=record.reason,
+            reason=self._coordinator.waits_for(record) if record.state is RunState.QUEUED else record.reason,
             plan=record.plan,
             model=record.model,
             model_bytes=self._artifacts.size(record.model) if self._artifacts.has(record.model) else 0,
@@ -173,6 +190,8 @@ class ExperimentDesk:
             rounds=self._rounds(record.run),
             bytes_up=record.bytes_up,
             bytes_down=record.bytes_down,
+            proposal=record.proposal_digest,
+            approved_by=self._coordinator.approved_by(record),
         )
 
     def _rounds(self, run: m.RunId) -> tuple[m.RoundView, ...]:

@@ -16,15 +16,16 @@ from typing import ClassVar
 from ..utils.aggregation import Aggregation, Method
 from ..utils.errors import ConfigError
 from ..utils.messages import NAME_PATTERN, AskedProtection
+from ..utils.proposal import MAX_ROUNDS
 from ..utils.secure_sum.groups import LEAST_GROUPS
 from ..utils.secure_sum.terms import NoiseTerms
 from ..utils.tensors import Digest
 from .rounds import RoundPolicy, Stragglers
 from .server_optimizer import ServerOptimizer
 from .stop_rule import Mode, StopRule
+from .study import StudySettings
 from .sum_settings import MIN_PARTICIPANTS, SecureAggregation, SecureSumSettings, noise_parts
 
-_MAX_ROUNDS = 1_000_000
 _MAX_NAME = 56  # a run is the experiment's name, a hyphen and a number, together a name again
 _MAX_TIMEOUT_SECONDS = 30 * 86_400
 _SEED_PATTERN = re.compile(r"[0-9a-fA-F]{64}")
@@ -48,7 +49,7 @@ class RoundSettings:
     final_evaluation: bool = True  # a last round in which the sites evaluate the final model
 
     def __post_init__(self) -> None:
-        for key, most in (("max_rounds", _MAX_ROUNDS), ("min_participants", None), ("max_attempts", None)):
+        for key, most in (("max_rounds", MAX_ROUNDS), ("min_participants", None), ("max_attempts", None)):
             value = getattr(self, key)
             if value < 1 or (most is not None and value > most):
                 raise ConfigError(f"{key} is {value}, expected at least 1" + (f" and at most {most}" if most else ""))
@@ -125,6 +126,7 @@ class ExperimentSettings:
     protection: AskedProtection = field(default_factory=AskedProtection)
     secure_aggregation: SecureAggregation = SecureAggregation.REQUIRED
     secure_sum: SecureSumSettings = field(default_factory=SecureSumSettings)
+    study: StudySettings | None = None  # a submission needs it; None in runs of before there were proposals
 
     REFUSED: ClassVar[Mapping[str, str]] = {
         "adaptive_clipping": "it is client-level differential privacy, which hides a whole hospital and no patient of"

@@ -256,7 +256,8 @@ _THIS_TASK = (
     & (SUBMISSIONS.c.attempt == bindparam("key_attempt"))
 )
 _STATE: dict[str, Any] = {
-    column: bindparam(column) for column in ("state", "since", "cohort", "received", "declined", "lost", "reason")
+    column: bindparam(column)
+    for column in ("state", "since", "cohort", "received", "declined", "lost", "reason", "patches")
 } | {"opened_at": func.coalesce(ROUNDS.c.opened_at, bindparam("new_opened_at"))}
 
 _INSERT_RUN = insert(RUNS)

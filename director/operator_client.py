@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -11,12 +12,17 @@ import grpc
 from ..utils import messages as m
 from ..utils import transport, wire, wire_sums
 from ..utils import wire_control as control
+from ..utils.config import parse_toml
 from ..utils.errors import ConfigError, DigestMismatchError, PlanError, UnreachableError
 from ..utils.identity import Role
-from ..utils.plan_bundle import Bundle, open_bundle
+from ..utils.plan_bundle import Bundle, Manifest, open_bundle
+from ..utils.proposal import sign
+from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest, digest_of
-from .experiments import CodecSettings
+from .experiments import CodecSettings, ExperimentSettings
 from .founding import load_tls
+from .operator_identity import load_operator_identity
+from .proposals import propose
 from .server import ADDRESS_FILE
 
 _TIMEOUT_SECONDS = 30.0
@@ -32,6 +38,7 @@ class OperatorClient:
 
     def __init__(self, folder: Path, address: str | None, now: float) -> None:
         tls = load_tls(folder, Role.OPERATOR, now)
+        self._folder = folder
         self._address = address or announced_address(folder)
         self._channel = transport.open_channel(self._address, tls.chain, tls.key, tls.root)
 
@@ -51,15 +58,18 @@ class OperatorClient:
         return control.status_from_wire(self._ask("Status", b""))
 
     def submit(self, settings: str, bundle: Bundle, codec: Path | None = None) -> m.RunId:
-        """Submit an experiment, with the blobs of its plan that the director does not have.
+        """Propose an experiment and submit it, with the blobs of its plan that the director does not have.
 
         Args:
             settings: the text of experiment.toml.
             bundle: its plan.
             codec: the file of the codec that it names, as ``open_codec`` gives it.
+
+        Raises:
+            ConfigError: the settings are not right, or do not say what the study is for.
         """
-        manifest = bundle.manifest.to_json()
-        request = control.submission_to_wire(m.Submission(settings, manifest))
+        proposal, manifest = self._propose(settings, bundle.manifest), bundle.manifest.to_json()
+        request = control.submission_to_wire(m.Submission(settings, manifest, proposal))
         reply = control.submit_reply_from_wire(self._ask("Submit", request))
         for digest in reply.missing:
             path = next((file.path for file in bundle.manifest.files if file.sha256 == digest), None)
@@ -105,6 +115,12 @@ class OperatorClient:
         if digest_of(content) != digest:
             raise DigestMismatchError(f"the download of {digest[:12]}… came damaged; try again")
         return content
+
+    def _propose(self, text: str, manifest: Manifest) -> SignedDocument:
+        now = time.time()
+        operator, key, chain = load_operator_identity(self._folder, now)
+        settings = parse_toml(text, ExperimentSettings, "experiment.toml")
+        return sign(propose(settings, text, manifest, operator.federation, operator, now), key, chain)
 
     def _put(self, digest: Digest, path: Path) -> None:
         def parts() -> Iterator[bytes]:

@@ -15,7 +15,8 @@ from sqlalchemy import Row
 from ..utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from ..utils.metrics import MetricKind, MetricSum
 from ..utils.privacy.values import PublishedEpsilon, Unit
-from ..utils.tensors import Digest
+from ..utils.signed_document import SignedDocument
+from ..utils.tensors import Digest, digest_of
 from .rounds import Round, RoundState
 
 
@@ -66,6 +67,12 @@ class RunRecord:
     bytes_down: int = 0
     expelled: Mapping[EnvoyName, str] = field(default_factory=dict)  # not asked again in this run, and why
     groups: tuple[tuple[EnvoyName, ...], ...] = ()  # who is summed with whom; (): all with all
+    proposal: SignedDocument | None = None  # checked when it came; None in runs of before there were any
+
+    @property
+    def proposal_digest(self) -> Digest | None:
+        """What approvals and tasks name."""
+        return None if self.proposal is None else digest_of(self.proposal.content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +144,7 @@ def round_values(this: Round) -> dict[str, Any]:
         "declined": sorted(this.declined),
         "lost": sorted(this.lost),
         "reason": this.reason,
+        "patches": this.patches,
     }
 
 
@@ -159,6 +167,9 @@ def run_values(record: RunRecord) -> dict[str, Any]:
         "bytes_down": record.bytes_down,
         "expelled": dict(record.expelled) or None,
         "sum_groups": [list(group) for group in record.groups] or None,
+        "proposal": record.proposal.content if record.proposal else None,
+        "proposal_signature": record.proposal.signature if record.proposal else None,
+        "proposal_chain": record.proposal.chain if record.proposal else None,
     }
 
 
@@ -181,6 +192,9 @@ def run_record(row: Row[Any]) -> RunRecord:
         bytes_down=row.bytes_down,
         expelled={EnvoyName(name): reason for name, reason in (row.expelled or {}).items()},
         groups=tuple(tuple(map(EnvoyName, group)) for group in row.sum_groups or ()),
+        proposal=None
+        if row.proposal is None
+        else SignedDocument(row.proposal, row.proposal_signature, row.proposal_chain),
     )
 
 
@@ -197,6 +211,7 @@ def round_record(row: Row[Any]) -> RoundRecord:
             declined=_envoys(row.declined),
             lost=_envoys(row.lost),
             reason=row.reason,
+            patches=row.patches or 0,
         ),
         model_in=Digest(row.model_in),
         model_out=row.model_out,

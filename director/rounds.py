@@ -76,6 +76,7 @@ class Round:
     declined: frozenset[EnvoyName] = frozenset()
     lost: frozenset[EnvoyName] = frozenset()
     reason: str = ""
+    patches: int = 0  # of the run: how many there were when it was opened
 
     @property
     def waiting(self) -> frozenset[EnvoyName]:
@@ -83,8 +84,8 @@ class Round:
         return self.cohort - self.received - self.declined - self.lost
 
 
-def open_round(this: Round, cohort: frozenset[EnvoyName], policy: RoundPolicy, now: float) -> Round:
-    """Give the round its cohort.
+def open_round(this: Round, cohort: frozenset[EnvoyName], policy: RoundPolicy, now: float, patches: int = 0) -> Round:
+    """Give the round its cohort, and the patches that it goes by until it is over.
 
     Raises:
         ProtocolError: it is open or over already, or the cohort is smaller than the quorum.
@@ -93,7 +94,7 @@ def open_round(this: Round, cohort: frozenset[EnvoyName], policy: RoundPolicy, n
         raise ProtocolError(f"{this.ref} is {this.state.value}; only a planned round can be opened")
     if len(cohort) < policy.min_participants:
         raise ProtocolError(f"{this.ref}: a cohort of {len(cohort)} cannot give {policy.min_participants} answers")
-    return replace(this, state=RoundState.OPEN, cohort=cohort, since=now)
+    return replace(this, state=RoundState.OPEN, cohort=cohort, since=now, patches=patches)
 
 
 def check_voice(this: Round, ref: TaskRef, envoy: EnvoyName) -> None:

@@ -97,6 +97,7 @@ class Director:
                 artifacts,
                 self._coordinator,
                 members,
+                root,
                 max_model_bytes=config.uploads.max_model_bytes,
             )
             registrar = Registrar(config.federation, issuer, root, members, config.leaf_days)

@@ -71,7 +71,7 @@ class FederationService:
     def _work(
         self, peer: PeerId, request: m.WorkRequest, on_end: Callable[[Callable[[], None]], None]
     ) -> Iterator[m.WorkItem]:
-        line = self._coordinator.open_line(_envoy(peer), request.held)
+        line = self._coordinator.open_line(_envoy(peer), request.held, request.approved)
         on_end(line.close)
         try:
             yield m.Idle()  # the line stands
@@ -83,7 +83,7 @@ class FederationService:
             self._coordinator.close_line(line)
 
     def _next_work(self, peer: PeerId, request: m.WorkRequest) -> m.WorkItem:
-        line = self._coordinator.open_line(_envoy(peer), request.held)
+        line = self._coordinator.open_line(_envoy(peer), request.held, request.approved, is_poll=True)
         try:
             return line.next(request.wait_seconds) or m.Idle()
         finally:
@@ -111,8 +111,8 @@ class FederationService:
         self._coordinator.decline(_envoy(peer), refusal)
         return m.Acknowledgement()
 
-    def _beat(self, peer: PeerId, _: m.Heartbeat) -> m.Acknowledgement:
-        self._coordinator.hear(_envoy(peer))
+    def _beat(self, peer: PeerId, heartbeat: m.Heartbeat) -> m.Acknowledgement:
+        self._coordinator.beat(_envoy(peer), heartbeat)
         return m.Acknowledgement(now=time.time())
 
 

@@ -73,9 +73,9 @@ class Proposal:
         _checked_name("study", self.study)
         for what, digest in (("plan", self.plan), ("settings", self.settings), ("codec", self.codec or self.plan)):
             _checked_digest(what, digest)
-        _check_line("purpose", self.purpose)
-        _check_line("legal basis", self.legal_basis)
-        _check_sites(self.sites, least=0)
+        check_line("purpose", self.purpose)
+        check_line("legal basis", self.legal_basis)
+        check_sites(self.sites, least=0)
         if not 1 <= self.max_rounds <= MAX_ROUNDS:
             raise MalformedMessageError(f"max_rounds is {self.max_rounds}, expected 1 to {MAX_ROUNDS}")
         if not self.outputs or len(set(self.outputs)) != len(self.outputs):
@@ -149,12 +149,12 @@ class Patch:
         _checked_digest("proposal", self.proposal)
         if not 1 <= self.number <= MAX_PATCHES:
             raise MalformedMessageError(f"patch {self.number}, expected 1 to {MAX_PATCHES}")
-        _check_line("reason", self.reason)
+        check_line("reason", self.reason)
         for values, known in ((self.settings, self.SETTINGS), (self.stop, self.STOP_RULE)):
             for name, value in values.items():
                 _check_change(name, value, known, is_whole=name in self.WHOLE)
         if self.sites is not None:
-            _check_sites(self.sites, least=1)
+            check_sites(self.sites, least=1)
         says_something = bool(self.settings or self.stop or self.sites is not None)
         if says_something is not (self.step is Step.SET):
             raise MalformedMessageError(
@@ -206,7 +206,18 @@ def read_proposal(document: SignedDocument, root: x509.Certificate, now: float) 
         IdentityError: not signed by whom it names, or by a certificate that is not of this federation, or expired.
         NotAuthorizedError: its signer is no operator.
     """
-    whole = _whole(document.content, PROPOSAL_SCHEMA)
+    proposal = proposal_of(document.content)
+    _check_signer(document, PROPOSAL_SCHEMA, proposal.proposed_by, proposal.federation, root, now)
+    return proposal
+
+
+def proposal_of(content: bytes) -> Proposal:
+    """The proposal in a document whose signature was checked when it came: by ``read_proposal``, and then kept.
+
+    Raises:
+        MalformedMessageError: as ``read_proposal``.
+    """
+    whole = _whole(content, PROPOSAL_SCHEMA)
     try:
         asked = whole["asked"]
         proposal = Proposal(
@@ -231,9 +242,8 @@ def read_proposal(document: SignedDocument, root: x509.Certificate, now: float) 
         )
     except (KeyError, TypeError, ValueError, IdentityError, ConfigError) as error:
         raise MalformedMessageError(f"not a proposal: {error}") from error
-    if proposal.to_json() != document.content:
+    if proposal.to_json() != content:
         raise MalformedMessageError("not a proposal: unknown fields, or its JSON is not canonical")
-    _check_signer(document, PROPOSAL_SCHEMA, proposal.proposed_by, proposal.federation, root, now)
     return proposal
 
 
@@ -245,7 +255,18 @@ def read_patch(document: SignedDocument, root: x509.Certificate, federation: str
         IdentityError: not signed by whom it names, or by a certificate that is not of this federation, or expired.
         NotAuthorizedError: its signer is no operator.
     """
-    whole = _whole(document.content, PATCH_SCHEMA)
+    patch = patch_of(document.content)
+    _check_signer(document, PATCH_SCHEMA, patch.signed_by, federation, root, now)
+    return patch
+
+
+def patch_of(content: bytes) -> Patch:
+    """The patch in a document whose signature was checked when it came: by ``read_patch``, and then kept.
+
+    Raises:
+        MalformedMessageError: as ``read_patch``.
+    """
+    whole = _whole(content, PATCH_SCHEMA)
     try:
         sites = whole["sites"]
         patch = Patch(
@@ -263,9 +284,8 @@ def read_patch(document: SignedDocument, root: x509.Certificate, federation: str
         )
     except (KeyError, TypeError, ValueError, IdentityError) as error:
         raise MalformedMessageError(f"not a patch: {error}") from error
-    if patch.to_json() != document.content:
+    if patch.to_json() != content:
         raise MalformedMessageError("not a patch: unknown fields, or its JSON is not canonical")
-    _check_signer(document, PATCH_SCHEMA, patch.signed_by, federation, root, now)
     return patch
 
 
@@ -334,12 +354,22 @@ def _check_change(name: str, value: float, known: tuple[str, ...], *, is_whole: 
         raise MalformedMessageError(f"a patch sets {name} to {value:g}, which it cannot be")
 
 
-def _check_line(what: str, line: str) -> None:
+def check_line(what: str, line: str) -> None:
+    """Is it one printable line, and not too long?
+
+    Raises:
+        MalformedMessageError: it is not.
+    """
     if len(line) > _MAX_LINE or not line.isprintable():
         raise MalformedMessageError(f"{what}: expected one printable line of at most {_MAX_LINE} characters")
 
 
-def _check_sites(sites: tuple[EnvoyName, ...], least: int) -> None:
+def check_sites(sites: tuple[EnvoyName, ...], least: int) -> None:
+    """Are these names of sites, in their order, each once?
+
+    Raises:
+        MalformedMessageError: they are not.
+    """
     if not least <= len(sites) <= _MAX_SITES or list(sites) != sorted(set(sites)):
         raise MalformedMessageError(f"sites: expected {least} to {_MAX_SITES} names in their order, each once")
     for name in sites:

@@ -47,6 +47,10 @@ plan = "plan"
 seed = "{seed:064x}"
 secure_aggregation = "required"
 
+[study]
+purpose = "show a federation on one machine"
+legal_basis = "public or made-up pictures"
+
 [rounds]
 max_rounds = {rounds}
 min_participants = 3

@@ -81,6 +81,9 @@ plan = "plan"
 seed = "{seed:064x}"
 secure_aggregation = "required"
 
+[study]
+purpose = "show what a secure sum says"
+
 [rounds]
 max_rounds = {rounds}
 min_participants = {sites}

@@ -24,9 +24,11 @@ from ..director.coordinator import Coordinator
 from ..director.database import open_database
 from ..director.doors import download
 from ..director.experiment_desk import ExperimentDesk
+from ..director.experiments import ExperimentSettings
 from ..director.history import History
 from ..director.identity_store import Identity, IdentityStore
 from ..director.membership import roster_of
+from ..director.proposals import propose
 from ..director.sums import Sums
 from ..director.uploads import Uploads
 from ..envoy.config import Device, EnvoyConfig, TrainingSettings
@@ -41,11 +43,15 @@ from ..envoy.summing import SumIdentity
 from ..envoy.trainer import InProcessTrainer
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
-from ..utils.certificates import public_bytes
+from ..utils.certificates import certificate_pem, issue_identity, make_issuer, make_root, public_bytes
+from ..utils.config import parse_toml
 from ..utils.data_spec import DataKind
 from ..utils.errors import ConfigError, FederationError, PlanError
-from ..utils.plan_bundle import Bundle, Setting, open_bundle
+from ..utils.identity import PeerId, Role
+from ..utils.plan_bundle import Bundle, Manifest, Setting, open_bundle
+from ..utils.proposal import sign
 from ..utils.roster import Roster
+from ..utils.signed_document import SignedDocument
 from .plan_builder import build_plan
 
 Site: TypeAlias = Path | str | tuple[Path | str, DataOptions] | None
@@ -140,8 +146,15 @@ class _Simulator:
         names = frozenset(m.EnvoyName(name) for name in sites)
         sums = Sums(home / "director" / "sums", lambda: _roster(members), durable=False)
         self._coordinator = Coordinator(history, self._artifacts, uploads, lambda: names, sums=sums)
+        self._researcher = _Researcher()
         self._desk = ExperimentDesk(
-            _NAME, history, self._artifacts, self._coordinator, members, max_model_bytes=_MAX_MODEL_BYTES
+            _NAME,
+            history,
+            self._artifacts,
+            self._coordinator,
+            members,
+            self._researcher.root,
+            max_model_bytes=_MAX_MODEL_BYTES,
         )
         self._ended = threading.Event()
         self._sessions: list[Session] = []
@@ -165,7 +178,9 @@ class _Simulator:
     def run(self, settings: str) -> Simulation:
         """Submit, and wait for the end."""
         self._artifacts_from_bundle()
-        reply = self._desk.submit(m.Submission(settings, self._bundle.manifest.to_json()))
+        proposal = self._researcher.propose(settings, self._bundle.manifest)
+        submission = m.Submission(settings, self._bundle.manifest.to_json(), proposal)
+        reply = self._desk.submit(self._researcher.peer, submission)
         if reply.run is None:
             raise PlanError(f"plan {self._bundle.manifest.name} misses {len(reply.missing)} files")
         threads = [threading.Thread(target=session.run, daemon=True) for session in self._sessions]
@@ -206,6 +221,24 @@ class _Simulator:
         link = _InMemoryLink(name, self._coordinator, self._artifacts)
         self._trainers.append(_Trainer())
         return Session(name, folder, link, self._trainers[-1], self._config, identity=identity)
+
+
+class _Researcher:
+    """Signs what is simulated, with a key and authorities that live as long as the call."""
+
+    def __init__(self) -> None:
+        now = time.time()
+        root = make_root(_NAME, now)
+        issuer = make_issuer(root, _NAME, now)
+        self.root, self.peer = root.certificate, PeerId(_NAME, Role.OPERATOR, "researcher")
+        self._key = Ed25519PrivateKey.generate()
+        identity = issue_identity(issuer, self._key.public_key(), self.peer, now)
+        self._chain = certificate_pem(identity, issuer.certificate)
+
+    def propose(self, text: str, manifest: Manifest) -> SignedDocument:
+        """What the sites of the simulation are asked to approve."""
+        settings = parse_toml(text, ExperimentSettings, "experiment.toml")
+        return sign(propose(settings, text, manifest, _NAME, self.peer, time.time()), self._key, self._chain)
 
 
 class _Trainer(InProcessTrainer):
@@ -290,7 +323,9 @@ def _divided(experiment: str) -> tuple[str, str]:
     except tomllib.TOMLDecodeError:
         return first, "".join(lines[at:])  # the experiment's own reader says what is wrong with it
     defaults = {"name": _NAME, "secure_aggregation": "off"}
-    first += "".join(f'{key} = "{value}"\n' for key, value in defaults.items() if key not in said)
+    if not any(line.strip().startswith("[study]") for line in lines[at:]):
+        defaults["study.purpose"] = "a simulation"
+    first += "".join(f'{key} = "{value}"\n' for key, value in defaults.items() if key.partition(".")[0] not in said)
     return first, "".join(lines[at:])
 
 

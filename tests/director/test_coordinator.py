@@ -214,9 +214,15 @@ def test_a_director_that_stood_still_for_a_minute_loses_nobody(desk):
     assert desk.task(line).ref.round == 2
 
 
-def test_a_run_whose_model_is_gone_does_not_hide_the_others(desk):
+def test_a_run_whose_model_is_gone_does_not_hide_the_others(desk, researcher):
     operator = ExperimentDesk(
-        "toys", desk.history, desk.artifacts, desk.coordinator, IdentityStore(desk.engine), max_model_bytes=1 << 20
+        "toys",
+        desk.history,
+        desk.artifacts,
+        desk.coordinator,
+        IdentityStore(desk.engine),
+        researcher("toys").root,
+        max_model_bytes=1 << 20,
     )
     desk.task(desk.coordinator.open_line(A, ()))  # before its round is open, a run without its model fails
     record = desk.history.run(m.RunId("toy-1"))

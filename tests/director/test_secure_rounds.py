@@ -727,16 +727,31 @@ def test_opening_a_sum_takes_no_vector_of_memory_whatever_the_number_of_sites(de
     assert peaks[0] < 1 << 20
 
 
-def test_an_aggregator_that_never_joined_is_refused_when_the_experiment_is_submitted(desks):
-    desk = desks()
+def test_an_aggregator_that_never_joined_is_refused_when_the_experiment_is_submitted(desks, researcher):
+    desk, alice = desks(), researcher(FEDERATION)
     operator = ExperimentDesk(
-        FEDERATION, desk.history, desk.artifacts, desk.coordinator, IdentityStore(desk.engine), max_model_bytes=1 << 20
+        FEDERATION,
+        desk.history,
+        desk.artifacts,
+        desk.coordinator,
+        IdentityStore(desk.engine),
+        alice.root,
+        max_model_bytes=1 << 20,
     )
-    text = SETTINGS.format(rounds=1, attempts=1, evaluates="false") + 'aggregator = "envoy:university"\n'
-    manifest = open_bundle(desk.folder / "plan").manifest.to_json()
+    text = (
+        'study.purpose = "a test"\n'
+        + SETTINGS.format(rounds=1, attempts=1, evaluates="false")
+        + 'aggregator = "envoy:university"\n'
+    )
+    manifest = open_bundle(desk.folder / "plan").manifest
+
+    def submit(text: str) -> m.SubmitReply:
+        signed = alice.sign(alice.proposal(text, manifest))
+        return operator.submit(alice.peer, m.Submission(text, manifest.to_json(), signed))
+
     with pytest.raises(ConfigError, match="no envoy university has joined"):
-        operator.submit(m.Submission(text, manifest))
-    assert operator.submit(m.Submission(text.replace("envoy:university", "director"), manifest)).run == "toy-2"
+        submit(text)
+    assert submit(text.replace("envoy:university", "director")).run == "toy-2"
 
 
 def test_a_stopped_run_leaves_no_sum_behind(desks):

@@ -40,6 +40,8 @@ _EXPERIMENT = """
 name = "{name}"
 seed = "toy"
 secure_aggregation = "{secure}"
+[study]
+purpose = "a test"
 [rounds]
 max_rounds = {rounds}
 min_participants = {quorum}

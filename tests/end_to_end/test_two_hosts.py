@@ -58,6 +58,8 @@ class Brightness(ArrayPlan):
 EXPERIMENT = """
 name = "brightness"
 plan = "brightness.bundle"
+[study]
+purpose = "a test"
 [rounds]
 max_rounds = 3
 min_participants = 3

@@ -53,6 +53,8 @@ EXPERIMENT = """
 name = "toy"
 secure_aggregation = "off"
 seed = "1"
+[study]
+purpose = "a test"
 [rounds]
 max_rounds = {rounds}
 min_participants = {quorum}
@@ -78,6 +80,7 @@ class Puppet:
     name: str
     client: DirectorClient
     items: queue.Queue[m.WorkItem] = field(default_factory=queue.Queue)
+    _kept: list[m.WorkItem] = field(default_factory=list)
     _ends: threading.Event = field(default_factory=threading.Event)
 
     def attend(self) -> None:
@@ -105,10 +108,22 @@ class Puppet:
 
     def task(self) -> m.Task:
         """The next task."""
-        while True:
-            item = self.items.get(timeout=10.0)
-            if isinstance(item, m.Task):
+        return self._next(m.Task)
+
+    def offer(self) -> m.Offer:
+        """The next thing that is proposed to it."""
+        return self._next(m.Offer)
+
+    def _next(self, kind: type) -> m.WorkItem:
+        """The next item of a kind; tasks and offers of before it are kept."""
+        for item in self._kept:
+            if isinstance(item, kind):
+                self._kept.remove(item)
                 return item
+        while not isinstance(item := self.items.get(timeout=10.0), kind):
+            if isinstance(item, m.Task | m.Offer):
+                self._kept.append(item)
+        return item
 
     def header(self, task: m.Task, number: int = 1, **changes: object) -> m.UpdateHeader:
         """Announces an update."""

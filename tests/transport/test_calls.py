@@ -26,7 +26,8 @@ def test_a_new_work_stream_of_an_envoy_ends_its_older_one(federation):
     assert next(newer) == m.Idle()
     assert list(older) == []
     run = federation.submit()
-    task = next(newer)
+    offer, task = next(newer), next(newer)
+    assert isinstance(offer, m.Offer)
     puppet.send(task, 1.0)
     assert federation.finished(run).state == "finished"
 

@@ -32,6 +32,8 @@ OTHER = "ef" * 32
 DROPPING = """
 name = "drop"
 secure_aggregation = "off"
+[study]
+purpose = "a test"
 [rounds]
 max_rounds = 1
 min_participants = 1
@@ -42,6 +44,8 @@ EXPERIMENT = """
 name = "coded"
 secure_aggregation = "off"
 plan = "plan"
+[study]
+purpose = "a test"
 [rounds]
 max_rounds = 1
 min_participants = 1

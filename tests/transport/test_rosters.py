@@ -94,7 +94,7 @@ def test_an_aggregator_that_never_joined_is_refused_when_the_experiment_is_submi
     join("a", "Hospital A")
     with federation.operator() as operator:
         for name in ("university", "operator"):
-            rounds = "[rounds]\nmax_rounds = 1\nmin_participants = 3\n"
+            rounds = '[study]\npurpose = "a test"\n[rounds]\nmax_rounds = 1\nmin_participants = 3\n'
             text = f'name = "toy"\n{rounds}[secure_sum]\naggregator = "envoy:{name}"\n'
             with pytest.raises(ConfigError, match=f"no envoy {name} has joined"):
                 operator.submit(text, federation.bundle)

@@ -28,13 +28,15 @@ from fedveil.utils.errors import (
     StorageError,
     UnreachableError,
 )
-from fedveil.utils.plan_bundle import open_bundle
+from fedveil.utils.plan_bundle import open_bundle, read_manifest
 from fedveil.utils.tensors import canonical_json, digest_of
 from typer.testing import CliRunner
 
 GOOD = """
 name = "toy"
 secure_aggregation = "off"
+[study]
+purpose = "a test"
 [rounds]
 max_rounds = 1
 min_participants = 1
@@ -139,8 +141,8 @@ def test_a_run_that_is_stopped_withdraws_its_task_and_the_next_one_starts(federa
         assert (view.state, view.reason) == ("stopped", "stopped: wrong learning rate")
         with pytest.raises(ProtocolError, match="toy-1 is stopped; only a queued or running one"):
             operator.stop(first, "again")
-    withdrawal = envoy.items.get(timeout=10.0)
-    assert isinstance(withdrawal, m.Withdrawal)
+    while not isinstance(withdrawal := envoy.items.get(timeout=10.0), m.Withdrawal):
+        assert isinstance(withdrawal, m.Offer)
     assert (withdrawal.ref, withdrawal.reason) == (task.ref, "stopped: wrong learning rate")
     envoy.send(envoy.task(), 1.0)
     assert federation.finished(second).state == "finished"
@@ -199,6 +201,13 @@ def manifest_with(federation, **changes: object) -> bytes:
     return canonical_json(document)
 
 
+def submission(federation, manifest: bytes) -> bytes:
+    """As an operator sends it who means this manifest."""
+    with federation.operator() as operator:
+        proposal = operator._propose(GOOD, read_manifest(manifest))
+    return control.submission_to_wire(m.Submission(GOOD, manifest, proposal))
+
+
 def say(federation, method: str, raw: bytes) -> bytes:
     with federation.operator() as operator:
         return operator._ask(method, raw)
@@ -220,7 +229,7 @@ def test_bytes_that_are_no_message_are_refused(federation, method: str):
 
 
 def test_a_plan_whose_blobs_are_missing_is_not_queued(federation):
-    raw = control.submission_to_wire(m.Submission(GOOD, federation.bundle.manifest.to_json()))
+    raw = submission(federation, federation.bundle.manifest.to_json())
     reply = control.submit_reply_from_wire(say(federation, "Submit", raw))
     assert reply.run is None
     assert set(reply.missing) == {digest for digest, _ in federation.bundle.manifest.blobs()}
@@ -231,7 +240,7 @@ def test_a_plan_whose_blobs_are_missing_is_not_queued(federation):
 
 def test_a_plan_with_another_layout_than_its_manifest_says_is_refused(federation):
     submit(federation)  # its blobs are there
-    raw = control.submission_to_wire(m.Submission(GOOD, manifest_with(federation, layout="ab" * 32)))
+    raw = submission(federation, manifest_with(federation, layout="ab" * 32))
     with pytest.raises(PlanError, match=r"layout.json is layout .*, not abababababab"):
         say(federation, "Submit", raw)
 
@@ -240,7 +249,7 @@ def test_a_plan_with_files_of_other_sizes_than_its_manifest_says_is_refused(fede
     submit(federation)
     files = json.loads(federation.bundle.manifest.to_json())["files"]
     files[0]["size"] += 1
-    raw = control.submission_to_wire(m.Submission(GOOD, manifest_with(federation, files=files)))
+    raw = submission(federation, manifest_with(federation, files=files))
     with pytest.raises(PlanError, match=r"has \d+ bytes, expected \d+"):
         say(federation, "Submit", raw)
 
@@ -250,7 +259,7 @@ def test_initial_weights_of_another_layout_are_refused(federation):
     files = json.loads(federation.bundle.manifest.to_json())["files"]
     by_path = {file["path"]: file for file in files}
     by_path["initial.safetensors"] |= {key: by_path["layout.json"][key] for key in ("size", "sha256")}
-    raw = control.submission_to_wire(m.Submission(GOOD, manifest_with(federation, files=files)))
+    raw = submission(federation, manifest_with(federation, files=files))
     with pytest.raises(FederationError, match="does not have layout"):
         say(federation, "Submit", raw)
     one_round_after(federation)

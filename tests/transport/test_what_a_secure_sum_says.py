@@ -50,6 +50,8 @@ class Toy(ArrayPlan):
 SETTINGS = f"""
 name = "tapped"
 seed = "00"
+[study]
+purpose = "a test"
 [rounds]
 max_rounds = 2
 min_participants = 3

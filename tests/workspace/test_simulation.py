@@ -105,7 +105,7 @@ def test_a_simulation_gives_the_bits_of_real_processes(toy_plan, sites, tmp_path
     bundle = open_bundle(tmp_path / "plan")
     codec = learned_codec(bundle.layout, tmp_path / "codec.safetensors") if is_coded else None
     table = f'[codec]\ndigest = "{digest_of(codec.read_bytes())}"\n' if codec else ""
-    limits = f"[rounds]\nmax_rounds = {ROUNDS}\nmin_participants = {len(sites)}\n"
+    limits = f"study.purpose = 'a test'\n[rounds]\nmax_rounds = {ROUNDS}\nmin_participants = {len(sites)}\n"
     with LocalFederation(tmp_path, "real") as federation:
         federation.found()
         federation.start_director()

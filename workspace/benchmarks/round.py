@@ -39,6 +39,8 @@ name = "bench"
 plan = "plan"
 seed = "{seed}"
 secure_aggregation = "{secure}"
+[study]
+purpose = "measure rounds"
 [rounds]
 max_rounds = {rounds}
 min_participants = {envoys}

@@ -200,6 +200,9 @@ plan = "plan"
 seed = "{SEED:064x}"
 secure_aggregation = "required"
 
+[study]
+purpose = "a tutorial on public pictures"
+
 [rounds]
 max_rounds = {ROUNDS}
 min_participants = {len(sites)}
