@@ -187,7 +187,9 @@ def show(
     _CONSOLE.print(_experiment_table((view,)))
     if view.proposal:
         approved = ", ".join(view.approved_by) or "no site so far"
-        _CONSOLE.print(f"proposal {view.proposal}; approved, as far as sites said since the director started: {approved}")
+        _CONSOLE.print(
+            f"proposal {view.proposal}; approved, as far as sites said since the director started: {approved}"
+        )
     table = Table("round", "state", "answers", "seconds", "metrics", "secure sum of", "reason")
     for one in view.rounds:
         number = f"{one.round}" if one.attempt == 1 else f"{one.round} (attempt {one.attempt})"

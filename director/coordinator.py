@@ -16,6 +16,7 @@ from dataclasses import replace
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.errors import BadShareError, FederationError, ProtocolError, StorageError, WrongRoundError
+from ..utils.proposal import proposal_of
 from ..utils.tensors import Digest, canonical_json, digest_of
 from . import rounds
 from .active_run import ActiveRun, Outcome, values_of
@@ -283,6 +284,9 @@ class Coordinator:
         with self._lock:
             self._queue.check_new(record)
             self._audit.run_submitted(record.run, record.plan, digest_of(record.settings.encode()))
+            if record.proposal is not None:
+                proposal = proposal_of(record.proposal.content)
+                self._audit.proposed(record.run, proposal.digest, record.plan, proposal.proposed_by)
             self._history.enqueue(record)
             for envoy, offer in self._queue.offers_of(record, self._attendance.there(self._now()), self._now()):
                 self._lines.push([envoy], offer)
