@@ -24,6 +24,7 @@ from ..utils.errors import ConfigError, JoinFileError, UnreachableError
 from ..utils.logs import log_to_stderr
 from ..utils.messages import EnvoyName
 from .audit_commands import audit
+from .doctor_commands import doctor
 from .plan_commands import plan
 from .privacy_commands import privacy
 from .proxy import ProxySettings, way_to
@@ -46,6 +47,7 @@ app.add_typer(plan, name="plan")
 app.add_typer(privacy, name="privacy")
 app.add_typer(roster, name="roster")
 app.add_typer(audit, name="audit")
+app.command("doctor")(doctor)
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder.", envvar="FEDVEIL_ENVOY")]
 
