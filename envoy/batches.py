@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .batch_sizes import batch_sizes
+
 EVALUATION_ELEMENTS = 1 << 22  # features in one batch of an evaluation: 512 small images, 80 of 224x224
 MAX_EVALUATION_BATCH = 512
 
@@ -63,21 +65,6 @@ class Batches:
             features = self._features.index_select(0, positions).to(self._device)
             features = features.float() / 255 if features.dtype is torch.uint8 else features.float()
             yield features, self._labels.index_select(0, positions).to(self._device, torch.int64)
-
-
-def batch_sizes(num_examples: int, batch_size: int) -> list[int]:
-    """How many examples each batch has.
-
-    >>> batch_sizes(9, 4), batch_sizes(10, 4), batch_sizes(1, 4), batch_sizes(0, 4)
-    ([4, 5], [4, 4, 2], [1], [])
-    """
-    sizes = [batch_size] * (num_examples // batch_size)
-    rest = num_examples % batch_size
-    if rest == 1 and sizes:
-        sizes[-1] += 1
-    elif rest:
-        sizes.append(rest)
-    return sizes
 
 
 def evaluation_batch_size(features: NDArray[Any]) -> int:

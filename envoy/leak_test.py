@@ -44,6 +44,7 @@ from ..utils.errors import ConfigError, PlanError, StorageError, TrainingError
 from ..utils.plan_bundle import Bundle, PlanKind
 from ..utils.tensors import Role, Vector, canonical_json, digest_of
 from .canaries import Canaries
+from .recipes.catalogue import engine_of
 
 BREAKS_AT = 0.1  # SSIM gain over the null at which an undefended update counts as broken
 SEEN_FILE = "gradient-seen.npy"  # the targets' images as the model saw them
@@ -145,7 +146,7 @@ def measure(
         PlanError: the plan raised, or died before any update was made.
         StorageError: there is no room for the measurement.
     """
-    if plan.manifest.kind is not PlanKind.TORCH:
+    if engine_of(plan.manifest) is not PlanKind.TORCH:
         raise ConfigError("not measurable: the attacks read a torch model, and the plan has none")
     if plan.layout.slice_of(Role.CONTROL) != slice(0, 0):
         raise ConfigError("not measurable: no attack reads SCAFFOLD's control variates yet")

@@ -16,17 +16,26 @@ from pathlib import PurePosixPath
 
 from ..utils.data_spec import DataSpec
 from ..utils.differential_privacy import DifferentialPrivacy
-from ..utils.errors import PlanError, TrainingError
+from ..utils.errors import LayoutMismatchError, PlanError, TrainingError
 from ..utils.plan_bundle import Bundle, Setting
+from .array_training import layout_of
 from .plans import ArrayPlan, Plan, TrainingPlan
+from .recipes.plans import plan_of_recipe
 
 
 def plan_of(bundle: Bundle) -> Plan:
     """The plan of a bundle, with the manifest's settings.
 
     Raises:
-        PlanError: the source cannot be run, holds no such class, or the settings do not fit it.
+        PlanError: the source cannot be run, holds no such class, or the settings do not fit it; or a recipe that this
+            software does not have.
     """
+    manifest = bundle.manifest
+    if manifest.recipe is not None:
+        plan = plan_of_recipe(manifest.recipe, manifest.data, manifest.settings, manifest.privacy)
+        if isinstance(plan, ArrayPlan):
+            _require_layout(plan, bundle)
+        return plan
     source, _, class_name = bundle.manifest.entry.partition(":")
     plan_class = plan_class_of(bundle.blob(source), source, class_name)
     if plan_class.kind is not bundle.manifest.kind:
@@ -37,6 +46,12 @@ def plan_of(bundle: Bundle) -> Plan:
     if privacy_of(plan) != bundle.manifest.privacy:
         raise PlanError(f"{bundle.manifest.entry} declares other privacy than its manifest")
     return plan
+
+
+def _require_layout(plan: ArrayPlan, bundle: Bundle) -> None:
+    """A torch model is compared when it is trained; arrays are made here, and few."""
+    if layout_of(plan.initial())[0] != bundle.layout:
+        raise LayoutMismatchError(f"plan {bundle.manifest.name}: its layout is not that of its recipe's model")
 
 
 def privacy_of(plan: Plan) -> DifferentialPrivacy | None:

@@ -28,6 +28,7 @@ from typing import TypeAlias, TypeVar
 from .data_spec import DataSpec
 from .differential_privacy import DifferentialPrivacy
 from .errors import FederationError, MalformedMessageError, PlanError
+from .recipe import Recipe
 from .tensors import Digest, Layout, Vector, canonical_json, digest_of, model_pieces, read_model
 
 SCHEMA = "fedveil.plan/1"
@@ -52,6 +53,7 @@ class PlanKind(Enum):
 
     TORCH = "torch"
     ARRAY = "array"  # numpy alone
+    DECLARATIVE = "declarative"  # no code: a recipe of names that the site knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,14 @@ class Manifest:
 
     name: str
     kind: PlanKind
-    entry: str  # "plan.py:ClassName"
+    entry: str  # "plan.py:ClassName"; empty where there is no code
     files: tuple[PlanFile, ...]
     settings: Mapping[str, Setting]
     layout: Digest
     data: DataSpec
     software: str  # the version of fedveil that built it
     privacy: DifferentialPrivacy | None = None  # of its training; None: not private
+    recipe: Recipe | None = None  # of a declarative plan, which has no code
     digest: Digest = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -95,16 +98,32 @@ class Manifest:
         paths = [file.path for file in self.files]
         if len(set(paths)) != len(paths) or len(paths) > MAX_FILES:
             raise PlanError(f"plan {self.name}: a file comes twice, or there are more than {MAX_FILES}")
-        source, _, class_name = self.entry.partition(":")
-        if source not in paths or not source.endswith(".py") or not class_name.isidentifier():
-            raise PlanError(f"plan {self.name}: entry {self.entry!r}, expected FILE.py:ClassName with one of its files")
+        if len({path.casefold() for path in paths}) != len(paths):
+            raise PlanError(f"plan {self.name}: two files differ in capital letters alone")
         for needed in (LAYOUT_FILE, INITIAL_FILE):
             if needed not in paths:
                 raise PlanError(f"plan {self.name}: {needed} is not among its files")
+        self._check_entry(paths)
         for key, value in self.settings.items():
             _check_setting(key, value)
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
         object.__setattr__(self, "digest", digest_of(self.to_json()))
+
+    def _check_entry(self, paths: list[str]) -> None:
+        if (self.recipe is not None) is not (self.kind is PlanKind.DECLARATIVE):
+            raise PlanError(f"plan {self.name}: a recipe is for declarative plans, and they must have one")
+        if self.recipe is not None:
+            if self.entry or len(paths) != len((LAYOUT_FILE, INITIAL_FILE)):
+                raise PlanError(f"plan {self.name}: a declarative plan has no entry and no file of its own")
+            return
+        source, _, class_name = self.entry.partition(":")
+        if source not in paths or not source.endswith(".py") or not class_name.isidentifier():
+            raise PlanError(f"plan {self.name}: entry {self.entry!r}, expected FILE.py:ClassName with one of its files")
+
+    @property
+    def is_declarative(self) -> bool:
+        """Does it run no code but the site's own?"""
+        return self.recipe is not None
 
     def file(self, path: str) -> PlanFile:
         """The entry of one file.
@@ -136,6 +155,7 @@ class Manifest:
                 "fedveil": self.software,
             }
             | ({} if self.privacy is None else {"privacy": self.privacy.to_document()})
+            | ({} if self.recipe is None else {"recipe": self.recipe.to_document()})
         )
 
 
@@ -241,6 +261,7 @@ def write_bundle(
     data: DataSpec,
     software: str,
     privacy: DifferentialPrivacy | None = None,
+    recipe: Recipe | None = None,
 ) -> Manifest:
     """Write a plan's bundle: blobs first, the manifest last, so that a torn bundle has no manifest.
 
@@ -254,7 +275,7 @@ def write_bundle(
         PlanFile(path, sum(memoryview(part).nbytes for part in parts), digest_of(*parts))
         for path, parts in sorted(pieces.items())
     )
-    manifest = Manifest(name, kind, entry, files, settings, layout.digest, data, software, privacy)
+    manifest = Manifest(name, kind, entry, files, settings, layout.digest, data, software, privacy, recipe)
     for file in files:
         _write_atomically(blob_file(folder, file.sha256), pieces[file.path])
     _write_atomically(folder / MANIFEST_FILE, (manifest.to_json(),))
@@ -313,8 +334,8 @@ def mapped(path: Path) -> memoryview:
 
 def _manifest_of(document: object) -> Manifest:
     whole = _of(dict, document, "the manifest")
-    privacy = whole.get("privacy")  # a plan without it has the bytes that it always had
-    rest = {key: value for key, value in whole.items() if key != "privacy" or value is None}
+    privacy, recipe = whole.get("privacy"), whole.get("recipe")  # plans without them have the bytes they always had
+    rest = {key: value for key, value in whole.items() if key not in ("privacy", "recipe") or value is None}
     top = _fields(rest, "schema name kind entry files settings layout data fedveil", "the manifest")
     if top["schema"] != SCHEMA:
         raise ValueError(f"schema {top['schema']!r}, expected {SCHEMA!r}")
@@ -332,6 +353,7 @@ def _manifest_of(document: object) -> Manifest:
         data=DataSpec.from_document(_of(dict, top["data"], "data")),
         software=_of(str, top["fedveil"], "fedveil"),
         privacy=None if privacy is None else DifferentialPrivacy.from_document(_of(dict, privacy, "privacy")),
+        recipe=None if recipe is None else Recipe.from_document(recipe),
     )
 
 

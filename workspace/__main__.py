@@ -69,7 +69,7 @@ def demo(
 
 @plans.command("build")
 def build(
-    source: Annotated[Path, typer.Argument(help="A Python file with one TrainingPlan or ArrayPlan.")],
+    source: Annotated[Path, typer.Argument(help="A Python file with one TrainingPlan or ArrayPlan, or a recipe.toml.")],
     out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("plan"),
     set_: Annotated[list[str] | None, typer.Option("--set", help="name=value, of the plan's settings.")] = None,
 ) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from fedveil import BATCH_NORM_LAYERS, DataKind, DataSpec, TrainingPlan, auc_of, mean_of
-from fedveil.envoy.batches import Batches, batch_sizes
+from fedveil.envoy.batch_sizes import batch_sizes
+from fedveil.envoy.batches import Batches
 from fedveil.envoy.initial_weights import initial_of
 from fedveil.envoy.layouts import tensors_of
 from fedveil.envoy.records import LoadedDataset

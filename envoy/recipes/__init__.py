@@ -1,0 +1,1 @@
+"""Declarative plans: what the names of a recipe mean at this site."""
