@@ -134,10 +134,10 @@ def status(folder: Folder = DEFAULT_FOLDER, address: Address = None) -> None:
     with errors_in_words(), OperatorClient(folder, address, time.time()) as client:
         reply = client.status()
     _CONSOLE.print(f"{reply.federation}: {reply.software}, up {reply.up_seconds:.0f} s")
-    table = Table("envoy", "organization", "connected", "silent for")
+    table = Table("envoy", "organization", "connected", "silent for", "not asked, since")
     for envoy in reply.envoys:
         silent = f"{envoy.silent_seconds:.0f} s" if envoy.silent_seconds < 1e8 else "never seen"
-        table.add_row(envoy.name, envoy.organization, "yes" if envoy.connected else "no", silent)
+        table.add_row(envoy.name, envoy.organization, "yes" if envoy.connected else "no", silent, envoy.suspicion)
     _CONSOLE.print(table)
     _CONSOLE.print(_experiment_table(reply.experiments))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -33,16 +34,24 @@ class DirectorAudit:
     """The director's log; safe to share between threads. Each entry is on disk before its method returns.
 
     Every method raises ``StorageError`` when it cannot be: then the step that it stands for must not be taken. A step
-    that is then tried again stands there twice. A command may open the log of a director that runs: what it logs is
-    told to ``others`` there, when the director next logs something or calls ``refresh``.
+    that is then tried again stands there twice. A command may open the log of a director that runs: what it logs is in
+    ``learned`` there, once the director next logged something or called ``refresh``.
 
     Args:
         chain: where it is kept; None for a director in a test that logs nothing.
         clock: seconds since 1970.
+        learned: entries that other processes added, in their order.
     """
 
-    def __init__(self, chain: AuditChain | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        chain: AuditChain | None = None,
+        clock: Callable[[], float] = time.time,
+        learned: SimpleQueue[Entry] | None = None,
+    ) -> None:
         self._chain, self._clock = chain, clock
+        self.learned: SimpleQueue[Entry] = learned or SimpleQueue()
+        self.rounds_ended = 0  # closed or failed, of those that this process logged
 
     @classmethod
     def open(
@@ -52,7 +61,6 @@ class DirectorAudit:
         *,
         durable: bool = True,
         clock: Callable[[], float] = time.time,
-        others: Callable[[Entry], None] = lambda _: None,
     ) -> Self:
         """Open the log of a director's folder, or begin it.
 
@@ -62,8 +70,9 @@ class DirectorAudit:
             SuspectLogError: it was damaged.
         """
         about: dict[str, Json] = {"party": "director", "federation": federation}
-        chain = AuditChain(folder / LOG_FILE, _key(folder), about, clock(), durable=durable, others=others)
-        return cls(chain, clock)
+        learned: SimpleQueue[Entry] = SimpleQueue()
+        chain = AuditChain(folder / LOG_FILE, _key(folder), about, clock(), durable=durable, others=learned.put)
+        return cls(chain, clock, learned)
 
     @property
     def head(self) -> SignedHead:
@@ -168,10 +177,12 @@ class DirectorAudit:
                 "total_weight": secure_sum.total_weight,
             }
         self._of(ref, "round closed", said)
+        self.rounds_ended += 1
 
     def failed(self, ref: TaskRef, reason: str) -> None:
         """An attempt ended without a result."""
         self._of(ref, "round failed", {"reason": reason[:1000]})
+        self.rounds_ended += 1
 
     def expelled(self, run: RunId, envoy: EnvoyName, reason: str) -> None:
         """An envoy takes no further part in a run."""

@@ -7,16 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ..utils.command_line import errors_in_words
+from ..utils.command_line import errors_in_words, this_user
+from ..utils.errors import IdentityError
+from ..utils.messages import EnvoyName
 
-audit = typer.Typer(help="Check the director's log.", no_args_is_help=True)
+audit = typer.Typer(help="Check the director's log, and what it saw of the sites'.", no_args_is_help=True)
 
 FolderOption = Annotated[Path, typer.Option("--folder", "-f", help="The director's folder.", envvar="FEDVEIL_DIRECTOR")]
-
-
-@audit.callback()
-def _group() -> None:
-    """Keeps ``verify`` a command of its own."""
 
 
 @audit.command("verify")
@@ -37,3 +34,27 @@ def verify_audit(
     typer.echo(f"signed by the key {key_fingerprint(found.key)}")
     against = f"holds all {found.heads} heads that the sites gave" if given else "compared with no head of a site"
     typer.echo(against)
+
+
+@audit.command("accept-site")
+def accept_site(
+    name: Annotated[str, typer.Argument(help="The site, as `director status` names it.")],
+    folder: FolderOption = Path("fedveil-director"),
+) -> None:
+    """Take a site's log as it is now: it begins anew or goes back, and it said why. Logged; the director may run."""
+    from .audit import DirectorAudit
+    from .config import load_config
+    from .database import open_database
+    from .identity_store import IdentityStore
+
+    with errors_in_words():
+        config = load_config(folder)
+        engine = open_database(config.database_url(folder), config.is_durable)
+        known = IdentityStore(engine).identity(name)
+        engine.dispose()
+        if known is None:
+            raise IdentityError(f"no site {name} joined this federation; `director status` lists those that did")
+        log = DirectorAudit.open(folder, config.federation)
+        log.takes_anew(EnvoyName(name), this_user())
+        log.close()
+    typer.echo(f"From now on the log of {name} is compared with nothing that came before. This is logged.")

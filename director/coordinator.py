@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from ..utils import messages as m
@@ -55,6 +55,7 @@ class Coordinator:
         members: the names of all envoys that joined.
         sums: makes the secure sums; without it, runs under secure aggregation fail.
         audit: the director's log; without it, nothing is logged.
+        suspects: envoys that are not asked: the director does not believe their audit logs.
         keep_models: how many models of a run stay on disk; 0 keeps all.
         now: seconds since 1970.
         broken: called when the rounds cannot go on in this process, after the reason was logged.
@@ -69,13 +70,14 @@ class Coordinator:
         *,
         sums: Sums | None = None,
         audit: DirectorAudit | None = None,
+        suspects: Callable[[], Collection[m.EnvoyName]] = frozenset,
         keep_models: int = 2,
         now: Callable[[], float] = time.time,
         broken: Callable[[], None] = lambda: None,
     ) -> None:
         self._retention, self._broken = Retention(history, artifacts, keep_models), broken
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
-        self._members, self._now = members, now
+        self._members, self._suspects, self._now = members, suspects, now
         self._audit = audit or DirectorAudit()
         self._lock = threading.Condition(threading.RLock())
         self._attendance = Attendance(now())
@@ -405,8 +407,9 @@ class Coordinator:
     def _gather(self, run: ActiveRun, this: Round, now: float) -> Round:
         """Open a planned round, once all are there who may be: so that a restart does not change who is asked."""
         approvals = self._queue.approvals
-        asked = invited(run.sites, self._members()) - run.expelled.keys()
-        there = self._attendance.there(now) - run.expelled.keys()
+        shunned = run.expelled.keys() | set(self._suspects())
+        asked = invited(run.sites, self._members()) - shunned
+        there = self._attendance.there(now) - shunned
         able = self._sum.askable(run, approvals.askable(run.record.proposal_digest, invited(run.sites, there)))
         if len(able) < run.settings.round_policy.min_participants:
             return this

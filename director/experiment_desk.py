@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from cryptography import x509
@@ -45,7 +45,9 @@ class ExperimentDesk:
         *,
         max_model_bytes: int,
         now: Callable[[], float] = time.time,
+        suspicions: Callable[[], Mapping[m.EnvoyName, str]] = dict,
     ) -> None:
+        self._suspicions = suspicions
         self._federation, self._history, self._artifacts = federation, history, artifacts
         self._coordinator, self._members, self._max_model_bytes = coordinator, members, max_model_bytes
         self._root, self._now, self._started_at = root, now, now()
@@ -94,12 +96,13 @@ class ExperimentDesk:
 
     def status(self) -> m.StatusReply:
         """The director, who is there, and what is under way."""
-        envoys = []
+        envoys, suspicions = [], self._suspicions()
         for identity in self._members.identities():
             if identity.role == "envoy":
                 name = m.EnvoyName(identity.name)
                 is_there, silent = self._coordinator.presence(name)
-                envoys.append(m.EnvoyView(name, identity.organization, is_there, min(silent, 1e9)))
+                suspicion = suspicions.get(name, "")
+                envoys.append(m.EnvoyView(name, identity.organization, is_there, min(silent, 1e9), suspicion))
         under_way = [r for r in self._history.runs() if not r.state.is_over]
         return m.StatusReply(
             self._federation,

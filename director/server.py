@@ -16,11 +16,12 @@ from sqlalchemy import Engine
 
 from ..utils import transport
 from ..utils.artifacts import ArtifactStore
+from ..utils.audit_chain import read_entries
 from ..utils.errors import ConfigError
 from ..utils.identity import Role
 from ..utils.messages import EnvoyName
 from ..utils.roster import Roster
-from .audit import DirectorAudit
+from .audit import LOG_FILE, DirectorAudit
 from .config import DirectorConfig
 from .control import ControlService
 from .coordinator import Coordinator
@@ -32,6 +33,7 @@ from .identity_store import IdentityStore
 from .membership import roster_of
 from .registrar import Registrar
 from .service import FederationService
+from .site_heads import SiteHeads
 from .sums import Sums
 from .uploads import Uploads
 
@@ -76,6 +78,7 @@ class Director:
             uploads = Uploads(folder / "uploads", config.uploads.slots, durable=config.is_durable)
             audit = DirectorAudit.open(folder, config.federation)  # always durable: sites refuse a log that went back
             stack.callback(audit.close)
+            heads = SiteHeads(audit, read_entries(folder / LOG_FILE), lambda name: _identity_key(members, name))
 
             def roster() -> Roster:
                 return roster_of(config.federation, members.identities())
@@ -88,6 +91,7 @@ class Director:
                 lambda: _envoys(members),
                 sums=sums,
                 audit=audit,
+                suspects=lambda: frozenset(heads.suspicions),
                 keep_models=config.keep_models,
                 broken=broken,
             )
@@ -99,9 +103,10 @@ class Director:
                 members,
                 root,
                 max_model_bytes=config.uploads.max_model_bytes,
+                suspicions=lambda: heads.suspicions,
             )
             registrar = Registrar(config.federation, issuer, root, members, config.leaf_days)
-            service = FederationService(config.federation, self._coordinator, artifacts, registrar, roster)
+            service = FederationService(config.federation, self._coordinator, artifacts, registrar, roster, heads)
             control = ControlService(config.federation, desk, artifacts, roster)
             self._server = grpc.server(
                 ThreadPoolExecutor(_MAX_THREADS, "call"),
@@ -125,6 +130,11 @@ class Director:
 
 def _envoys(members: IdentityStore) -> frozenset[EnvoyName]:
     return frozenset(EnvoyName(one.name) for one in members.identities() if one.role == Role.ENVOY.value)
+
+
+def _identity_key(members: IdentityStore, name: EnvoyName) -> bytes | None:
+    member = members.identity(name)
+    return member.identity_key if member is not None else None
 
 
 def _listen(server: grpc.Server, address: str, chain: bytes, key: bytes, root: bytes) -> int:

@@ -17,6 +17,7 @@ from .coordinator import Coordinator
 from .doors import Door, download
 from .membership import roster_reply
 from .registrar import Registrar
+from .site_heads import SiteHeads
 
 SOFTWARE = f"fedveil {__version__}"
 _ANYBODY = (Role.ENVOY, Role.OPERATOR, Role.JOIN, Role.RENEW)  # of this federation: who is it that answers?
@@ -32,8 +33,9 @@ class FederationService:
         artifacts: ArtifactStore,
         registrar: Registrar,
         roster: Callable[[], Roster],
+        heads: SiteHeads,
     ) -> None:
-        self._federation, self._roster = federation, roster
+        self._federation, self._roster, self._heads = federation, roster, heads
         self._coordinator, self._artifacts, self._registrar = coordinator, artifacts, registrar
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -112,8 +114,9 @@ class FederationService:
         return m.Acknowledgement()
 
     def _beat(self, peer: PeerId, heartbeat: m.Heartbeat) -> m.Acknowledgement:
-        self._coordinator.beat(_envoy(peer), heartbeat)
-        return m.Acknowledgement(now=time.time())
+        envoy = _envoy(peer)
+        self._coordinator.beat(envoy, heartbeat)
+        return m.Acknowledgement(time.time(), self._heads.exchange(envoy, heartbeat.audit_head))
 
 
 def _envoy(peer: PeerId) -> m.EnvoyName:

@@ -116,6 +116,7 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
     from .accepted_roster import load_roster
     from .aggregating import AggregatorIdentity
     from .audit import SiteAudit
+    from .audit_door import log_policy
     from .client import DirectorClient
     from .config import load_config
     from .control_socket import ControlSocket
@@ -138,9 +139,10 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         key = read_identity_key(credentials.identity_key, "the identity key")
         accepted = partial(load_roster, folder, credentials.peer, credentials.public_identity)
         log = SiteAudit.open(folder, credentials.peer, key)
+        log_policy(log, folder)
         identity = SumIdentity(credentials.peer.federation, key.sign, accepted, log)
         aggregator = AggregatorIdentity(identity, opening_key(key), log)
-        session = Session(name, folder, link, trainer, config, gate, identity, aggregator)
+        session = Session(name, folder, link, trainer, config, gate, identity, aggregator, log)
         socket = ControlSocket(folder, {"status": lambda _request, _by: asdict(session.status())})
 
         def end(*_: object) -> None:

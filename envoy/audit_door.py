@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..utils.certificates import read_identity_key
+from ..utils.errors import StorageError
+from ..utils.tensors import digest_of
 from .audit import SiteAudit
+from .config import CONFIG_FILE
 from .enrolment import load_credentials
 
 
@@ -33,9 +35,16 @@ def logging_to(folder: Path, clock: Callable[[], float] = time.time) -> Iterator
         log.close()
 
 
-def this_user() -> str:
-    """Who types a command, by the name that this machine knows."""
+def log_policy(log: SiteAudit, folder: Path) -> None:
+    """What may leave this site stands in envoy.toml: log its digest where it is another than at the last start.
+
+    Raises:
+        StorageError: it cannot be read, or logged.
+    """
+    path = folder / CONFIG_FILE
     try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without an entry in passwd
-        return "unknown"
+        digest = digest_of(path.read_bytes()) if path.exists() else ""
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    if digest != log.policy_digest:
+        log.policy(digest, log.policy_digest)

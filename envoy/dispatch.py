@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 
 from ..utils import messages as m
-from ..utils.errors import DigestMismatchError, FederationError, ProtocolError, UnreachableError
+from ..utils.errors import DigestMismatchError, FederationError, ProtocolError, StorageError, UnreachableError
 from ..utils.privacy.values import PublishedEpsilon
 from ..utils.tensors import Digest
 from .journal import FinishedWork, Journal
 from .link import Link
 from .patience import Patience, asking_the_director
 from .payload import Payloads
+from .site_events import SiteEvents, Unlogged
 from .site_state import adopt_state
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Dispatch:
         state_folder: what a receipt puts in force.
         complain: told in words why the director cannot be reached.
         published: what the site tells of its privacy ledger with a task's update.
+        events: the site's log; what leaves, and what is refused, stands there first.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class Dispatch:
         state_folder: Path,
         complain: Callable[[str], None],
         published: Callable[[m.TaskRef], PublishedEpsilon | None] = _publishes_nothing,
+        events: SiteEvents | None = None,
     ) -> None:
-        self._published = published
+        self._published, self._events = published, events or Unlogged()
         self._name, self._link, self._journal, self._payloads = name, link, journal, payloads
         self._state_folder, self._complain = state_folder, complain
 
@@ -64,10 +67,12 @@ class Dispatch:
         Raises:
             ProtocolError: nobody waits for it any more, or it is part of a secure sum.
             DigestMismatchError: the director holds another update of this envoy.
+            StorageError: it cannot be logged that it leaves; it does not.
             FederationError: what the director refuses.
         """
         if done.is_summed:
             raise ProtocolError(f"the answer to {done.ref} was made for a secure sum; it does not leave in the clear")
+        self._events.sent(task.ref, done.kind.value if done.digest else "metrics", done.digest, done.length)
         if done.digest is None:
             patience.insist(partial(self._report, m.MetricsReport(task.ref, done.result.metrics)))
         else:
@@ -98,7 +103,11 @@ class Dispatch:
         return isinstance(answer, m.Receipt) and answer.digest == done.digest
 
     def decline(self, refusal: m.Refusal, patience: Patience) -> None:
-        """Say that a task is not done here."""
+        """Say that a task is not done here; also where the disk has no room to log it."""
+        try:
+            self._events.refused(refusal.ref, refusal.error, refusal.reason)
+        except StorageError as error:
+            _LOG.error("audit: %s", error)
         try:
             patience.insist(lambda: self._link.decline(refusal))
         except FederationError as refused:
@@ -131,8 +140,10 @@ class Dispatch:
 
         Raises:
             ProtocolError: nobody waits for them any more.
+            StorageError: it cannot be logged that they leave; they do not.
             FederationError: what the director refuses.
         """
+        self._events.sent(header.ref, header.payload.value, None, header.length)
         return patience.insist(lambda: self._upload(header, parts, trained, withdrawn))
 
     def keep_receipt(self, done: FinishedWork) -> None:

@@ -50,6 +50,7 @@ from .policy import Measures
 from .privacy_books import WithoutGuarantee
 from .privacy_ledger import LEDGER_FILE, PrivacyLedger, Reservation
 from .privacy_overlap import Overlaps
+from .site_events import SiteEvents, Unlogged
 
 _LOG = logging.getLogger(__name__)
 _PUBLIC_EXAMPLES = 1
@@ -120,9 +121,11 @@ class PrivacyGuard:
 
     Args:
         folder: the envoy's.
+        events: the site's log; each row that counts a task stands there too, with the ledger's head after it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, events: SiteEvents | None = None) -> None:
+        self._events = events or Unlogged()
         self._path = folder / LEDGER_FILE
         self._overlaps = Overlaps(DatasetRegistry(folder / "datasets"))
         self._opened: PrivacyLedger | None = None
@@ -164,9 +167,12 @@ class PrivacyGuard:
                 delta=released.delta,
                 participants=len(task.cohort),
             )
-        except BudgetExhaustedError as error:
-            _LOG.warning("refused task=%s: %s", task.ref, error.site_text)
+        except PrivacyError as error:
+            if isinstance(error, BudgetExhaustedError):
+                _LOG.warning("refused task=%s: %s", task.ref, error.site_text)
+            self._events.over_budget(task.ref, name, type(error).__name__, ledger.head)
             raise
+        self._events.spent(task.ref, name, reservation.row, ledger.head)
         if budget is not None and budget.without_guarantee is WithoutGuarantee.ALLOW and not released.accounted:
             _LOG.warning("task=%s releases something of data set %s that no epsilon covers", task.ref, name)
         return Charge(ledger, reservation, is_stripped=is_stripped)

@@ -19,11 +19,12 @@ from pathlib import Path
 from ..gradient_leakage.vae.codec import round_seed
 from ..utils import messages as m
 from ..utils.data_spec import DataKind
-from ..utils.errors import FederationError, NotInvitedError, ProtocolError, UnsendableUpdateError
+from ..utils.errors import FederationError, NotInvitedError, ProtocolError, StorageError, UnsendableUpdateError
 from ..utils.plan_bundle import Bundle
 from ..utils.secure_sum.handover import is_handover
 from ..utils.transport import BEAT_SECONDS
 from .aggregating import Aggregating, AggregatorIdentity
+from .audit import SiteAudit
 from .config import EnvoyConfig, Work
 from .datasets import DatasetRegistry
 from .dispatch import Dispatch
@@ -39,8 +40,10 @@ from .policy import Measures
 from .privacy_guard import PrivacyGuard
 from .protection import Gatekeeper
 from .refusals import refusal_of
+from .site_events import SiteEvents, Unlogged
 from .summing import Occasion, SumIdentity, Summing
 from .trainer import Trainer
+from .witnessing import Witnessing
 
 _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 25.0
@@ -86,6 +89,7 @@ class Session:
         gatekeeper: of the leak test; without one, a policy with an audit lets nothing out.
         identity: of secure sums; without one, this envoy takes part in none.
         aggregator: as whom it opens the sums of others; without it, it opens none.
+        audit: the site's log; without it, nothing is logged, and no heads of logs are exchanged.
     """
 
     def __init__(
@@ -98,13 +102,23 @@ class Session:
         gatekeeper: Gatekeeper | None = None,
         identity: SumIdentity | None = None,
         aggregator: AggregatorIdentity | None = None,
+        audit: SiteAudit | None = None,
     ) -> None:
+        self._events: SiteEvents = audit or Unlogged()
+        self._witnessing = Witnessing(audit)
         self._name, self._folder, self._link, self._trainer, self._config = name, folder, link, trainer, config
         self._journal, self._payloads = Journal(folder / DATABASE_FILE), Payloads(folder / "work")
         self._edge = Edge(config.protection, self._journal, self._payloads, folder / "state", gatekeeper)
-        self._privacy = PrivacyGuard(folder)
+        self._privacy = PrivacyGuard(folder, self._events)
         self._dispatch = Dispatch(
-            name, link, self._journal, self._payloads, folder / "state", self._complain, self._privacy.published
+            name,
+            link,
+            self._journal,
+            self._payloads,
+            folder / "state",
+            self._complain,
+            self._privacy.published,
+            self._events,
         )
         sums = config.secure_aggregation
         self._summing = Summing(name, identity, sums, self._journal, self._payloads, self._dispatch)
@@ -139,6 +153,7 @@ class Session:
     def end(self) -> None:
         """Stop: what is being trained is given up, what was trained stays in the journal."""
         self._ended.set()
+        self._witnessing.wake()
         with self._lock:
             for commission in self._commissions.values():
                 commission.withdraw()
@@ -272,10 +287,15 @@ class Session:
         self._last_error = text
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            if self._connected:
+        while not self._ended.is_set():
+            self._witnessing.pause(BEAT_SECONDS)
+            if self._connected and not self._ended.is_set():
                 try:
-                    self._link.beat(m.Heartbeat(self._held()))
+                    heartbeat = m.Heartbeat(self._held(), audit_head=self._witnessing.own_head())
+                    self._witnessing.see(self._link.beat(heartbeat))
+                except (ProtocolError, StorageError) as error:  # the director does not believe this site's log, or
+                    self._last_error = f"{type(error).__name__}: {error}"  # the director's head cannot be kept here
+                    self._witnessing.complain(str(error))
                 except FederationError as error:
                     _LOG.debug("no answer to a heartbeat: %s", error)
 
@@ -286,6 +306,7 @@ class Session:
         if commission.withdrawn.is_set():
             return
         self._at_work = task.ref
+        self._witnessing.round_changed()
         patience = Patience(commission.withdrawn)
         try:
             self._check(task)
@@ -312,8 +333,10 @@ class Session:
             self._dispatch.decline(m.Refusal(task.ref, FederationError.__name__, self._last_error), patience)
         finally:
             self._at_work = None
+            self._witnessing.round_changed()
 
     def _check(self, task: m.Task) -> None:
+        self._witnessing.check(task)
         if self._name not in task.cohort:
             raise NotInvitedError(f"{task.ref} is addressed to others than {self._name}")
         if len(task.cohort) < task.min_participants:
@@ -348,10 +371,16 @@ class Session:
         order = self._order(commission.task, bundle, model)
         seconds = max(commission.task.seconds_left, 1.0)
         limit = min(self._config.training.max_train_seconds or seconds, seconds)
+        self._log_access(commission.task, order)
         result = self._trainer.run(order, limit, commission.withdrawn)
         if order.dataset is not None and result.num_examples > order.dataset.num_examples:
             raise UnsendableUpdateError("the plan names more examples than the dataset has; nothing was sent")
         return result
+
+    def _log_access(self, task: m.Task, order: WorkOrder) -> None:
+        """Before the plan runs: which data it may read, and under what."""
+        name, records = (order.dataset.name, order.dataset.num_examples) if order.dataset is not None else ("", 0)
+        self._events.accessed(task.ref, task.kind, name, records, proposal=task.proposal)
 
     def _order(self, task: m.Task, bundle: Bundle, model: Path) -> WorkOrder:
         data = bundle.manifest.data

@@ -114,7 +114,7 @@ class SiteEvents(ABC):
         """This envoy has a new certificate: SHA-256 of its DER in hexadecimal, and until when (seconds since 1970)."""
         self.append("renewed", {"certificate": certificate, "expires_at": expires_at})
 
-    def policy(self, digest: Digest, before: str) -> None:
+    def policy(self, digest: str, before: str) -> None:
         """envoy.toml is another than at the last start; both by SHA-256, empty for none."""
         self.append(POLICY, {"envoy_toml": digest, "before": before})
 
@@ -127,6 +127,13 @@ class SiteEvents(ABC):
     def over_budget(self, ref: TaskRef, dataset: str, error: str, head: str) -> None:
         """The privacy ledger refused a task; the refusal is a row of it."""
         self.append("budget refused", place_of(ref) | {"dataset": dataset, "error": error, "ledger_head": head})
+
+
+class Unlogged(SiteEvents):
+    """Of rehearsals and simulations, where nobody is there to whom a log would show anything."""
+
+    def append(self, what: str, more: Mapping[str, Json]) -> None:
+        """Keep nothing."""
 
 
 def place_of(ref: TaskRef) -> dict[str, Json]:

@@ -423,16 +423,18 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class EnvoyView(_message.Message):
-    __slots__ = ("name", "organization", "connected", "silent_seconds")
+    __slots__ = ("name", "organization", "connected", "silent_seconds", "suspicion")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SUSPICION_FIELD_NUMBER: _ClassVar[int]
     name: str
     organization: str
     connected: bool
     silent_seconds: float
-    def __init__(self, name: _Optional[str] = ..., organization: _Optional[str] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ...) -> None: ...
+    suspicion: str
+    def __init__(self, name: _Optional[str] = ..., organization: _Optional[str] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ..., suspicion: _Optional[str] = ...) -> None: ...
 
 class StatusReply(_message.Message):
     __slots__ = ("federation", "software", "up_seconds", "envoys", "experiments")

@@ -6,6 +6,7 @@ shell, and a script that looks at their exit status or last line need not know w
 
 from __future__ import annotations
 
+import getpass
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,3 +39,11 @@ def in_bytes(count: int) -> str:
     ('21.6 kB', '2.8 MB')
     """
     return f"{count / 1e6:,.1f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} kB"
+
+
+def this_user() -> str:
+    """Who types a command, by the name that this machine knows."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without an entry in passwd
+        return "unknown"

@@ -354,6 +354,7 @@ class EnvoyView:
     organization: str
     connected: bool
     silent_seconds: float
+    suspicion: str = ""  # why it is not asked: what is wrong with its audit log
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,13 @@ def experiments_from_wire(raw: bytes) -> tuple[m.ExperimentView, ...]:
 def status_to_wire(status: m.StatusReply) -> bytes:
     """The director and who is there."""
     envoys = [
-        pb.EnvoyView(name=e.name, organization=e.organization, connected=e.connected, silent_seconds=e.silent_seconds)
+        pb.EnvoyView(
+            name=e.name,
+            organization=e.organization,
+            connected=e.connected,
+            silent_seconds=e.silent_seconds,
+            suspicion=e.suspicion,
+        )
         for e in status.envoys
     ]
     experiments = [_experiment_to_pb(view) for view in status.experiments]
@@ -114,6 +120,7 @@ def status_from_wire(raw: bytes) -> m.StatusReply:
             field.line(e.organization, "an organization"),
             e.connected,
             field.number(e.silent_seconds, "silent_seconds"),
+            field.line(e.suspicion, "a suspicion"),
         )
         for e in status.envoys
     )

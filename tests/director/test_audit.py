@@ -131,13 +131,12 @@ def test_what_members_operators_and_sites_did_is_logged_by_the_same_names(tmp_pa
 
 
 def test_a_command_may_log_beside_a_running_director_which_learns_of_it(tmp_path):
-    learned = []
-    running = DirectorAudit.open(tmp_path, "lungs", clock=lambda: NOW, others=learned.append)
+    running = opened(tmp_path)
     command = opened(tmp_path)
     command.revoked("a", "left", "root")
     command.close()
     running.refresh()
-    assert [entry.event["what"] for entry in learned] == ["revoked"]
+    assert running.learned.get_nowait().event["what"] == "revoked"
     running.run_submitted(RUN, PLAN, MODEL)
     running.close()
     assert verify_log(tmp_path).entries == 3

@@ -134,7 +134,7 @@ experiments = st.builds(
     approved_by=st.lists(names, max_size=2).map(tuple),
     patches=st.integers(0, 200),
 )
-envoys = st.builds(m.EnvoyView, names, lines, st.booleans(), finite)
+envoys = st.builds(m.EnvoyView, names, lines, st.booleans(), finite, lines)
 
 published = st.none() | epsilons
 
