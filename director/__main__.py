@@ -23,6 +23,7 @@ from ..utils.identity import Role
 from ..utils.logs import log_to_stderr
 from ..utils.messages import ExperimentView, RunId, SumView
 from .audit_commands import audit
+from .member_commands import authority, members, revoke
 from .roster_commands import roster
 
 DEFAULT_FOLDER = Path("fedveil-director")
@@ -38,6 +39,9 @@ experiments = typer.Typer(help="Submit, list, show and stop experiments.", no_ar
 app.add_typer(experiments, name="experiment")
 app.add_typer(roster, name="roster")
 app.add_typer(audit, name="audit")
+app.add_typer(authority, name="ca")
+app.command()(members)
+app.command()(revoke)
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The director's folder.", envvar="FEDVEIL_DIRECTOR")]
 Address = Annotated[str | None, typer.Option(help="host:port of the director; by default the one it announced.")]
@@ -71,6 +75,7 @@ def invite(
     folder: Folder = DEFAULT_FOLDER,
     hours: Annotated[float, typer.Option(help="How long the join file is good for.")] = 24.0,
     out: Annotated[Path | None, typer.Option(help="The join file; NAME.join by default.")] = None,
+    reinstate: Annotated[bool, typer.Option("--reinstate", help="The name was revoked and is to come back.")] = False,
 ) -> None:
     """Write a one-time join file for one site. It holds a key: hand it over like a password."""
     from ..utils.identity import fingerprint
@@ -80,6 +85,7 @@ def invite(
     from .founding import load_issuer
     from .identity_store import IdentityStore
     from .registrar import Registrar
+    from .revocations import Revocations
 
     path = out or Path(f"{name}{SUFFIX}")
     with errors_in_words():
@@ -93,9 +99,9 @@ def invite(
         config = load_config(folder)
         issuer, root = load_issuer(folder, time.time())
         engine = open_database(config.database_url(folder), config.is_durable)
-        registrar = Registrar(config.federation, issuer, root, IdentityStore(engine), config.leaf_days)
+        registrar = Registrar(config.federation, issuer, root, IdentityStore(engine), Revocations(engine))
         addresses = config.announced(config.listen_address.port or _running_port(folder))
-        join = registrar.invite(name, organization, role, addresses, hours * 3600, time.time())
+        join = registrar.invite(name, organization, role, addresses, hours * 3600, time.time(), reinstate=reinstate)
         write_join_file(path, join)
         engine.dispose()
     _CONSOLE.print(f"{path}: good for one use by {name} ({organization}), for {hours:g} hours.")

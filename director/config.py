@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 
 from ..utils.addresses import Address
-from ..utils.certificates import ISSUER_DAYS, LEAF_DAYS
+from ..utils.certificates import LEAF_DAYS, MAX_LEAF_DAYS, MIN_LEAF_DAYS
 from ..utils.config import load_toml
 from ..utils.errors import ConfigError, IdentityError
 from ..utils.identity import check_name
@@ -65,7 +65,7 @@ class DirectorConfig:
     durability: Durability = Durability.PAGE_CACHE
     keep_models: int = 2  # of a run: the last so many rounds' models stay on disk; 0 keeps all
     keep_sums: bool = False  # what was said in secure sums stays on disk, with the masked vectors, for auditors
-    leaf_days: float = LEAF_DAYS  # how long certificates of envoys and operators last
+    leaf_days: float = LEAF_DAYS  # how long TLS certificates last; all are renewed before they end
     log_level: LogLevel = LogLevel.INFO
     database: DatabaseSettings = DatabaseSettings()
     uploads: UploadSettings = UploadSettings()
@@ -87,8 +87,11 @@ class DirectorConfig:
             raise ConfigError("addresses: port 0 cannot be dialled; leave the port out to announce that of listen")
         if self.keep_models < 0:
             raise ConfigError(f"keep_models is {self.keep_models}, expected 0 (keep all) or more")
-        if not 1 / 24 <= self.leaf_days <= ISSUER_DAYS:
-            raise ConfigError(f"leaf_days is {self.leaf_days:g}, expected an hour (0.042) to {ISSUER_DAYS} days")
+        if not MIN_LEAF_DAYS <= self.leaf_days <= MAX_LEAF_DAYS:
+            raise ConfigError(
+                f"leaf_days is {self.leaf_days:g}, expected an hour (0.042) to {MAX_LEAF_DAYS} days; {LEAF_DAYS} is"
+                " right for most, since certificates are renewed without anybody's doing"
+            )
 
     @property
     def listen_address(self) -> Address:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import grpc
 
@@ -12,22 +12,29 @@ from ..utils import wire_control as control
 from ..utils.artifacts import ArtifactStore
 from ..utils.identity import PeerId, Role
 from ..utils.roster import Roster
-from .doors import Door, download
+from .doors import Door, OpenCall, download
 from .experiment_desk import ExperimentDesk
 from .membership import roster_reply
+from .standing import Standing
 
 
 class ControlService:
     """All that an operator may call."""
 
     def __init__(
-        self, federation: str, desk: ExperimentDesk, artifacts: ArtifactStore, roster: Callable[[], Roster]
+        self,
+        federation: str,
+        desk: ExperimentDesk,
+        artifacts: ArtifactStore,
+        roster: Callable[[], Roster],
+        standing: Standing,
     ) -> None:
         self._federation, self._desk, self._artifacts, self._roster = federation, desk, artifacts, roster
+        self._standing = standing
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The calls by name, as in ``federation.proto``."""
-        door, desk = Door(self._federation, (Role.OPERATOR,)), self._desk
+        door, desk = Door(self._federation, (Role.OPERATOR,), self._standing), self._desk
         nothing = wire.acknowledgement_from_wire
         return grpc.method_handlers_generic_handler(
             transport.CONTROL,
@@ -49,7 +56,5 @@ class ControlService:
             },
         )
 
-    def _fetch(
-        self, _: PeerId, request: m.DownloadRequest, __: Callable[[Callable[[], None]], None]
-    ) -> Iterator[m.Part]:
+    def _fetch(self, _: PeerId, request: m.DownloadRequest, __: OpenCall) -> Generator[m.Part, None, None]:
         return download(self._artifacts, request)

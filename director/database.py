@@ -1,7 +1,8 @@
 """The director's database: its tables, how it is opened, and the lock that keeps a second director out.
 
-SQLite (WAL) by default, PostgreSQL by URL. Written by ``history`` and ``identity_store`` alone; this module knows
-what is stored, not what it means. The tables below and the scripts in ``migrations`` are held equal by a test.
+SQLite (WAL) by default, PostgreSQL by URL. Written by ``history``, ``identity_store`` and ``revocations`` alone; this
+module knows what is stored, not what it means. The tables below and the scripts in ``migrations`` are held equal by a
+test.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 
 from ..utils.errors import MalformedMessageError, StorageError
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest script in ``migrations/versions``."""
 
 METADATA = MetaData(
@@ -143,6 +144,7 @@ INVITATIONS = Table(
     Column("organization", Text, nullable=False),
     Column("expires_at", Double, nullable=False),
     Column("used_by", String(64), nullable=False),  # SHA-256 of the signing request, or ""
+    Column("revoked_at", Double),
 )
 
 IDENTITIES = Table(
@@ -154,6 +156,27 @@ IDENTITIES = Table(
     Column("certificate_sha256", String(64), nullable=False),
     Column("identity_key", LargeBinary, nullable=False),
     Column("joined_at", Double, nullable=False),
+)
+
+CERTIFICATES = Table(
+    "certificates",
+    METADATA,
+    Column("sha256", String(64), primary_key=True),
+    Column("name", String(63), nullable=False, index=True),
+    Column("role", String(16), nullable=False),  # in the certificate: envoy, operator or renew
+    Column("issued_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("revoked_at", Double),
+)
+
+REVOCATIONS = Table(
+    "revocations",
+    METADATA,
+    Column("number", Integer, primary_key=True),  # order of revocation
+    Column("name", String(63), nullable=False, index=True),
+    Column("reason", Text, nullable=False),
+    Column("revoked_at", Double, nullable=False),
+    Column("lifted_at", Double),  # the name joined again; its earlier certificates stay bad
 )
 
 _BUSY_TIMEOUT_SECONDS = 10

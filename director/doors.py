@@ -1,17 +1,21 @@
 """What the two gRPC doors share: who calls, may it, and how an error leaves.
 
-The caller's name comes from its certificate alone. Every call passes ``_admit``: that is where a registry of revoked
-certificates will be asked, once there is one. Each call holds a thread for as long as it lasts, an upload that never
-begins too, so one name has at most ``MAX_CALLS`` of them: it can hold up itself, and nobody else.
+The caller's name comes from its certificate alone. Every call passes ``_admit``, which asks whether that certificate
+is still good (``standing``); calls that stay open are asked about again while they are. Each call holds a thread for as
+long as it lasts, an upload that never begins too, so one name has at most ``MAX_CALLS`` of them: it can hold up itself,
+and nobody else.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 import grpc
@@ -22,6 +26,7 @@ from ..utils.identity import PeerId, Role, parse_spiffe
 from ..utils.messages import PART_BYTES, Data, DownloadRequest, Opening, Part
 from ..utils.transport import refuse
 from ..utils.wire import part_from_wire
+from .standing import Standing
 
 _LOG = logging.getLogger(__name__)
 MAX_CALLS = 8  # at once, of one name: an envoy has five, and after a cut some that the director has yet to miss
@@ -44,15 +49,44 @@ def caller(context: grpc.ServicerContext, federation: str) -> PeerId:
     return peer
 
 
+def certificate_of(context: grpc.ServicerContext) -> str:
+    """SHA-256 of the caller's certificate, as ``x509`` counts it.
+
+    Raises:
+        IdentityError: the connection has none.
+    """
+    shown = context.auth_context().get("x509_pem_cert", ())
+    if len(shown) != 1:
+        raise IdentityError("a connection without a certificate")
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(shown[0].decode("ascii"))).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCall:
+    """A call whose answer is streamed."""
+
+    _context: grpc.ServicerContext
+    check: Callable[[], None]  # may it go on? Whoever waits for something to say asks from time to time
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call this when the call ends; at once if it has."""
+        if not self._context.add_callback(callback):
+            callback()
+
+
 class Door:
     """Turns plain functions into gRPC handlers for callers of some roles.
 
-    Each function gets the caller and the decoded message; one that streams its answer also a way to register what is
-    to happen when the call ends.
+    Each function gets the caller and the decoded message; one that streams its answer also the call as it stays open.
+
+    Args:
+        federation: callers of another are refused.
+        roles: who may call, where a call does not say otherwise.
+        standing: who was revoked.
     """
 
-    def __init__(self, federation: str, roles: Collection[Role]) -> None:
-        self._federation, self._roles = federation, roles
+    def __init__(self, federation: str, roles: Collection[Role], standing: Standing) -> None:
+        self._federation, self._roles, self._standing = federation, roles, standing
         self._lock = threading.Lock()
         self._calls: Counter[PeerId] = Counter()
 
@@ -67,8 +101,10 @@ class Door:
 
         def call(raw: bytes, context: grpc.ServicerContext) -> bytes:
             try:
-                with self._admit(context, roles) as peer:
-                    return encode(ask(peer, decode(raw)))
+                with self._admit(context, roles) as (peer, check):
+                    answer = ask(peer, decode(raw))
+                    check()  # it may have waited long
+                    return encode(answer)
             except FederationError as error:
                 self._refuse(context, error)
 
@@ -81,8 +117,8 @@ class Door:
 
         def call(raws: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             try:
-                with self._admit(context) as peer:
-                    return encode(take(peer, map(part_from_wire, raws)))
+                with self._admit(context) as (peer, check):
+                    return encode(take(peer, _parts(raws, check)))
             except FederationError as error:
                 self._refuse(context, error)
 
@@ -90,20 +126,20 @@ class Door:
 
     def stream(
         self,
-        answer: Callable[[PeerId, _Asked, Callable[[Callable[[], None]], None]], Iterator[_Answer]],
+        answer: Callable[[PeerId, _Asked, OpenCall], Generator[_Answer, None, None]],
         decode: Callable[[bytes], _Asked],
         encode: Callable[[_Answer], bytes],
     ) -> grpc.RpcMethodHandler:
-        """One message in, many out; the third argument registers what is to happen when the call ends."""
+        """One message in, many out."""
 
         def call(raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-            def on_end(callback: Callable[[], None]) -> None:
-                if not context.add_callback(callback):
-                    callback()  # it ended already
-
             try:
-                with self._admit(context) as peer:
-                    for item in answer(peer, decode(raw), on_end):
+                with (
+                    self._admit(context) as (peer, check),
+                    closing(answer(peer, decode(raw), OpenCall(context, check))) as items,
+                ):
+                    for item in items:
+                        check()
                         yield encode(item)
             except FederationError as error:
                 self._refuse(context, error)
@@ -111,15 +147,18 @@ class Door:
         return grpc.unary_stream_rpc_method_handler(call)
 
     @contextmanager
-    def _admit(self, context: grpc.ServicerContext, roles: Collection[Role] = ()) -> Iterator[PeerId]:
-        """One call of a caller, from its start to the end of its thread's work."""
-        peer = self._peer(context, roles)
+    def _admit(
+        self, context: grpc.ServicerContext, roles: Collection[Role] = ()
+    ) -> Iterator[tuple[PeerId, Callable[[], None]]]:
+        """One call of a caller, from its start to the end of its thread's work; and a check that it may go on."""
+        peer, certificate = self._peer(context, roles), certificate_of(context)
+        self._standing.check(peer, certificate)
         with self._lock:
             if self._calls[peer] >= MAX_CALLS:
                 raise TooManyCallsError(f"{peer} has {MAX_CALLS} calls open already: too many calls at once; end one")
             self._calls[peer] += 1
         try:
-            yield peer
+            yield peer, lambda: self._standing.check_open(peer, certificate)
         finally:
             with self._lock:
                 self._calls[peer] -= 1
@@ -139,9 +178,16 @@ class Door:
         refuse(context, error)
 
 
+def _parts(raws: Iterator[bytes], check: Callable[[], None]) -> Iterator[Part]:
+    """Parts as they come, from a caller who may still send them."""
+    for raw in raws:
+        check()
+        yield part_from_wire(raw)
+
+
 def download(
     artifacts: ArtifactStore, request: DownloadRequest, count: Callable[[int], None] = lambda _: None
-) -> Iterator[Part]:
+) -> Generator[Part, None, None]:
     """An artifact from an offset on: an opening, then data.
 
     Raises:

@@ -7,8 +7,7 @@
     operator.identity.pem, operator.identity.key.pem    Ed25519: signs what the operator proposes
     director.toml
 
-Also reads these files back. A new issuer and a new director's certificate, in a year, belong here; they come with
-renewal.
+Also reads these files back. ``own_leaves`` renews the certificates of director and operator, ``issuer`` the issuer.
 """
 
 from __future__ import annotations
@@ -141,24 +140,39 @@ def load_issuer(folder: Path, now: float) -> tuple[Authority, x509.Certificate]:
     root = read_certificate(_read(folder, ROOT_FILE), ROOT_FILE)
     key = read_key(_read(folder, ISSUER_KEY_FILE), ISSUER_KEY_FILE)
     if not is_key_of(issuer, key):
-        raise IdentityError(f"{folder}: {ISSUER_KEY_FILE} is not the key of {ISSUER_FILE}")
+        raise IdentityError(f"{folder}: {ISSUER_KEY_FILE} is not the key of {ISSUER_FILE}; see `director ca renew`")
     check_issued(issuer, root, "the issuer")
     check_validity(root, "the root", now)
     check_validity(issuer, "the issuer", now)
     return Authority(issuer, key), root
 
 
-def load_root(folder: Path, passphrase: bytes) -> Authority:
+def load_root_certificate(folder: Path) -> x509.Certificate:
+    """The federation's root, without its key.
+
+    Raises:
+        IdentityError: missing or damaged.
+    """
+    return read_certificate(_read(folder, ROOT_FILE), ROOT_FILE)
+
+
+def load_root(folder: Path, passphrase: bytes, key_file: Path | None = None) -> Authority:
     """The root with its key.
+
+    Args:
+        folder: the director's.
+        passphrase: of the key.
+        key_file: where the key is, if not in the folder.
 
     Raises:
         PassphraseError: the passphrase does not open it.
         IdentityError: missing or damaged.
     """
     root = read_certificate(_read(folder, ROOT_FILE), ROOT_FILE)
-    key = read_key(_read(folder, ROOT_KEY_FILE), ROOT_KEY_FILE, passphrase)
+    where = key_file or folder / ROOT_KEY_FILE
+    key = read_key(read_private_file(where), str(where), passphrase)
     if not is_key_of(root, key):
-        raise IdentityError(f"{folder}: {ROOT_KEY_FILE} is not the key of {ROOT_FILE}")
+        raise IdentityError(f"{where} is not the key of {folder / ROOT_FILE}")
     return Authority(root, key)
 
 

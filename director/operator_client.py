@@ -14,14 +14,12 @@ from ..utils import transport, wire, wire_sums
 from ..utils import wire_control as control
 from ..utils.config import parse_toml
 from ..utils.errors import ConfigError, DigestMismatchError, PlanError, UnreachableError
-from ..utils.identity import Role
 from ..utils.plan_bundle import Bundle, Manifest, open_bundle
 from ..utils.proposal import sign
 from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest, digest_of
 from .experiments import CodecSettings, ExperimentSettings
-from .founding import load_tls
-from .operator_identity import load_operator_identity
+from .operator_identity import load_operator_identity, load_operator_tls
 from .proposals import propose
 from .server import ADDRESS_FILE
 
@@ -37,7 +35,7 @@ class OperatorClient:
     """
 
     def __init__(self, folder: Path, address: str | None, now: float) -> None:
-        tls = load_tls(folder, Role.OPERATOR, now)
+        tls = load_operator_tls(folder, now)
         self._folder = folder
         self._address = address or announced_address(folder)
         self._channel = transport.open_channel(self._address, tls.chain, tls.key, tls.root)

@@ -1,9 +1,10 @@
-"""The operator's identity in the director's folder: the Ed25519 key that signs proposals and patches.
+"""The operator's keys in the director's folder: its connections', and the Ed25519 key that signs proposals and patches.
 
     operator.identity.pem    operator.identity.key.pem    certificate and issuer; role operator, name "operator"
 
-It opens no connection: that is ``operator.pem``'s. ``director init`` makes both. A folder of an earlier version has
-none, and a certificate lasts a year: the folder holds the issuer, so what is missing or nearly over is issued here.
+The identity opens no connection: that is ``operator.pem``'s. ``director init`` makes both. A folder of an earlier
+version has no identity, and certificates end: the folder holds the issuer, so what is missing or nearly over is issued
+here. Where the issuer is not (the operator's files alone, on another machine), what is good is used until it ends.
 ``utils/proposal.py`` says what is signed, and how it is checked.
 """
 
@@ -27,7 +28,17 @@ from ..utils.errors import IdentityError
 from ..utils.identity import PeerId, Role, check_chain, expires_at, is_for_signing, read_chain
 from ..utils.private_files import read_private_file, write_private_file
 from .config import load_config
-from .founding import OPERATOR_IDENTITY_FILE, OPERATOR_IDENTITY_KEY_FILE, OPERATOR_NAME, load_issuer
+from .founding import (
+    ISSUER_KEY_FILE,
+    OPERATOR_IDENTITY_FILE,
+    OPERATOR_IDENTITY_KEY_FILE,
+    OPERATOR_NAME,
+    TlsCredentials,
+    load_issuer,
+    load_root_certificate,
+    load_tls,
+)
+from .own_leaves import own_leaf
 
 _RENEWED_DAYS = 120.0  # with less left, and a year to be had, a certificate is issued anew
 
@@ -47,6 +58,8 @@ def load_operator_identity(folder: Path, now: float) -> tuple[PeerId, Ed25519Pri
         IdentityError: a key cannot be read, or others may read it; or the issuer is missing or expired.
         StorageError: a new certificate cannot be written.
     """
+    if not (folder / ISSUER_KEY_FILE).exists():
+        return _copied(folder, now)
     issuer, root = load_issuer(folder, now)
     key = _key(folder)
     peer = PeerId(load_config(folder).federation, Role.OPERATOR, OPERATOR_NAME)
@@ -55,6 +68,38 @@ def load_operator_identity(folder: Path, now: float) -> tuple[PeerId, Ed25519Pri
         identity = issue_identity(issuer, key.public_key(), peer, now)
         chain = (identity, issuer.certificate)
         write_private_file(folder / OPERATOR_IDENTITY_FILE, certificate_pem(*chain))
+    return peer, key, certificate_pem(*chain)
+
+
+def load_operator_tls(folder: Path, now: float) -> TlsCredentials:
+    """What the operator shows when it calls the director; issued anew where it is due and the issuer is here.
+
+    Args:
+        folder: the director's.
+        now: seconds since 1970.
+
+    Raises:
+        ConfigError: this is no director's folder.
+        IdentityError: a key cannot be read, or others may read it; or it expired, and cannot be issued here.
+        StorageError: a new certificate cannot be written.
+    """
+    if not (folder / ISSUER_KEY_FILE).exists():
+        return load_tls(folder, Role.OPERATOR, now)
+    issuer, _ = load_issuer(folder, now)
+    return own_leaf(folder, load_config(folder), Role.OPERATOR, issuer, now)
+
+
+def _copied(folder: Path, now: float) -> tuple[PeerId, Ed25519PrivateKey, bytes]:
+    """The identity where there is no issuer to make another."""
+    peer = PeerId(load_config(folder).federation, Role.OPERATOR, OPERATOR_NAME)
+    key = read_identity_key(read_private_file(folder / OPERATOR_IDENTITY_KEY_FILE), OPERATOR_IDENTITY_KEY_FILE)
+    root = load_root_certificate(folder)
+    chain = _chain(folder, key, peer, root, now)
+    if chain is None:
+        raise IdentityError(
+            f"{folder / OPERATOR_IDENTITY_FILE}: is missing, expired or another's, and there is no issuer here to make"
+            " another: copy it from the director's folder"
+        )
     return peer, key, certificate_pem(*chain)
 
 

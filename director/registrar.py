@@ -1,31 +1,31 @@
-"""Who may join, and what they get: invitations, and certificates for those who were invited.
+"""Who may join, and what members get: invitations, and certificates for those who were invited.
 
 An invitation is made for one name, role and organization; the certificate's name comes from there and never from the
 signing request. An invitation is used up by the first key that comes with it; the very same request may come again,
-since its answer may have been lost. ``identity_store`` remembers, ``service`` answers the calls, ``founding`` makes
-the authorities. Private keys of others are never seen here.
-
-Renewal (a new leaf for a name that joined, over mutual TLS or signed by its identity key) is one more method beside
-``join``; revocation is a mark on the stored identity that the doors look up by ``certificate_sha256``.
+since its answer may have been lost. A member renews by its identity key: a new leaf, its identity certified anew, and a
+new renewal certificate where it asks for one. ``identity_store`` remembers, ``revocations`` who is a member no more,
+``service`` answers the calls, ``founding`` makes the authorities. Private keys of others are never seen here.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ..utils.addresses import Address
 from ..utils.certificates import (
+    CLOCK_SKEW_SECONDS,
     DAY_SECONDS,
     LEAF_DAYS,
+    RENEWAL_DAYS,
     Authority,
     certificate_pem,
     issue_client,
@@ -33,19 +33,22 @@ from ..utils.certificates import (
     key_pem,
     make_key,
 )
-from ..utils.errors import ConfigError, IdentityError, JoinFileError, MalformedMessageError, NotAuthorizedError
+from ..utils.errors import ConfigError, IdentityError, JoinFileError, NotAuthorizedError, TooManyCallsError
 from ..utils.identity import PeerId, Role, expires_at, when
 from ..utils.join_file import INVITED_ROLES, JoinFile, sign_join_file
-from ..utils.messages import EnvoyName, JoinReply, JoinRequest
-from ..utils.roster import check_identity_key
+from ..utils.messages import EnvoyName, JoinReply, JoinRequest, RenewRequest
+from ..utils.renewal import join_text, renewal_text
 from ..utils.tensors import digest_of
+from .audit import DirectorAudit
 from .founding import OPERATOR_NAME
-from .identity_store import Identity, Invitation
+from .identity_store import Identity, Invitation, IssuedCertificate
+from .signing_requests import proven_identity_key, requested_key
 
 MIN_TTL_SECONDS = 60.0
 MAX_TTL_SECONDS = 30.0 * DAY_SECONDS
 MAX_ORGANIZATION = 200
-_MAX_REQUEST_BYTES = 8 << 10
+MAX_CERTIFICATES = 1_000
+"""Certificates of one member that have not expired: one that renews without end fills no disk."""
 
 
 class Members(Protocol):
@@ -60,8 +63,20 @@ class Members(Protocol):
     def identity(self, name: str, /) -> Identity | None:
         """The member of that name."""
 
-    def add_identity(self, identity: Identity, /) -> None:
-        """Remember a member."""
+    def add_identity(
+        self, identity: Identity, certificates: tuple[IssuedCertificate, ...], /, *, reinstates: bool = False
+    ) -> None:
+        """Remember a member, and certificates that it is given; reinstated, it has these alone."""
+
+    def certificates(self, name: str, now: float, /) -> tuple[IssuedCertificate, ...]:
+        """Those of a name that have not expired."""
+
+
+class Revoked(Protocol):
+    """Who is a member no more; ``revocations.Revocations``."""
+
+    def since(self, name: str, /) -> float | None:
+        """When the name was revoked, if it is now."""
 
 
 class Registrar:
@@ -69,26 +84,41 @@ class Registrar:
 
     Args:
         federation: its name.
-        issuer: signs certificates and join files.
+        issuer: signs certificates and join files; or gives the present one, where it may change.
         root: every join file carries it.
         members: the memory.
+        revoked: who is a member no more.
         leaf_days: how long the certificates of envoys and operators last.
+        audit: what is issued is written down in it before it is handed out.
     """
 
     def __init__(
         self,
         federation: str,
-        issuer: Authority,
+        issuer: Authority | Callable[[], Authority],
         root: x509.Certificate,
         members: Members,
+        revoked: Revoked,
+        *,
         leaf_days: float = LEAF_DAYS,
+        audit: DirectorAudit | None = None,
     ) -> None:
-        self._federation, self._issuer, self._root = federation, issuer, root
-        self._members, self._leaf_seconds = members, leaf_days * DAY_SECONDS
+        self._federation, self._root = federation, root
+        self._issuer = issuer if callable(issuer) else lambda: issuer
+        self._members, self._revoked, self._leaf_seconds = members, revoked, leaf_days * DAY_SECONDS
+        self._audit = audit or DirectorAudit()
         self._joining = threading.Lock()  # a name is given once, also to two invitations of that name
 
     def invite(
-        self, name: str, organization: str, role: Role, addresses: Sequence[str], ttl_seconds: float, now: float
+        self,
+        name: str,
+        organization: str,
+        role: Role,
+        addresses: Sequence[str],
+        ttl_seconds: float,
+        now: float,
+        *,
+        reinstate: bool = False,
     ) -> JoinFile:
         """Make the join file of one future member. It holds a key: hand it over like a password.
 
@@ -101,21 +131,30 @@ class Registrar:
             addresses: ``host:port`` of the director.
             ttl_seconds: how long the file is good for; a minute to 30 days.
             now: seconds since 1970.
+            reinstate: the name was revoked and is to join again, with new keys. It stays revoked until it does.
 
         Raises:
-            IdentityError: no name, one that is taken, or the issuer expired.
+            IdentityError: no name, one that is taken or revoked, or the issuer expired.
             ConfigError: a role, organization, address or time that cannot be.
         """
         self._check_invitation(name, organization, role, ttl_seconds)
         peer = PeerId(self._federation, role, name)
-        taken = self._members.identity(name)
-        if taken is not None:
+        taken, revoked_at = self._members.identity(name), self._revoked.since(name)
+        if revoked_at is not None and not reinstate:
+            raise IdentityError(
+                f"{name} was revoked on {when(revoked_at)}; choose another name, or say that it is to come back"
+                " (--reinstate)"
+            )
+        if revoked_at is None and reinstate:
+            raise IdentityError(f"{name} is not revoked, so there is nothing to reinstate")
+        if taken is not None and revoked_at is None:
             raise IdentityError(
                 f"{name} of {taken.organization} joined on {when(taken.joined_at)}; choose another name for this one"
             )
         key, invitation_id = make_key(), secrets.token_hex(16)
         bootstrap_id = PeerId(self._federation, Role.JOIN, invitation_id)
-        bootstrap = issue_client(self._issuer, key.public_key(), bootstrap_id, ttl_seconds, now)
+        issuer = self._issuer()
+        bootstrap = issue_client(issuer, key.public_key(), bootstrap_id, ttl_seconds, now)
         join = JoinFile(
             federation=peer.federation,
             name=peer.name,
@@ -123,13 +162,13 @@ class Registrar:
             role=role,
             addresses=_dialled(addresses),
             root=certificate_pem(self._root),
-            issuer=certificate_pem(self._issuer.certificate),
+            issuer=certificate_pem(issuer.certificate),
             bootstrap=certificate_pem(bootstrap),
             bootstrap_key=key_pem(key),
             expires_at=int(expires_at(bootstrap)),
         )
         self._members.add_invitation(Invitation(invitation_id, name, role.value, organization, float(join.expires_at)))
-        return sign_join_file(join, self._issuer)
+        return sign_join_file(join, issuer)
 
     def join(self, bootstrap: PeerId, request: JoinRequest, now: float) -> JoinReply:
         """Answer one join. The same request gets the same name again; any other with that invitation gets nothing.
@@ -147,37 +186,111 @@ class Registrar:
         """
         if bootstrap.role is not Role.JOIN or bootstrap.federation != self._federation:
             raise NotAuthorizedError(f"{bootstrap} may not join; a join needs the certificate of a join file")
-        leaf_key = _leaf_key(request)
-        identity_key = _identity_key(request)
-        digest = digest_of(request.signing_request, request.identity_key)
+        leaf_key = requested_key(request.signing_request)
+        renewal_key = requested_key(request.renewal_request) if request.renewal_request else None
+        text = join_text(request.signing_request, request.renewal_request)
+        identity_key = proven_identity_key(request.identity_key, request.identity_proof, text)
+        digest = digest_of(text, request.identity_key)
         with self._joining:
             invitation = self._members.use_invitation(bootstrap.name, digest, now)
             known = self._members.identity(invitation.name)
+            returns = self._revoked.since(invitation.name) is not None  # or else the file were revoked too
+            known = None if returns else known
             if known is not None and (known.identity_key, known.role) != (request.identity_key, invitation.role):
                 raise JoinFileError(
                     f"{invitation.name} joined on {when(known.joined_at)} with another join file, used before this one;"
                     " if that was not you, tell the director's operator"
                 )
-            peer = PeerId(self._federation, Role(invitation.role), invitation.name)
-            leaf = issue_client(self._issuer, leaf_key, peer, self._leaf_seconds, now)
-            identity = issue_identity(self._issuer, identity_key, peer, now)
-            self._members.add_identity(
-                Identity(
-                    name=peer.name,
-                    role=peer.role.value,
-                    organization=invitation.organization,
-                    certificate_sha256=leaf.fingerprint(hashes.SHA256()).hex(),
-                    identity_key=request.identity_key,
-                    joined_at=known.joined_at if known else now,
-                )
+            member = Identity(
+                name=invitation.name,
+                role=invitation.role,
+                organization=invitation.organization,
+                certificate_sha256="",
+                identity_key=request.identity_key,
+                joined_at=known.joined_at if known else now,
             )
-        return JoinReply(
+            issued = self._issue(member, leaf_key, identity_key, renewal_key, now)
+            leaf, *others = issued.records
+            self._audit.enrolled(member.name, member.role, member.organization, leaf.sha256, member.identity_key)
+            self._write_down(others)
+            member = replace(member, certificate_sha256=leaf.sha256)
+            self._members.add_identity(member, issued.records, reinstates=returns)
+        return issued.reply
+
+    def renew(self, caller: PeerId, request: RenewRequest, now: float) -> JoinReply:
+        """Answer one renewal: a new leaf, the identity certified anew, a renewal certificate where one is asked for.
+
+        The same request again gets certificates for the same keys again: of use to nobody but their holder.
+
+        Args:
+            caller: whom the certificate of the connection names: the member's leaf, or its renewal certificate.
+            request: its new keys, signed by its identity key.
+            now: seconds since 1970.
+
+        Raises:
+            NotAuthorizedError: the caller's certificate renews nothing, or the member was revoked.
+            MalformedMessageError: no signing request for a P-256 key.
+            IdentityError: nobody joined by this name, another's identity key signed, or the member's clock and the
+                director's differ by more than five minutes.
+            TooManyCallsError: the member has a thousand certificates that have not expired.
+        """
+        if caller.role not in (Role.ENVOY, Role.OPERATOR, Role.RENEW) or caller.federation != self._federation:
+            raise NotAuthorizedError(f"{caller} may not renew; that needs a member's certificate")
+        leaf_key = requested_key(request.signing_request)
+        renewal_key = requested_key(request.renewal_request) if request.renewal_request else None
+        with self._joining:
+            member = self._members.identity(caller.name)
+            if member is None:
+                raise IdentityError(f"nobody joined this federation as {caller.name}; ask the director's operator")
+            revoked_at = self._revoked.since(caller.name)
+            if revoked_at is not None:
+                raise NotAuthorizedError(f"{caller.name} was revoked on {when(revoked_at)}; nothing was renewed")
+            peer = PeerId(self._federation, Role(member.role), member.name)
+            text = renewal_text(peer, request.asked_at, request.signing_request, request.renewal_request)
+            identity_key = proven_identity_key(member.identity_key, request.identity_proof, text)
+            _check_clock(caller.name, request.asked_at, now)
+            if len(self._members.certificates(member.name, now)) >= MAX_CERTIFICATES:
+                raise TooManyCallsError(
+                    f"{member.name} has {MAX_CERTIFICATES} certificates that have not expired; wait until some have"
+                )
+            issued = self._issue(member, leaf_key, identity_key, renewal_key, now)
+            self._write_down(issued.records)
+            self._members.add_identity(replace(member, certificate_sha256=issued.records[0].sha256), issued.records)
+        return issued.reply
+
+    def _issue(
+        self,
+        member: Identity,
+        leaf_key: ec.EllipticCurvePublicKey,
+        identity_key: Ed25519PublicKey,
+        renewal_key: ec.EllipticCurvePublicKey | None,
+        now: float,
+    ) -> _Issued:
+        """A member's certificates, all of the present issuer."""
+        issuer = self._issuer()
+        peer = PeerId(self._federation, Role(member.role), member.name)
+        leaf = issue_client(issuer, leaf_key, peer, self._leaf_seconds, now)
+        identity = issue_identity(issuer, identity_key, peer, now)
+        renewing = PeerId(self._federation, Role.RENEW, member.name)
+        renewal = issue_client(issuer, renewal_key, renewing, RENEWAL_DAYS * DAY_SECONDS, now) if renewal_key else None
+        reply = JoinReply(
             federation=self._federation,
-            name=EnvoyName(peer.name),
-            organization=invitation.organization,
-            chain=certificate_pem(leaf, self._issuer.certificate),
+            name=EnvoyName(member.name),
+            organization=member.organization,
+            chain=certificate_pem(leaf, issuer.certificate),
             identity_certificate=certificate_pem(identity),
+            renewal_certificate=certificate_pem(renewal) if renewal else b"",
         )
+        made = [(leaf, peer.role), *([(renewal, Role.RENEW)] if renewal else [])]
+        records = tuple(
+            IssuedCertificate(one.fingerprint(hashes.SHA256()).hex(), member.name, role.value, now, expires_at(one))
+            for one, role in made
+        )
+        return _Issued(reply, records)
+
+    def _write_down(self, certificates: Iterable[IssuedCertificate]) -> None:
+        for one in certificates:
+            self._audit.renewed(one.name, one.role, one.sha256, one.expires_at)
 
     def _check_invitation(self, name: str, organization: str, role: Role, ttl_seconds: float) -> None:
         if role not in INVITED_ROLES:
@@ -190,6 +303,14 @@ class Registrar:
             raise ConfigError(f"an invitation lasts a minute to 30 days, not {ttl_seconds:g} s")
 
 
+@dataclass(frozen=True, slots=True)
+class _Issued:
+    """What a member is given, and what is remembered of it; the leaf first."""
+
+    reply: JoinReply
+    records: tuple[IssuedCertificate, ...]
+
+
 def _dialled(addresses: Sequence[str]) -> tuple[str, ...]:
     parsed = [Address.parse(text) for text in addresses]
     if not parsed or not all(address.port for address in parsed):
@@ -197,35 +318,11 @@ def _dialled(addresses: Sequence[str]) -> tuple[str, ...]:
     return tuple(map(str, parsed))
 
 
-def _leaf_key(request: JoinRequest) -> ec.EllipticCurvePublicKey:
-    """The P-256 key of the signing request; whatever else it asks for is not looked at."""
-    raw = request.signing_request
-    if len(raw) > _MAX_REQUEST_BYTES:
-        raise MalformedMessageError(f"a signing request of {len(raw)} bytes, expected at most {_MAX_REQUEST_BYTES}")
-    try:
-        signing_request = x509.load_der_x509_csr(raw)
-        key = signing_request.public_key()
-        is_proven = signing_request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
-        raise MalformedMessageError("not a PKCS#10 signing request in DER") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        kind = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
-        raise MalformedMessageError(f"a signing request for a key of kind {kind}, expected P-256 (secp256r1)")
-    if not is_proven:
-        raise IdentityError("the signing request is not signed by its own key")
-    return key
-
-
-def _identity_key(request: JoinRequest) -> Ed25519PublicKey:
-    try:
-        key = Ed25519PublicKey.from_public_bytes(request.identity_key)
-    except ValueError as error:
-        raise MalformedMessageError(
-            f"an identity key of {len(request.identity_key)} bytes, expected 32 of Ed25519"
-        ) from error
-    try:
-        key.verify(request.identity_proof, request.signing_request)
-    except InvalidSignature as error:
-        raise IdentityError("the identity key did not sign the signing request") from error
-    check_identity_key("a join", request.identity_key)  # one of small order "signs" anything
-    return key
+def _check_clock(name: str, asked_at: float, now: float) -> None:
+    apart = asked_at - now
+    if abs(apart) > CLOCK_SKEW_SECONDS:
+        raise IdentityError(
+            f"{name} asked at {when(asked_at)} by its own clock, which is {abs(apart) / 60:.0f} min"
+            f" {'ahead of' if apart > 0 else 'behind'} the director's ({when(now)}); set the clock that is wrong."
+            f" {CLOCK_SKEW_SECONDS // 60} min are allowed, so that no request is good for long"
+        )

@@ -5,7 +5,6 @@ Built by ``__main__`` (and by tests, with a history of their own); nothing else 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -27,13 +26,16 @@ from .control import ControlService
 from .coordinator import Coordinator
 from .database import DirectorLock, open_database
 from .experiment_desk import ExperimentDesk
-from .founding import load_issuer, load_tls
 from .history import History
 from .identity_store import IdentityStore
+from .issuer import IssuerFile
 from .membership import roster_of
 from .registrar import Registrar
+from .revocations import Revocations
+from .server_certificate import ServerCertificate
 from .service import FederationService
 from .site_heads import SiteHeads
+from .standing import Standing
 from .sums import Sums
 from .uploads import Uploads
 
@@ -66,13 +68,12 @@ class Director:
         broken: Callable[[], None] = lambda: None,
     ) -> None:
         transport.keep_memory_low()
-        now = time.time()
         with ExitStack() as stack:
             stack.enter_context(DirectorLock(config.database_url(folder)))
             engine = open_database(config.database_url(folder), config.is_durable)
             stack.callback(engine.dispose)
-            tls = load_tls(folder, Role.DIRECTOR, now)
-            issuer, root = load_issuer(folder, now)
+            issuer = IssuerFile(folder)
+            shown = ServerCertificate(folder, config, issuer)
             kept, members = history(engine), IdentityStore(engine)
             artifacts = ArtifactStore(folder / "artifacts", config.is_durable)
             uploads = Uploads(folder / "uploads", config.uploads.slots, durable=config.is_durable)
@@ -101,20 +102,27 @@ class Director:
                 artifacts,
                 self._coordinator,
                 members,
-                root,
+                issuer.root,
                 max_model_bytes=config.uploads.max_model_bytes,
                 suspicions=lambda: heads.suspicions,
             )
-            registrar = Registrar(config.federation, issuer, root, members, config.leaf_days)
-            service = FederationService(config.federation, self._coordinator, artifacts, registrar, roster, heads)
-            control = ControlService(config.federation, desk, artifacts, roster)
+            revocations = Revocations(engine)
+            standing = Standing(revocations)
+            registrar = Registrar(
+                config.federation, issuer, issuer.root, members, revocations, leaf_days=config.leaf_days, audit=audit
+            )
+            service = FederationService(
+                config.federation, self._coordinator, artifacts, registrar, roster, heads, standing
+            )
+            control = ControlService(config.federation, desk, artifacts, roster, standing)
             self._server = grpc.server(
                 ThreadPoolExecutor(_MAX_THREADS, "call"),
                 options=transport.SERVER_OPTIONS,
                 maximum_concurrent_rpcs=_MAX_CALLS,
             )
             self._server.add_generic_rpc_handlers((service.handlers(), control.handlers()))
-            self.port = _listen(self._server, str(config.listen_address), tls.chain, tls.key, tls.root)
+            credentials = transport.server_credentials(shown.shown, shown.renewed)
+            self.port = _listen(self._server, str(config.listen_address), credentials)
             (folder / ADDRESS_FILE).write_text(config.announced(self.port)[0], "utf-8")
             self._coordinator.start()
             self._server.start()
@@ -137,9 +145,9 @@ def _identity_key(members: IdentityStore, name: EnvoyName) -> bytes | None:
     return member.identity_key if member is not None else None
 
 
-def _listen(server: grpc.Server, address: str, chain: bytes, key: bytes, root: bytes) -> int:
+def _listen(server: grpc.Server, address: str, credentials: grpc.ServerCredentials) -> int:
     try:
-        port: int = server.add_secure_port(address, transport.server_credentials(chain, key, root))
+        port: int = server.add_secure_port(address, credentials)
     except RuntimeError:
         port = 0
     if not port:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import grpc
 
@@ -14,12 +14,14 @@ from ..utils.artifacts import ArtifactStore
 from ..utils.identity import PeerId, Role
 from ..utils.roster import Roster
 from .coordinator import Coordinator
-from .doors import Door, download
+from .doors import Door, OpenCall, download
 from .membership import roster_reply
 from .registrar import Registrar
 from .site_heads import SiteHeads
+from .standing import LOOK_SECONDS, Standing
 
 SOFTWARE = f"fedveil {__version__}"
+_MEMBERS = (Role.ENVOY, Role.RENEW)
 _ANYBODY = (Role.ENVOY, Role.OPERATOR, Role.JOIN, Role.RENEW)  # of this federation: who is it that answers?
 
 
@@ -34,19 +36,21 @@ class FederationService:
         registrar: Registrar,
         roster: Callable[[], Roster],
         heads: SiteHeads,
+        standing: Standing,
     ) -> None:
-        self._federation, self._roster, self._heads = federation, roster, heads
+        self._federation, self._roster, self._heads, self._standing = federation, roster, heads, standing
         self._coordinator, self._artifacts, self._registrar = coordinator, artifacts, registrar
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The calls by name, as in ``federation.proto``."""
-        door = Door(self._federation, (Role.ENVOY,))
+        door = Door(self._federation, (Role.ENVOY,), self._standing)
         acknowledge = wire.acknowledgement_to_wire
         return grpc.method_handlers_generic_handler(
             transport.FEDERATION,
             {
                 "Hello": door.unary(self._hello, wire.hello_request_from_wire, wire.hello_reply_to_wire, _ANYBODY),
                 "Join": door.unary(self._join, wire.join_request_from_wire, wire.join_reply_to_wire, (Role.JOIN,)),
+                "Renew": door.unary(self._renew, wire.renew_request_from_wire, wire.join_reply_to_wire, _MEMBERS),
                 "Work": door.stream(self._work, wire.work_request_from_wire, wire.work_item_to_wire),
                 "NextWork": door.unary(self._next_work, wire.work_request_from_wire, wire.work_item_to_wire),
                 "Download": door.stream(self._download, wire.download_from_wire, wire.part_to_wire),
@@ -70,15 +74,17 @@ class FederationService:
     def _join(self, peer: PeerId, request: m.JoinRequest) -> m.JoinReply:
         return self._registrar.join(peer, request, time.time())
 
-    def _work(
-        self, peer: PeerId, request: m.WorkRequest, on_end: Callable[[Callable[[], None]], None]
-    ) -> Iterator[m.WorkItem]:
+    def _renew(self, peer: PeerId, request: m.RenewRequest) -> m.JoinReply:
+        return self._registrar.renew(peer, request, time.time())
+
+    def _work(self, peer: PeerId, request: m.WorkRequest, call: OpenCall) -> Generator[m.WorkItem, None, None]:
         line = self._coordinator.open_line(_envoy(peer), request.held, request.approved)
-        on_end(line.close)
+        call.on_end(line.close)
         try:
             yield m.Idle()  # the line stands
             while not line.is_closed:
-                item = line.next()
+                item = line.next(LOOK_SECONDS)
+                call.check()
                 if item is not None:
                     yield item
         finally:
@@ -91,9 +97,7 @@ class FederationService:
         finally:
             self._coordinator.close_line(line)
 
-    def _download(
-        self, peer: PeerId, request: m.DownloadRequest, _: Callable[[Callable[[], None]], None]
-    ) -> Iterator[m.Part]:
+    def _download(self, peer: PeerId, request: m.DownloadRequest, _: OpenCall) -> Generator[m.Part, None, None]:
         self._coordinator.hear(_envoy(peer))
         return download(self._artifacts, request, self._coordinator.count_download)
 

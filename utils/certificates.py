@@ -1,15 +1,14 @@
 """Makes keys and certificates; ``identity`` reads and checks them.
 
-    root, P-256, 10 years, offline            its key is encrypted with the passphrase
-    └── issuer, P-256, 1 year, online         issues leaves alone
-        ├── director, P-256                   serverAuth alone
-        ├── envoy, operator, join, P-256      clientAuth alone
-        └── identity of an envoy, Ed25519     signs what the envoy says; no good for TLS
+    root, P-256, 10 years, offline                 its key is encrypted with the passphrase
+    └── issuer, P-256, 1 year, online              issues leaves alone
+        ├── director, P-256, 7 days                serverAuth alone
+        ├── envoy, operator, P-256, 7 days         clientAuth alone; join: once, within its file's life
+        ├── renew, P-256, 1 year                   clientAuth alone; good for a renewal, where the leaf expired
+        └── identity, Ed25519, 1 year              signs what an envoy or operator says; no good for TLS
 
 TLS leaves are P-256 because gRPC finds no common signature algorithm for Ed25519 ones. Keys are made where they stay;
 this module never sees another party's private key. ``now`` is seconds since 1970.
-
-Renewal comes later and is one more caller of ``issue_client`` and ``issue_identity``: the functions know no join.
 """
 
 from __future__ import annotations
@@ -34,7 +33,9 @@ DAY_SECONDS = 86_400
 ROOT_DAYS = 3_650
 ISSUER_DAYS = 365
 IDENTITY_DAYS = 365
-LEAF_DAYS = 90
+RENEWAL_DAYS = 365
+LEAF_DAYS = 7
+MIN_LEAF_DAYS, MAX_LEAF_DAYS = 1 / 24, 30
 CLOCK_SKEW_SECONDS = 300
 """Certificates begin this long before they are made, since clocks of two hospitals differ."""
 MAX_PASSPHRASE_BYTES = 1_000  # OpenSSL takes 1023

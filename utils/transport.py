@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable
-from typing import NoReturn
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import grpc
 
@@ -114,9 +115,32 @@ def proxy_refusal(status: int) -> str:
     return f"the proxy could not reach the director (HTTP {status}); is the director up, and may the proxy call it?"
 
 
-def server_credentials(chain: bytes, key: bytes, root: bytes) -> grpc.ServerCredentials:
-    """Mutual TLS: a caller without a certificate of this federation's root gets no connection."""
-    return grpc.ssl_server_credentials([(key, chain)], root, require_client_auth=True)
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a server shows in mutual TLS, and whom it believes; all PEM."""
+
+    chain: bytes
+    key: bytes = field(repr=False)
+    root: bytes
+
+
+def server_credentials(first: Shown, renewed: Callable[[], Shown | None]) -> grpc.ServerCredentials:
+    """Mutual TLS: a caller without a certificate of this federation's root gets no connection.
+
+    Args:
+        first: what is shown to begin with.
+        renewed: asked at each handshake: what is shown from now on, or None for what was shown before. Raises nothing.
+    """
+
+    def configuration() -> Any:
+        shown = renewed()
+        return None if shown is None else _configuration(shown)
+
+    return grpc.dynamic_ssl_server_credentials(_configuration(first), configuration, require_client_authentication=True)
+
+
+def _configuration(shown: Shown) -> Any:
+    return grpc.ssl_server_certificate_configuration([(shown.key, shown.chain)], shown.root)
 
 
 def open_channel(address: str, chain: bytes, key: bytes, root: bytes, way: Way = None) -> grpc.Channel:

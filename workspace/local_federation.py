@@ -24,6 +24,7 @@ from ..director.founding import init_federation, load_issuer
 from ..director.identity_store import Identity, IdentityStore
 from ..director.operator_client import OperatorClient
 from ..director.registrar import Registrar
+from ..director.revocations import Revocations
 from ..director.server import ADDRESS_FILE
 from ..envoy.accepted_roster import accept_roster
 from ..envoy.client import bootstrap_client
@@ -195,7 +196,7 @@ class LocalFederation:
         issuer, root = load_issuer(self.director_folder, time.time())
         engine = open_database(config.database_url(self.director_folder), config.is_durable)
         try:
-            registrar = Registrar(config.federation, issuer, root, IdentityStore(engine), config.leaf_days)
+            registrar = Registrar(config.federation, issuer, root, IdentityStore(engine), Revocations(engine))
             address = (self.director_folder / ADDRESS_FILE).read_text("utf-8")
             return registrar.invite(name, organization, Role.ENVOY, [address], 3600.0, time.time())
         finally:

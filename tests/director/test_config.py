@@ -21,7 +21,7 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     config = _load(tmp_path, LEAST)
     assert config.listen == "0.0.0.0:9443"
     assert (config.durability, config.is_durable) == (Durability.PAGE_CACHE, False)
-    assert (config.leaf_days, config.log_level) == (90, LogLevel.INFO)
+    assert (config.leaf_days, config.log_level) == (7, LogLevel.INFO)
     assert (config.uploads.slots, config.uploads.max_model_bytes) == (4, MAX_MODEL_BYTES)
     assert config.announced(9443) == ("director.example.org:9443",)
     assert config.database_url(tmp_path) == f"sqlite:///{tmp_path}/director.sqlite"
@@ -29,13 +29,13 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
 
 def test_every_setting_can_be_set(tmp_path: Path) -> None:
     text = LEAST + (
-        'listen = "[::1]:0"\ndurability = "fsync"\nleaf_days = 7\nlog_level = "debug"\n'
+        'listen = "[::1]:0"\ndurability = "fsync"\nleaf_days = 0.5\nlog_level = "debug"\n'
         '[database]\nurl = "postgresql://me:secret@db/fedveil"\n[uploads]\nslots = 2\nmax_model_bytes = 1000\n'
     )
     config = _load(tmp_path, text)
     assert config.is_durable
     assert config.listen_address.port == 0
-    assert config.leaf_days == 7
+    assert config.leaf_days == 0.5
     assert config.log_level is LogLevel.DEBUG
     assert config.database_url(tmp_path) == "postgresql://me:secret@db/fedveil"
     assert (config.uploads.slots, config.uploads.max_model_bytes) == (2, 1000)
@@ -48,7 +48,7 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         ('listen = "0.0.0.0"', "listen"),
         ('listen = "somewhere:x"', "address"),
         ("leaf_days = 0", "leaf_days"),
-        ("leaf_days = 366", "leaf_days"),
+        ("leaf_days = 31", "leaf_days"),
         ('durability = "none"', "durability.*page-cache, fsync"),
         ('log_level = "loud"', "log_level"),
         ('colour = "red"', "colour"),

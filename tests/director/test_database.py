@@ -96,7 +96,7 @@ def test_several_processes_may_make_the_same_new_database_at_once(database_url: 
 def test_a_database_of_a_newer_fedveil_is_refused_and_left_alone(engine: Engine, database_url: str) -> None:
     with transaction(engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StorageError, match="newer fedveil \\(schema 9999, this one knows up to 0004\\)"):
+    with pytest.raises(StorageError, match="newer fedveil \\(schema 9999, this one knows up to 0005\\)"):
         open_database(database_url, durable=False)
     with reading(engine) as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"

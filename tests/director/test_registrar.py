@@ -17,6 +17,7 @@ from fedveil.director.database import open_database
 from fedveil.director.founding import init_federation, load_issuer
 from fedveil.director.identity_store import IdentityStore
 from fedveil.director.registrar import Registrar
+from fedveil.director.revocations import Revocations
 from fedveil.utils.certificates import DAY_SECONDS, public_bytes
 from fedveil.utils.errors import (
     ConfigError,
@@ -68,7 +69,7 @@ def desk(folder: Path) -> Iterator[Desk]:
     engine = open_database("sqlite://", durable=False)
     issuer, root = load_issuer(folder, NOW)
     store = IdentityStore(engine)
-    yield Desk(Registrar("lungs", issuer, root, store), store, root, issuer.certificate)
+    yield Desk(Registrar("lungs", issuer, root, store, Revocations(engine)), store, root, issuer.certificate)
     engine.dispose()
 
 
@@ -150,7 +151,7 @@ def test_a_join_gives_a_leaf_and_an_identity_with_the_invited_name(desk: Desk, r
     assert (reply.federation, reply.name, reply.organization) == ("lungs", "hospital-a", "Hospital A")
     assert check_chain(leaf, issuer, desk.root, NOW) == check_chain(identity, issuer, desk.root, NOW) == expected
     assert is_for_clients(leaf)
-    assert expires_at(leaf) == NOW + 90 * DAY
+    assert expires_at(leaf) == NOW + 7 * DAY
     assert leaf.public_key() == x509.load_der_x509_csr(asked.signing_request).public_key()
     held = desk.store.identity("hospital-a")
     assert held is not None

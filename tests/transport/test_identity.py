@@ -14,6 +14,7 @@ from fedveil.director.database import open_database
 from fedveil.director.founding import load_tls
 from fedveil.director.identity_store import IdentityStore
 from fedveil.director.registrar import Registrar
+from fedveil.director.revocations import Revocations
 from fedveil.envoy.client import DirectorClient, bootstrap_client
 from fedveil.envoy.enrolment import load_credentials, make_keys, prepare_join, save_credentials
 from fedveil.utils import messages as m
@@ -210,7 +211,7 @@ def test_a_member_does_not_join_again(federation, role: Role, tmp_path: Path):
 def invite(federation, name: str = "site-a", ttl_seconds: float = 3600.0, now: float | None = None) -> JoinFile:
     engine = open_database(f"sqlite:///{federation.folder / 'director.sqlite'}", durable=False)
     try:
-        registrar = Registrar("lungs", federation.issuer, federation.root, IdentityStore(engine))
+        registrar = Registrar("lungs", federation.issuer, federation.root, IdentityStore(engine), Revocations(engine))
         when = time.time() if now is None else now
         return registrar.invite(name, "Hospital A", Role.ENVOY, [federation.address], ttl_seconds, when)
     finally:

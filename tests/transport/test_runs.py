@@ -367,7 +367,7 @@ def run_cli(*arguments: str) -> list[str]:
     [
         ("leaf_days", "leaf_day", "did you mean leaf_days"),
         ('federation = "lungs"', 'federation = "Lungs"', "no name for federation"),
-        ("leaf_days = 90", "leaf_days = 9000", "leaf_days is 9000"),
+        ("leaf_days = 7 ", "leaf_days = 9000", "leaf_days is 9000"),
         ('durability = "page-cache"', 'durability = "tape"', "durability"),
         ("slots = 4", "slots = 0", "slots is 0"),
         ('listen = "127.0.0.1:0"', 'listen = "127.0.0.1"', "expected host:port"),

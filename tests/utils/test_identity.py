@@ -182,7 +182,7 @@ def test_a_client_certificate_names_its_owner_and_chains_to_the_root(ours: Feder
     assert check_chain(leaf, ours.issuer.certificate, ours.root.certificate, NOW) == ENVOY
     assert is_for_clients(leaf)
     assert is_key_of(leaf, key)
-    assert expires_at(leaf) == NOW + 90 * DAY
+    assert expires_at(leaf) == NOW + 7 * DAY
 
 
 def test_cryptography_s_own_verifier_agrees_about_chains(ours: Federation, others: Federation) -> None:
