@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +22,7 @@ from ..utils.command_line import errors_in_words
 from ..utils.errors import ConfigError, JoinFileError, UnreachableError
 from ..utils.logs import log_to_stderr
 from ..utils.messages import EnvoyName
+from .approval_commands import approve_plan, diff_plan, list_plans, reject_plan, show_plan
 from .audit_commands import audit
 from .doctor_commands import doctor
 from .plan_commands import plan
@@ -31,6 +31,7 @@ from .proxy import ProxySettings, way_to
 from .records import describe
 from .roster_commands import roster
 from .splits import GivenSplits, SplitRule
+from .veto_commands import questions_of, stop, veto
 
 DEFAULT_FOLDER = Path("fedveil-envoy")
 _CONSOLE = Console(soft_wrap=True)
@@ -48,6 +49,13 @@ app.add_typer(privacy, name="privacy")
 app.add_typer(roster, name="roster")
 app.add_typer(audit, name="audit")
 app.command("doctor")(doctor)
+plan.command("list")(list_plans)
+plan.command("show")(show_plan)
+plan.command("diff")(diff_plan)
+plan.command("approve")(approve_plan)
+plan.command("reject")(reject_plan)
+app.command()(veto)
+app.command()(stop)
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder.", envvar="FEDVEIL_ENVOY")]
 
@@ -112,9 +120,12 @@ def join(
 def start(folder: Folder = DEFAULT_FOLDER) -> None:
     """Work for the federation until told to end (Ctrl-C, SIGTERM). Reconnects for as long as it takes."""
     from ..utils.certificates import read_identity_key
+    from ..utils.identity import read_certificate
     from ..utils.secure_sum.relayed import opening_key
     from .accepted_roster import load_roster
     from .aggregating import AggregatorIdentity
+    from .approval_guard import ApprovalGuard
+    from .approval_store import ApprovalStore
     from .audit import SiteAudit
     from .audit_door import log_policy
     from .client import DirectorClient
@@ -142,14 +153,17 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         log_policy(log, folder)
         identity = SumIdentity(credentials.peer.federation, key.sign, accepted, log)
         aggregator = AggregatorIdentity(identity, opening_key(key), log)
-        session = Session(name, folder, link, trainer, config, gate, identity, aggregator, log)
-        socket = ControlSocket(folder, {"status": lambda _request, _by: asdict(session.status())})
+        root = read_certificate(credentials.root, "the root")
+        store = ApprovalStore(folder, credentials.public_identity, key.sign)
+        guard = ApprovalGuard(name, credentials.peer.federation, root, store, config.steering, log)
+        session = Session(name, folder, link, trainer, config, gate, identity, aggregator, log, approvals=guard)
 
         def end(*_: object) -> None:
             session.end()
             if gate is not None:
                 gate.close()
 
+        socket = ControlSocket(folder, questions_of(session, log, end))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
         _CONSOLE.print(f"envoy {name} works for {credentials.peer.federation} at {address}")
@@ -175,6 +189,7 @@ def status(folder: Folder = DEFAULT_FOLDER) -> None:
     table.add_row("connected", "yes" if reply.is_connected else "no")
     table.add_row("works on", reply.task or "nothing")
     table.add_row("answers received", f"{reply.rounds_received}, last {last}")
+    table.add_row("not approved", f"{reply.not_approved} tasks declined since the start")
     table.add_row("last error", reply.last_error or "none")
     _CONSOLE.print(table)
 

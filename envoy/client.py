@@ -12,6 +12,7 @@ from ..utils import messages as m
 from ..utils import transport, wire, wire_sums
 from ..utils.join_file import JoinFile
 from ..utils.proxies import Way
+from ..utils.tensors import Digest
 
 SOFTWARE = f"fedveil {__version__}"
 _CALL_SECONDS = 60.0  # longer than the director holds any call
@@ -72,13 +73,16 @@ class DirectorClient:
         """Ask for certificates, over a bootstrap certificate."""
         return _answered(self._join, request, 30.0)
 
-    def work(self, held: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem]:
+    def work(self, held: tuple[m.TaskRef, ...], approved: tuple[Digest, ...] = ()) -> Iterator[m.WorkItem]:
         """Open a line."""
-        return _streamed(self._work(m.WorkRequest(SOFTWARE, held)))
+        return _streamed(self._work(m.WorkRequest(SOFTWARE, held, approved=approved)))
 
-    def next_work(self, held: tuple[m.TaskRef, ...], wait_seconds: float) -> m.WorkItem:
+    def next_work(
+        self, held: tuple[m.TaskRef, ...], wait_seconds: float, approved: tuple[Digest, ...] = ()
+    ) -> m.WorkItem:
         """Ask for one item."""
-        return _answered(self._next_work, m.WorkRequest(SOFTWARE, held, wait_seconds), wait_seconds + _CALL_SECONDS)
+        asked = m.WorkRequest(SOFTWARE, held, wait_seconds, approved)
+        return _answered(self._next_work, asked, wait_seconds + _CALL_SECONDS)
 
     def download(self, request: m.DownloadRequest) -> Iterator[m.Part]:
         """Fetch an artifact."""

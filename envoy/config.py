@@ -18,6 +18,7 @@ from ..utils.logs import LogLevel
 from ..utils.proxies import Way
 from .policy import REQUIRED_SUMS, ProtectionPolicy, SecureAggregationPolicy
 from .proxy import ProxySettings, way_to
+from .steering import ANY_CHANGE, SteeringPolicy
 
 CONFIG_FILE = "envoy.toml"
 DEFAULT_CONFIG = """\
@@ -99,6 +100,7 @@ class EnvoyConfig:
     proxy: ProxySettings | None = None  # none: as the environment says
     protection: ProtectionPolicy | None = None  # none: nothing leaves
     secure_aggregation: SecureAggregationPolicy = REQUIRED_SUMS
+    steering: SteeringPolicy = ANY_CHANGE
 
     def __post_init__(self) -> None:
         for text in self.addresses:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from ..utils.tensors import Digest, Layout, model_num_bytes
 from .link import Link
 from .patience import Patience, asking_the_director
 
+CODECS_FOLDER, PLANS_FOLDER = "codecs", "plans"
 _MAX_DAMAGED = 3
 _MAX_PLANS = 8  # kept at the site, the newest used ones
 _MAX_CODEC_HEADER = 1 << 20  # a codec says what its parameters are
@@ -55,11 +56,16 @@ class Fetcher:
         link: the director.
         folder: the envoy's; ``plans/`` and ``work/`` lie in it.
         max_bytes: a larger model, or a plan whose files are larger together, is refused before a byte of it is taken.
+        kept: plans and codecs that make no room for others.
     """
 
-    def __init__(self, link: Link, folder: Path, max_bytes: int) -> None:
-        self._link, self._max_bytes = link, max_bytes
-        self._plans, self._work = folder / "plans", folder / "work"
+    def __init__(
+        self, link: Link, folder: Path, max_bytes: int, kept: Callable[[], Collection[Digest]] = frozenset
+    ) -> None:
+        self._link, self._max_bytes, self._kept = link, max_bytes, kept
+        self._codecs = folder / CODECS_FOLDER
+        self._run: m.RunId | None = None
+        self._plans, self._work = folder / PLANS_FOLDER, folder / "work"
         self._work.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._bundles: dict[Digest, Bundle] = {}
         self._codec: Codec | None = None
@@ -73,7 +79,10 @@ class Fetcher:
             StorageError: the disk is full.
         """
         try:
+            if ref.run != self._run:  # every byte is checked again for each run
+                self._bundles.clear()
             bundle = self._bundles.get(ref.plan) or self._fetch_plan(ref, patience)
+            self._run = ref.run
             os.utime(bundle.folder)  # used last
         except OSError as error:
             raise StorageError(f"a plan cannot be kept at this site: {error.strerror}") from error
@@ -104,7 +113,8 @@ class Fetcher:
 
     def _forget_old_plans(self, coming: Digest) -> None:
         """Make room for one more; the envoy does one task at a time, so that no other plan is in use."""
-        kept = [path for path in self._plans.glob("*") if path.name != coming]
+        needed = self._kept()
+        kept = [path for path in self._plans.glob("*") if path.name != coming and path.name not in needed]
         kept.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in kept[_MAX_PLANS - 1 :]:
             self._bundles.pop(Digest(path.name), None)
@@ -168,6 +178,29 @@ class Fetcher:
                 f" {bundle.layout.digest[:12]}…"
             )
         return self._codec
+
+    def proposed(self, ref: m.TaskRef, codec: Digest | None, patience: Patience) -> Bundle:
+        """What a proposal names: its plan, and its codec into ``codecs/``. Nothing of them runs.
+
+        Raises:
+            PlanError, MalformedMessageError, LayoutMismatchError, LengthMismatchError: they are not right.
+            StorageError: the disk is full.
+        """
+        bundle = self.plan(ref, patience)
+        if codec is not None:
+            path = self._codecs / f"{codec}.safetensors"
+            try:
+                self._codecs.mkdir(exist_ok=True, mode=0o700)
+                for other in self._codecs.glob("*.safetensors"):
+                    if other.stem not in {codec, *self._kept()}:
+                        other.unlink()
+                self._fetch(ref, codec, path, min(_most_codec_bytes(bundle.layout), self._max_bytes), patience)
+                held = read_codec(path.read_bytes())
+            except OSError as error:
+                raise StorageError(f"a codec cannot be kept at this site: {error.strerror}") from error
+            if held.layout != bundle.layout:
+                raise LayoutMismatchError(f"codec {codec[:12]}… is not for the plan that is proposed with it")
+        return bundle
 
     def artifact(self, ref: m.TaskRef, digest: Digest, path: Path, most: int, patience: Patience) -> Path:
         """Anything that the director has under a digest, into a file of its own; safe beside other threads.

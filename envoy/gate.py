@@ -98,7 +98,7 @@ class LeakGate:
         self._folder, self._policy = folder, policy
         self.noise: NoiseSource = noise or SystemNoise()
         self._child: subprocess.Popen[bytes] | None = None
-        self._is_closed = False
+        self._is_closed = self._is_interrupted = False
 
     def gate(self, plan: Bundle, model: Path, chain: Chain) -> Gate:
         """The gate of one task; what it found when it was first asked holds for the task."""
@@ -133,8 +133,9 @@ class LeakGate:
         kept = self._kept(key)
         if kept is None:
             _log.info("leak test plan=%s chain=%s seconds=%g", plan.digest, chain.label, self._policy.audit_cpu_seconds)
+            self._is_interrupted = False
             kept = self._measured(plan, chain, canaries)
-            if not self._is_closed:  # a measurement that was ended says nothing
+            if not (self._is_closed or self._is_interrupted):  # a measurement that was ended says nothing
                 self._keep(key, kept)
         return kept
 
@@ -152,8 +153,13 @@ class LeakGate:
             database.execute("INSERT OR REPLACE INTO leak_test VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def close(self) -> None:
-        """End a measurement that runs."""
+        """End a measurement that runs, and make none any more."""
         self._is_closed = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """End a measurement that runs."""
+        self._is_interrupted = True
         child = self._child
         if child is not None and child.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -188,6 +194,8 @@ class LeakGate:
 
     def _remember(self, child: subprocess.Popen[bytes]) -> None:
         self._child = child
+        if self._is_interrupted or self._is_closed:  # between two children of one measurement
+            self.interrupt()
 
     def _setting(self, canaries: Canaries) -> Digest:
         said = ["fedveil/leak-test", canaries.digest, self._policy.audit_cpu_seconds, __version__]
@@ -209,3 +217,22 @@ class LeakGate:
                     yield database
         except sqlite3.Error as error:
             raise StorageError(f"outcomes of leak tests cannot be kept in {path}: {error}") from error
+
+
+def last_outcome(folder: Path, plan: Digest) -> tuple[Outcome, float] | None:
+    """What the leak test said last of a plan, behind whatever chain, and when (seconds since 1970).
+
+    Raises:
+        StorageError: the envoy's database cannot be read.
+    """
+    path = folder / DATABASE_FILE
+    if not path.exists():
+        return None
+    query = "SELECT score, obstacle, cpu_seconds, measured_at FROM leak_test WHERE plan = ? ORDER BY measured_at DESC"
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute(_SCHEMA)
+            row = database.execute(query, (plan,)).fetchone()
+    except sqlite3.Error as error:
+        raise StorageError(f"outcomes of leak tests cannot be read in {path}: {error}") from error
+    return None if row is None else (Outcome(*row[:3]), float(row[3]))

@@ -236,6 +236,11 @@ class Journal:
             database.execute(f"UPDATE work SET received_at = ? WHERE {_KEY}", (now, *_key(ref)))  # noqa: S608
             outbox.mark_received(database, ref, now)
 
+    def forget(self, ref: TaskRef) -> None:
+        """What was made ready for a task and has no receipt; the outbox keeps its row, and the promises stay."""
+        with self._transaction() as database:
+            database.execute(f"DELETE FROM work WHERE received_at IS NULL AND {_KEY}", _key(ref))  # noqa: S608
+
     def drew_noise(self, ref: TaskRef) -> bool:
         """Was noise drawn for a task already, also where the answer is forgotten?"""
         with self._lock:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from ..utils import messages as m
+from ..utils.tensors import Digest
 
 
 class Link(Protocol):
@@ -15,11 +16,13 @@ class Link(Protocol):
     answer; the caller tries again.
     """
 
-    def work(self, held: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem]:
+    def work(self, held: tuple[m.TaskRef, ...], approved: tuple[Digest, ...] = ()) -> Iterator[m.WorkItem]:
         """Open a line; it gives work as it comes, first of all Idle: it stands. Ends or raises when it breaks."""
         ...
 
-    def next_work(self, held: tuple[m.TaskRef, ...], wait_seconds: float) -> m.WorkItem:
+    def next_work(
+        self, held: tuple[m.TaskRef, ...], wait_seconds: float, approved: tuple[Digest, ...] = ()
+    ) -> m.WorkItem:
         """Ask for one item and wait for it at most so long."""
         ...
 

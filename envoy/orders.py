@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from ..utils.metrics import MAX_METRICS, MetricKind, MetricSum
+from ..utils.plan_bundle import Setting
 from ..utils.tensors import Digest, canonical_json
 from .records import DatasetRecord
 
@@ -43,6 +44,7 @@ class WorkOrder:
     device: str = "auto"  # auto, cpu or cuda
     threads: int = 1
     codec: CodecOrder | None = None  # of private training alone, which clips and adds noise in the code
+    settings: Mapping[str, Setting] = field(default_factory=dict)  # that were changed since the plan was built
 
     def seed_for(self, purpose: str) -> int:
         """A seed of 63 bits: the same for each attempt of a round, another for each purpose, envoy and round."""
@@ -78,6 +80,7 @@ def order_to_json(order: WorkOrder) -> dict[str, Any]:
         "device": order.device,
         "threads": order.threads,
         "codec": [str(order.codec.path), order.codec.digest, order.codec.seed.hex()] if order.codec else None,
+        "settings": dict(order.settings),
     }
 
 
@@ -99,6 +102,7 @@ def order_from_json(document: Mapping[str, Any]) -> WorkOrder:
         device=document["device"],
         threads=document["threads"],
         codec=CodecOrder(Path(codec[0]), Digest(codec[1]), bytes.fromhex(codec[2])) if codec else None,
+        settings=document["settings"],
     )
 
 

@@ -77,6 +77,20 @@ class Payloads:
             self._ready, self._digest = vector, digest
         return bytes_of(self._ready)
 
+    def wipe(self) -> None:
+        """Let go of all that was to leave, in memory and on disk.
+
+        Raises:
+            StorageError: a file cannot be deleted.
+        """
+        self._ready = self._own = np.empty(0, np.float32)
+        self._digest = None
+        try:
+            for file in (UPDATE_FILE, PAYLOAD_FILE):
+                (self._folder / file).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"what was to leave cannot be deleted: {error.strerror}") from error
+
     def _read(self, file: str, length: int) -> Vector:
         """Into this process's own memory, with no way for whoever holds the file to make it wait."""
         try:

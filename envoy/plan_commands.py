@@ -99,18 +99,22 @@ def leak_test(
 
 
 def find_plan(bundle: str, folder: Path) -> Bundle:
-    """A bundle by its folder, or by the beginning of its digest among those that were fetched.
+    """A bundle by its folder, or by the beginning of its digest, or its proposal's, among those that were fetched.
 
     Raises:
         PlanError: there is none, or several begin so.
     """
     from ..utils.plan_bundle import open_bundle
+    from .approval_store import APPROVALS_FILE
+    from .decisions import plan_proposed
 
     if Path(bundle).is_dir():
         return open_bundle(Path(bundle))
     fetched = (
         sorted(path for path in (folder / "plans").glob(f"{bundle}*") if path.is_dir()) if bundle.isalnum() else []
     )
+    if not fetched and (folder / APPROVALS_FILE).exists():
+        fetched = [folder / "plans" / plan_proposed(folder, bundle)]
     if len(fetched) != 1:
         raise PlanError(f"no plan {bundle}: expected the folder of a bundle, or a digest in {folder / 'plans'}")
     return open_bundle(fetched[0])

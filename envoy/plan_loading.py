@@ -23,8 +23,8 @@ from .plans import ArrayPlan, Plan, TrainingPlan
 from .recipes.plans import plan_of_recipe
 
 
-def plan_of(bundle: Bundle) -> Plan:
-    """The plan of a bundle, with the manifest's settings.
+def plan_of(bundle: Bundle, changed: Mapping[str, Setting] | None = None) -> Plan:
+    """The plan of a bundle, with the manifest's settings, and those over them that were changed since.
 
     Raises:
         PlanError: the source cannot be run, holds no such class, or the settings do not fit it; or a recipe that this
@@ -40,7 +40,7 @@ def plan_of(bundle: Bundle) -> Plan:
     plan_class = plan_class_of(bundle.blob(source), source, class_name)
     if plan_class.kind is not bundle.manifest.kind:
         raise PlanError(f"{bundle.manifest.entry} is of kind {plan_class.kind.value}, not {bundle.manifest.kind.value}")
-    plan, data = construct(plan_class, bundle.manifest.settings)
+    plan, data = construct(plan_class, {**bundle.manifest.settings, **(changed or {})})
     if data != bundle.manifest.data:
         raise PlanError(f"{bundle.manifest.entry} declares other data than its manifest")
     if privacy_of(plan) != bundle.manifest.privacy:

@@ -52,6 +52,14 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class SpendingLimit:
+    """What a data manager lets the runs of one proposal spend of a data set, within its budget."""
+
+    epsilon: float
+    runs: frozenset[RunId]  # of that proposal, the one that asks among them
+
+
+@dataclass(frozen=True, slots=True)
 class Spending:
     """What one start of a task released, or may have released, of one data set."""
 
@@ -150,6 +158,43 @@ class Book:
                 " renew by itself: `envoy privacy plan` says what fits, `envoy privacy budget` sets another",
             )
         return renyi.ORDERS[place]
+
+    def check_limit(
+        self,
+        ref: TaskRef,
+        limit: SpendingLimit,
+        releases: tuple[Release, ...],
+        *,
+        is_bare: bool,
+        delta: float | None = None,
+    ) -> None:
+        """Does a task keep within what its proposal may spend? Counted by Renyi divergence, at the best order.
+
+        The unit and delta are the budget's, and the plan's where the data set has none.
+
+        Raises:
+            BudgetExhaustedError: it does not.
+            PrivacyError: nothing bounds what it would release.
+        """
+        unit, at = (releases[0].unit, delta) if releases else (None, None)
+        if self.budget is not None:
+            unit, at = self.budget.unit, self.budget.delta
+        if is_bare or unit is None or at is None or not releases:
+            raise PrivacyError(
+                f"{ref} was approved up to an epsilon, which covers no metrics and nothing without noise; with a budget"
+                " of the data set metrics stay here: `envoy privacy budget`"
+            )
+        before = [one for one in self.spendings if one.ref.run in limit.runs]
+        mine = [release for one in before for release in one.releases if _says_something_of(unit, release)]
+        if any(one.is_bare for one in before) or len(mine) < sum(len(one.releases) for one in before):
+            raise PrivacyError(f"{ref}: its proposal's runs released something that no epsilon covers")
+        after = stopping([release.protecting(unit) for release in (*mine, *releases)], at, unit).value
+        if after > limit.epsilon:
+            raise BudgetExhaustedError(
+                f"{ref}: what this site approved of epsilon for this proposal is spent",
+                f"data set {self.dataset}: {ref} would take its proposal to {rounded_up(after)} at delta {at:g};"
+                f" approved were {rounded_up(limit.epsilon)}. `envoy plan approve --epsilon` approves another limit",
+            )
 
     def rounds_left(self, releases: tuple[Release, ...]) -> int | None:
         """How many tasks that release this still fit; None without a budget, or where nothing is released."""

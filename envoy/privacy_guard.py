@@ -47,7 +47,7 @@ from ..utils.secure_sum.terms import NoiseTerms
 from .datasets import DatasetRegistry
 from .orders import WorkResult
 from .policy import Measures
-from .privacy_books import WithoutGuarantee
+from .privacy_books import SpendingLimit, WithoutGuarantee
 from .privacy_ledger import LEDGER_FILE, PrivacyLedger, Reservation
 from .privacy_overlap import Overlaps
 from .site_events import SiteEvents, Unlogged
@@ -131,7 +131,14 @@ class PrivacyGuard:
         self._opened: PrivacyLedger | None = None
         self._told: tuple[m.TaskRef, PublishedEpsilon | None] | None = None
 
-    def reserve(self, task: m.Task, manifest: Manifest, measures: Measures, size: int = 0) -> Charge:
+    def reserve(
+        self,
+        task: m.Task,
+        manifest: Manifest,
+        measures: Measures,
+        size: int = 0,
+        limit: SpendingLimit | None = None,
+    ) -> Charge:
         """Count what a task will release as spent; before its data is touched.
 
         Args:
@@ -139,6 +146,7 @@ class PrivacyGuard:
             manifest: of its plan.
             measures: what its update will pass.
             size: numbers of what leaves; of a training.
+            limit: of the proposal's approval, beside the data set's budget.
 
         Raises:
             BudgetExhaustedError: its data set's budget does not cover it; the log has what is left.
@@ -158,6 +166,14 @@ class PrivacyGuard:
             self._refuse_a_way_round(task, name, [one.dataset for one in books.books.values() if one.budget])
         is_stripped = is_private or (budget is not None and bool(released.accounted))
         try:
+            if limit is not None:
+                books.of(name).check_limit(
+                    task.ref,
+                    limit,
+                    released.accounted,
+                    is_bare=released.is_bare and not is_stripped,
+                    delta=released.delta,
+                )
             reservation = ledger.reserve(
                 name,
                 task.ref,

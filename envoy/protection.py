@@ -70,6 +70,10 @@ class Gatekeeper(Protocol):
         """
         ...
 
+    def interrupt(self) -> None:
+        """End a measurement that runs; the next one is made anew."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Protected:

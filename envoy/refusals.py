@@ -18,6 +18,7 @@ from ..utils.errors import (
     FederationError,
     MalformedMessageError,
     NonFiniteUpdateError,
+    NotApprovedError,
     PlanError,
     PrivacyError,
     ProtocolError,
@@ -30,6 +31,7 @@ _MAX_REASON = 500
 _SPEAKABLE: Final = (
     ConfigError,
     MalformedMessageError,
+    NotApprovedError,
     PrivacyError,
     ProtocolError,
     TrainingError,

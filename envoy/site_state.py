@@ -87,6 +87,19 @@ def adopt_state(state_folder: Path, ref: TaskRef) -> None:
         raise StorageError(f"{ref}: its local state in {state_folder} cannot be kept: {error.strerror}") from error
 
 
+def forget_pending(state_folder: Path, ref: TaskRef) -> None:
+    """The attempt was ended: what it left is deleted, and what was in force before it stays.
+
+    Raises:
+        StorageError: a file cannot be deleted.
+    """
+    try:
+        for kept in (STATE, RESIDUAL):
+            kept.pending_path(state_folder, ref).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{ref}: its local state cannot be deleted: {error.strerror}") from error
+
+
 def _run_folder(state_folder: Path, run: RunId) -> Path:
     if not NAME_PATTERN.fullmatch(run):
         raise StorageError(f"run {run!r}: not a name that a folder may have")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from ..gradient_leakage.vae.codec import Codec, read_codec
 from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import PlanError, StorageError
 from ..utils.messages import TaskKind
-from ..utils.plan_bundle import Bundle, mapped, open_bundle
+from ..utils.plan_bundle import Bundle, Setting, mapped, open_bundle
 from ..utils.tensors import Layout, Vector, read_model
 from . import array_training
 from .exposed_data import exposed_for
@@ -49,6 +49,7 @@ class Workbench:
     def __init__(self) -> None:
         self._bundle: Bundle | None = None
         self._plan: Plan | None = None
+        self._settings: Mapping[str, Setting] = {}  # that the plan was made with, over its manifest's
         self._dataset_key: tuple[DatasetRecord | None, str] | None = None
         self._dataset: LoadedDataset | None = None
         self._update_file = UpdateFile()
@@ -85,9 +86,11 @@ class Workbench:
         self._update_file.close()
 
     def _open(self, order: WorkOrder) -> tuple[Bundle, Plan]:
-        if self._bundle is None or self._plan is None or self._bundle.digest != order.ref.plan:
+        if self._bundle is None or self._bundle.digest != order.ref.plan:
             self._bundle = open_bundle(order.bundle, order.ref.plan)
-            self._plan, self._dataset_key = plan_of(self._bundle), None
+            self._plan = self._dataset_key = None
+        if self._plan is None or self._settings != order.settings:
+            self._plan, self._settings = plan_of(self._bundle, order.settings), order.settings
         return self._bundle, self._plan
 
     def _data(self, order: WorkOrder, bundle: Bundle) -> LoadedDataset:

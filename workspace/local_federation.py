@@ -2,7 +2,8 @@
 
 The demo, the benchmark and several tests run on it. Nothing is simulated: the processes are those of ``director start``
 and ``envoy start``; only the typing is spared. So are the phone calls: whoever runs this owns all sites, so each
-accepts the roster of all that joined. Between hospitals that is for each own data manager, by `envoy roster`.
+accepts the roster of all that joined, and approves what is proposed to it. Between hospitals both are for each own data
+manager, by `envoy roster` and `envoy plan`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ..director.registrar import Registrar
 from ..director.revocations import Revocations
 from ..director.server import ADDRESS_FILE
 from ..envoy.accepted_roster import accept_roster
+from ..envoy.approvals import Standing
 from ..envoy.client import bootstrap_client
 from ..envoy.config import write_default_config
 from ..envoy.enrolment import Credentials, prepare_join, save_credentials
@@ -36,6 +38,7 @@ from ..utils.identity import Role
 from ..utils.join_file import JoinFile
 from ..utils.plan_bundle import Bundle
 from ..utils.roster import Roster, RosterEntry
+from .own_approvals import OwnDataManagers
 
 _START_SECONDS = 60.0
 _END_SECONDS = 10.0
@@ -48,10 +51,17 @@ class LocalFederation:
     Args:
         folder: takes ``director/`` and one folder an envoy.
         name: of the federation.
+        approved: is told what each site approved, by the site's folder.
     """
 
-    def __init__(self, folder: Path, name: str = "local") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "local",
+        approved: Callable[[Path, Standing], None] = lambda _folder, _standing: None,
+    ) -> None:
         self.folder, self._name = folder, name
+        self.data_managers = OwnDataManagers(approved)
         self.director_folder = folder / "director"
         self.director: subprocess.Popen[bytes] | None = None
         self.envoys: dict[str, subprocess.Popen[bytes]] = {}
@@ -116,6 +126,7 @@ class LocalFederation:
         self._joined[folder] = save_credentials(folder, invitation, keys, reply, time.time())
         write_default_config(folder)
         self._accept_roster()
+        self.data_managers.watch(folder)
         return folder
 
     def start_envoy(self, name: str) -> None:
@@ -170,6 +181,7 @@ class LocalFederation:
 
     def end(self) -> None:
         """End all processes, politely first."""
+        self.data_managers.end()
         processes = [*self.envoys.values(), *([self.director] if self.director else [])]
         for process in processes:
             if process.poll() is None:

@@ -52,6 +52,8 @@ from ..utils.plan_bundle import Bundle, Manifest, Setting, open_bundle
 from ..utils.proposal import sign
 from ..utils.roster import Roster
 from ..utils.signed_document import SignedDocument
+from ..utils.tensors import Digest
+from .own_plans import OwnPlans
 from .plan_builder import build_plan
 
 Site: TypeAlias = Path | str | tuple[Path | str, DataOptions] | None
@@ -220,7 +222,8 @@ class _Simulator:
             DatasetRegistry(folder / "datasets").add(found.record, found.index, replace=True)
         link = _InMemoryLink(name, self._coordinator, self._artifacts)
         self._trainers.append(_Trainer())
-        return Session(name, folder, link, self._trainers[-1], self._config, identity=identity)
+        approvals = OwnPlans(self._bundle.digest)  # whoever simulates wrote the plan, and owns every site
+        return Session(name, folder, link, self._trainers[-1], self._config, identity=identity, approvals=approvals)
 
 
 class _Researcher:
@@ -264,8 +267,8 @@ class _InMemoryLink:
         self._name, self._coordinator, self._artifacts = name, coordinator, artifacts
         self._closed = threading.Event()
 
-    def work(self, held: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem]:
-        line = self._coordinator.open_line(self._name, held)
+    def work(self, held: tuple[m.TaskRef, ...], approved: tuple[Digest, ...] = ()) -> Iterator[m.WorkItem]:
+        line = self._coordinator.open_line(self._name, held, approved)
         try:
             yield m.Idle()
             while not (line.is_closed or self._closed.is_set()):
@@ -275,8 +278,10 @@ class _InMemoryLink:
         finally:
             self._coordinator.close_line(line)
 
-    def next_work(self, held: tuple[m.TaskRef, ...], wait_seconds: float) -> m.WorkItem:
-        line = self._coordinator.open_line(self._name, held)
+    def next_work(
+        self, held: tuple[m.TaskRef, ...], wait_seconds: float, approved: tuple[Digest, ...] = ()
+    ) -> m.WorkItem:
+        line = self._coordinator.open_line(self._name, held, approved, is_poll=True)
         try:
             return line.next(wait_seconds) or m.Idle()
         finally:
@@ -300,8 +305,8 @@ class _InMemoryLink:
     def decline(self, refusal: m.Refusal) -> None:
         self._coordinator.decline(self._name, refusal)
 
-    def beat(self, _: m.Heartbeat) -> m.Acknowledgement:
-        self._coordinator.hear(self._name)
+    def beat(self, heartbeat: m.Heartbeat) -> m.Acknowledgement:
+        self._coordinator.beat(self._name, heartbeat)
         return m.Acknowledgement()
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ from fedveil.utils.errors import UnreachableError
 from fedveil.utils.metrics import mean_of
 from fedveil.utils.plan_bundle import Bundle, open_bundle
 from fedveil.utils.tensors import Digest, Layout, Role, digest_of
+from fedveil.workspace.own_plans import OwnPlans
 from fedveil.workspace.plan_builder import build_plan
 from typer.testing import CliRunner
 
@@ -81,12 +82,14 @@ class Wire:
         """But refusals."""
         return not (self.headers or self.reports or self.data)
 
-    def work(self, _: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem]:
+    def work(self, _: tuple[m.TaskRef, ...], __: tuple[Digest, ...] = ()) -> Iterator[m.WorkItem]:
         yield m.Idle()
         while (item := self.items.get()) is not None:
             yield item
 
-    def next_work(self, held: tuple[m.TaskRef, ...], wait_seconds: float) -> m.WorkItem:
+    def next_work(
+        self, held: tuple[m.TaskRef, ...], wait_seconds: float, approved: tuple[Digest, ...] = ()
+    ) -> m.WorkItem:
         raise NotImplementedError
 
     def download(self, request: m.DownloadRequest) -> Iterator[m.Part]:
@@ -160,6 +163,9 @@ class Gates:
         self.verdicts = list(verdicts)
         self.asked_of: list[tuple[Digest, str]] = []
 
+    def interrupt(self) -> None:
+        raise NotImplementedError
+
     def gate(self, plan: Bundle, model: Path, chain: object) -> Callable[[], Verdict]:
         assert model.exists()
         self.asked_of.append((plan.digest, str(chain)))
@@ -186,7 +192,9 @@ class Site:
         config = EnvoyConfig(
             training=TrainingSettings(preload_torch=False), protection=self.policy, secure_aggregation=PLAIN_ALLOWED
         )
-        session = Session(m.EnvoyName("site-a"), self.folder, self.wire, self.training, config, self.gates)
+        approvals = OwnPlans(self.bundle.digest)
+        name = m.EnvoyName("site-a")
+        session = Session(name, self.folder, self.wire, self.training, config, self.gates, approvals=approvals)
         thread = threading.Thread(target=session.run, daemon=True)
         self._running = session, thread
         thread.start()

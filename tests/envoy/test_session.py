@@ -29,6 +29,7 @@ from fedveil.utils.errors import (
 from fedveil.utils.metrics import mean_of
 from fedveil.utils.plan_bundle import open_bundle
 from fedveil.utils.tensors import digest_of, model_pieces
+from fedveil.workspace.own_plans import OwnPlans
 from fedveil.workspace.plan_builder import build_plan
 
 SECONDS = 8.0
@@ -80,7 +81,7 @@ class Director:
         if self.failures.get(method):
             raise self.failures[method].pop(0)
 
-    def work(self, held):
+    def work(self, held, approved=()):
         self._answers("work")
         self.opened += 1
         self.held.append(held)
@@ -90,7 +91,7 @@ class Director:
                 raise item
             yield item
 
-    def next_work(self, held, wait_seconds):
+    def next_work(self, held, wait_seconds, approved=()):
         self._answers("work")
         self.held.append(held)
         self.polls.append(time.monotonic())
@@ -189,10 +190,17 @@ class Site:
             Trainer(),
         )
         folder.mkdir(exist_ok=True)
-        self.session = self._thread = None
+        self.session = self._thread = self.approvals = None
 
     def start(self):
-        self.session = Session("site-a", self.folder, self.director, self.trainer, self.config)
+        self.session = Session(
+            "site-a",
+            self.folder,
+            self.director,
+            self.trainer,
+            self.config,
+            approvals=self.approvals or OwnPlans(self.bundle.digest),
+        )
         self._thread = threading.Thread(target=self.session.run, daemon=True)
         self._thread.start()
 
@@ -598,7 +606,7 @@ def test_a_task_that_was_withdrawn_before_its_turn_is_not_begun(site):
         ({"model_bytes": 1 << 40}, "LengthMismatchError", "announces a model of 1099511627776 bytes"),
         ({"layout": "ab" * 32}, "LengthMismatchError", "announces a model"),
         ({"model": "ab" * 32}, "UnknownArtifactError", "no artifact abababababab"),
-        ({"ref": m.TaskRef("lungs-1", 1, 1, "ab" * 32)}, "UnknownArtifactError", "no artifact"),
+        ({"ref": m.TaskRef("lungs-1", 1, 1, "ab" * 32)}, "NotApprovedError", "is of another plan"),
     ],
 )
 def test_a_task_that_cannot_be_right_is_declined_with_the_reason_and_the_next_is_done(site, changes, error, words):
@@ -750,6 +758,7 @@ def test_plans_that_raise_or_loop_in_a_process_of_their_own_are_declined_and_a_g
     )
     for bundle in (looping, good):
         site.director.has |= Director(bundle).has
+    site.approvals = OwnPlans(site.bundle.digest, looping.digest, good.digest)
     site.start()
     try:
         refusal = site.refused(site.task())

@@ -36,6 +36,7 @@ from fedveil.utils.secure_sum.statements import CohortCall, ConsentSet, Survivor
 from fedveil.utils.secure_sum.tallies import MetricShape
 from fedveil.utils.secure_sum.terms import NoiseTerms, Suite, SumTerms
 from fedveil.utils.tensors import digest_of
+from fedveil.workspace.own_plans import OwnPlans
 from fedveil.workspace.plan_builder import build_plan
 
 SECONDS = 8.0
@@ -85,7 +86,7 @@ class Director:
         if self.failures.get(method):
             raise self.failures[method].pop(0)
 
-    def work(self, held):
+    def work(self, held, approved=()):
         self._answers("work")
         yield m.Idle()
         while (item := self.items.get()) is not None:
@@ -93,7 +94,7 @@ class Director:
                 raise item
             yield item
 
-    def next_work(self, held, wait_seconds):
+    def next_work(self, held, wait_seconds, approved=()):
         self._answers("work")
         self.polls += 1
         try:
@@ -191,7 +192,14 @@ class Site:
     def start(self):
         identity = SumIdentity("toys", self.keys["site-a"].sign, self.accepted, self.audit)
         self.session = Session(
-            "site-a", self.folder, self.director, self.trainer, self.config, self.gatekeeper, identity
+            "site-a",
+            self.folder,
+            self.director,
+            self.trainer,
+            self.config,
+            self.gatekeeper,
+            identity,
+            approvals=OwnPlans(self.bundle.digest),
         )
         self._thread = threading.Thread(target=self.session.run, daemon=True)
         self._thread.start()

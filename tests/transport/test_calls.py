@@ -14,6 +14,8 @@ from fedveil.envoy.session import Session
 from fedveil.envoy.trainer import InProcessTrainer
 from fedveil.utils import messages as m
 from fedveil.utils.errors import FederationError, TooManyCallsError
+from fedveil.utils.tensors import Digest
+from fedveil.workspace.own_plans import OwnPlans
 
 SECONDS = 10.0
 
@@ -87,8 +89,10 @@ def test_an_envoy_that_polls_does_a_run_in_few_calls(federation, tmp_path: Path)
     link = federation.puppet("site-a").client
     polls: list[m.WorkItem] = []
 
-    def counted(held: tuple[m.TaskRef, ...], wait_seconds: float, ask=link.next_work) -> m.WorkItem:
-        polls.append(ask(held, wait_seconds))
+    def counted(
+        held: tuple[m.TaskRef, ...], wait_seconds: float, approved: tuple[Digest, ...] = (), ask=link.next_work
+    ) -> m.WorkItem:
+        polls.append(ask(held, wait_seconds, approved))
         return polls[-1]
 
     link.next_work = counted
@@ -98,7 +102,14 @@ def test_an_envoy_that_polls_does_a_run_in_few_calls(federation, tmp_path: Path)
         protection=OPEN_POLICY,
         secure_aggregation=PLAIN_ALLOWED,
     )
-    session = Session(m.EnvoyName("site-a"), tmp_path, link, InProcessTrainer(), config)
+    session = Session(
+        m.EnvoyName("site-a"),
+        tmp_path,
+        link,
+        InProcessTrainer(),
+        config,
+        approvals=OwnPlans(federation.bundle.digest),
+    )
     envoy = threading.Thread(target=session.run, daemon=True)
     envoy.start()
     try:

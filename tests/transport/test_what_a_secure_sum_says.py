@@ -24,8 +24,9 @@ from fedveil.utils.certificates import read_identity_key
 from fedveil.utils.plan_bundle import open_bundle
 from fedveil.utils.secure_sum.fixed_point import FixedPoint
 from fedveil.utils.secure_sum.spec import rounding_key
-from fedveil.utils.tensors import read_model
+from fedveil.utils.tensors import Digest, read_model
 from fedveil.workspace.local_federation import LocalFederation
+from fedveil.workspace.own_plans import OwnPlans
 from fedveil.workspace.plan_builder import build_plan
 
 SECONDS = 10.0
@@ -71,9 +72,9 @@ class Tapped(DirectorClient):
         self.headers: list[m.UpdateHeader] = []
         self.vectors: list[bytes] = []
 
-    def work(self, held: tuple[m.TaskRef, ...]) -> Iterator[m.WorkItem]:
-        self.said.append(wire.work_request_to_wire(m.WorkRequest("", held)))
-        return super().work(held)
+    def work(self, held: tuple[m.TaskRef, ...], approved: tuple[Digest, ...] = ()) -> Iterator[m.WorkItem]:
+        self.said.append(wire.work_request_to_wire(m.WorkRequest("", held, approved=approved)))
+        return super().work(held, approved)
 
     def request_upload(self, header: m.UpdateHeader) -> m.Grant:
         self.said.append(wire.header_to_wire(header))
@@ -108,7 +109,7 @@ class Tapped(DirectorClient):
         return super().beat(heartbeat)
 
 
-def envoy(folder: Path) -> tuple[Session, Tapped]:
+def envoy(folder: Path, plan: Digest) -> tuple[Session, Tapped]:
     """As ``envoy start`` builds it."""
     credentials = load_credentials(folder, time.time())
     link = Tapped(credentials.addresses[0], credentials.chain, credentials.leaf_key, credentials.root)
@@ -116,7 +117,8 @@ def envoy(folder: Path) -> tuple[Session, Tapped]:
     roster = partial(load_roster, folder, credentials.peer, credentials.public_identity)
     identity = SumIdentity(credentials.peer.federation, key.sign, roster)
     name = m.EnvoyName(credentials.peer.name)
-    return Session(name, folder, link, InProcessTrainer(), load_config(folder), identity=identity), link
+    config, approvals = load_config(folder), OwnPlans(plan)
+    return Session(name, folder, link, InProcessTrainer(), config, identity=identity, approvals=approvals), link
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def tapped(tmp_path: Path) -> tuple[list[Tapped], np.ndarray]:
         federation.start_director()
         federation.wait_for_director()
         folders = [federation.join(name, name.title()) for name in SITES]
-        made = [envoy(folder) for folder in folders]
+        made = [envoy(folder, bundle.digest) for folder in folders]
         threads = [threading.Thread(target=session.run, daemon=True) for session, _ in made]
         for thread in threads:
             thread.start()

@@ -16,6 +16,7 @@ from fedveil.envoy.session import Session
 from fedveil.envoy.trainer import InProcessTrainer
 from fedveil.utils import messages as m
 from fedveil.utils.addresses import Address
+from fedveil.workspace.own_plans import OwnPlans
 
 SECONDS = 10.0
 UPDATE_BYTES = 40_000
@@ -67,7 +68,8 @@ def run_with(federation, tap: Tap, folder: Path, policy: ProtectionPolicy | None
     config = EnvoyConfig(
         training=TrainingSettings(preload_torch=False), protection=policy, secure_aggregation=PLAIN_ALLOWED
     )
-    session = Session(m.EnvoyName("site-a"), folder, link, InProcessTrainer(), config)
+    approvals = OwnPlans(federation.bundle.digest)
+    session = Session(m.EnvoyName("site-a"), folder, link, InProcessTrainer(), config, approvals=approvals)
     envoy = threading.Thread(target=session.run, daemon=True)
     envoy.start()
     try:
