@@ -33,7 +33,7 @@ from ..utils.audit_witness import (
 from ..utils.errors import MalformedMessageError, SumRefusedError, SuspectLogError
 from ..utils.identity import PeerId
 from ..utils.messages import EnvoyName, TaskRef
-from .site_events import POLICY, SiteEvents, place_of
+from .site_events import MAX_WORDS, POLICY, SiteEvents, place_of
 
 LOG_FILE = "audit.jsonl"
 _LOGGED = "logged"  # of the heads that came with heartbeats, the last that stands in the log
@@ -146,7 +146,8 @@ class SiteAudit(SiteEvents):
                 self._seen.check(head, DIRECTOR_WITNESSED)
             except (MalformedMessageError, SuspectLogError) as error:
                 suspicion = f"{error}. This site does no work for it. {_ADVICE}"
-                self._append(DIRECTOR_SUSPECT, {DIRECTOR_HEAD: director_head.hex(), "suspicion": suspicion})
+                said: dict[str, Json] = {"reason": str(error), "suspicion": suspicion}
+                self._append(DIRECTOR_SUSPECT, said | {DIRECTOR_HEAD: director_head[:MAX_WORDS].hex()})
                 self._suspicion = suspicion
                 raise SuspectLogError(suspicion) from error
             if head is not None and is_due and head != self._seen.last(_LOGGED):

@@ -27,6 +27,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -316,11 +317,7 @@ def verify(
         SuspectLogError: it is not whole; the message names the first entry that is wrong.
         StorageError: it cannot be read.
     """
-    wanted: dict[int, SignedHead] = {}
-    for head in heads:
-        if head.hash != wanted.setdefault(head.number, head).hash:
-            raise SuspectLogError(f"{path}: two heads were given out for entry {head.number}: the log was forked")
-    given_out = len(wanted)
+    given = _Given(path, heads)
     about: Event = {}
     begun = ended = ""
     number, last = -1, _NOTHING
@@ -330,21 +327,55 @@ def verify(
         if entry.number == 0:
             about, begun, key = entry.event, entry.time, _announced(entry, where, key)
         _check_signature(entry, key or b"", where)
-        given = wanted.pop(entry.number, None)
-        if given is not None and (given.hash, given.key) != (entry.hash, key):
-            raise SuspectLogError(
-                f"{where} is not the one whose head was given out: the log was written anew, or forked"
-            )
+        given.check(entry, key or b"")
         see(entry)
         number, last, ended = entry.number, entry.hash, entry.time
     if number < 0:
         raise SuspectLogError(f"{path}: is empty; a log has at least the entry that says whose it is")
-    if wanted:
-        raise SuspectLogError(
-            f"{path}: ends with entry {number}, but the head of entry {max(wanted)} was given out: its end was cut off;"
-            " or it is a copy from before then"
-        )
-    return Verified(number + 1, about, key or b"", last, given_out, begun, ended)
+    given.check_end(number)
+    return Verified(number + 1, about, key or b"", last, given.count, begun, ended)
+
+
+def check_heads(path: Path, key: bytes, heads: Iterable[SignedHead]) -> int:
+    """Does a log, which was verified, hold all these heads? Gives how many there are.
+
+    Raises:
+        SuspectLogError: it does not; the message names the entry.
+        StorageError: it cannot be read.
+    """
+    given, number = _Given(path, heads), -1
+    for entry in read_entries(path):
+        given.check(entry, key)
+        number = entry.number
+    given.check_end(number)
+    return given.count
+
+
+class _Given:
+    """The heads that a log's owner gave out, while the log is read."""
+
+    def __init__(self, path: Path, heads: Iterable[SignedHead]) -> None:
+        self._path = path
+        self._wanted: dict[int, SignedHead] = {}
+        for head in heads:
+            if head.hash != self._wanted.setdefault(head.number, head).hash:
+                raise SuspectLogError(f"{path}: two heads were given out for entry {head.number}: the log was forked")
+        self.count = len(self._wanted)
+
+    def check(self, entry: Entry, key: bytes) -> None:
+        given = self._wanted.pop(entry.number, None)
+        if given is not None and (given.hash, given.key) != (entry.hash, key):
+            raise SuspectLogError(
+                f"{self._path}: entry {entry.number} is not the one whose head was given out:"
+                " the log was written anew, or forked"
+            )
+
+    def check_end(self, number: int) -> None:
+        if self._wanted:
+            raise SuspectLogError(
+                f"{self._path}: ends with entry {number}, but the head of entry {max(self._wanted)} was given out:"
+                " its end was cut off; or it is a copy from before then"
+            )
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
@@ -460,10 +491,15 @@ def _announced(entry: Entry, where: str, expected: bytes | None) -> bytes:
 
 def _is_signed(key: bytes, signature: bytes, body: bytes) -> bool:
     try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, body)
+        _public_key(key).verify(signature, body)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+@lru_cache(maxsize=16)
+def _public_key(key: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(key)
 
 
 def _time(now: float) -> str:

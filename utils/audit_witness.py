@@ -89,6 +89,7 @@ class Witnesses:
     """
 
     set_aside: int = 0
+    suspicions: list[str] = field(default_factory=list)  # what its owner found wrong with other logs, in its words
     _heads: dict[str, list[SignedHead]] = field(default_factory=dict)  # by site; "" is the director
     _seen: dict[str, SeenHeads] = field(default_factory=dict)
 
@@ -103,6 +104,9 @@ class Witnesses:
             self._add("", head_in(entry, DIRECTOR_HEAD), entry)
         elif what == SITE_WITNESSED:
             self._add(site, head_in(entry, SITE_HEAD), entry)
+        elif what in (DIRECTOR_SUSPECT, SITE_SUSPECT):
+            reason = entry.event.get("reason") or entry.event.get("suspicion")
+            self.suspicions.append(f"entry {entry.number}: {reason}")
         elif what in (DIRECTOR_ANEW, SITE_ANEW):
             whose = "" if what == DIRECTOR_ANEW else site
             self.set_aside += len(self._heads.pop(whose, []))

@@ -15,6 +15,7 @@ from ..utils.command_line import errors_in_words
 from ..utils.errors import ConfigError
 from ..utils.secure_sum.terms import Suite
 from .attack_commands import attack
+from .audit_commands import audit
 from .codec_commands import codec as codecs
 from .report_commands import report
 from .secagg_commands import secagg
@@ -35,6 +36,7 @@ app.add_typer(attack, name="attack")
 app.add_typer(codecs, name="codec")
 app.add_typer(secagg, name="secagg")
 app.add_typer(report, name="report")
+app.add_typer(audit, name="audit")
 
 
 @app.command()

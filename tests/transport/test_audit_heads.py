@@ -26,6 +26,7 @@ from fedveil.utils import messages as m
 from fedveil.utils.audit_chain import read_entries, verify
 from fedveil.utils.audit_witness import Witnesses
 from fedveil.utils.certificates import read_identity_key
+from fedveil.workspace.own_plans import OwnPlans
 from typer.testing import CliRunner
 
 SECONDS = 20.0
@@ -57,7 +58,9 @@ class Site:
         link = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root)
         training = TrainingSettings(preload_torch=False)
         config = EnvoyConfig(training=training, protection=OPEN_POLICY, secure_aggregation=PLAIN_ALLOWED)
-        session = Session(m.EnvoyName(self.name), self.folder, link, InProcessTrainer(), config, audit=log)
+        plans = OwnPlans(self.federation.bundle.digest)
+        name = m.EnvoyName(self.name)
+        session = Session(name, self.folder, link, InProcessTrainer(), config, audit=log, approvals=plans)
         thread = threading.Thread(target=session.run, daemon=True)
         thread.start()
         self._running = [session, thread, log]
