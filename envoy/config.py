@@ -15,6 +15,7 @@ from ..utils.addresses import Address
 from ..utils.config import load_toml
 from ..utils.errors import ConfigError, StorageError
 from ..utils.logs import LogLevel
+from ..utils.plan_bundle import Manifest
 from ..utils.proxies import Way
 from .policy import REQUIRED_SUMS, ProtectionPolicy, SecureAggregationPolicy
 from .proxy import ProxySettings, way_to
@@ -85,6 +86,52 @@ class TrainingSettings:
             raise ConfigError(f"max_train_seconds is {self.max_train_seconds:g}; leave it out for no limit")
 
 
+class Asking(Enum):
+    """Whether somebody at the site is asked before a declarative plan runs."""
+
+    ASK = "ask"
+    ALLOW = "allow"  # within the limits of [approval]
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalSettings:
+    """The table ``[approval]``. For plans that hold code there is nothing here that lets them run unasked.
+
+    Raises:
+        ConfigError: a limit out of range, limits where nothing is allowed, or a module that plans never get.
+    """
+
+    declarative: Asking = Asking.ASK
+    recipes: tuple[str, ...] = ()  # names of declarative plans that run unasked; with allow
+    datasets: tuple[str, ...] = ()  # that they may read; with allow
+    max_rounds: int = 0  # of one proposal of theirs, at most; with allow
+    imports: tuple[str, ...] = ()  # further modules that plans with code may import; they are installed by the site
+
+    def __post_init__(self) -> None:
+        limits = bool(self.recipes) + bool(self.datasets) + bool(self.max_rounds)
+        expected = 0 if self.declarative is Asking.ASK else 3
+        if limits != expected:
+            raise ConfigError(
+                "recipes, datasets and max_rounds say which declarative plans run unasked: all three belong to"
+                ' declarative = "allow", and none of them to "ask"'
+            )
+        if self.max_rounds < 0:
+            raise ConfigError(f"max_rounds is {self.max_rounds}, expected at least 1")
+        for name in self.imports:
+            if not all(piece.isidentifier() for piece in name.split(".")) or name.partition(".")[0] == "fedveil":
+                raise ConfigError(f"imports: {name!r} is not the name of a module that could be allowed")
+
+    def allows_unasked(self, manifest: Manifest, max_rounds: int) -> bool:
+        """May a proposal of so many rounds run this plan without an approval of its own?"""
+        return (
+            self.declarative is Asking.ALLOW
+            and manifest.is_declarative
+            and manifest.name in self.recipes
+            and manifest.data.name in self.datasets
+            and max_rounds <= self.max_rounds
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class EnvoyConfig:
     """All of ``envoy.toml``.
@@ -101,6 +148,7 @@ class EnvoyConfig:
     protection: ProtectionPolicy | None = None  # none: nothing leaves
     secure_aggregation: SecureAggregationPolicy = REQUIRED_SUMS
     steering: SteeringPolicy = ANY_CHANGE
+    approval: ApprovalSettings = ApprovalSettings()
 
     def __post_init__(self) -> None:
         for text in self.addresses:

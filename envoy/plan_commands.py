@@ -17,10 +17,11 @@ from ..utils.errors import PlanError, StorageError
 
 if TYPE_CHECKING:
     from ..gradient_leakage.defenses.chain import Chain
-    from ..utils.plan_bundle import Bundle
+    from ..utils.plan_bundle import Bundle, Manifest
     from .canaries import Canaries
     from .gate import Outcome
     from .leak_test import Attempt, LeakTest
+    from .plan_scan import ScanReport
     from .policy import Measures, ProtectionPolicy
 
 _CONSOLE = Console(soft_wrap=True)
@@ -35,16 +36,24 @@ _DEFAULT = Path("fedveil-envoy")
 
 @plan.command("check")
 def check_plan(bundle: BundleArgument, folder: FolderOption = _DEFAULT) -> None:
-    """Is its initial model built to keep single images? A heuristic. Exit status 1 if it looks so."""
+    """What does it import and reach for, and is its first model built to keep single images? Exit status 1 if so.
+
+    Both are looks at text and numbers, and prove nothing: what confines a plan is the sandbox.
+    """
     from ..gradient_leakage.structure import check_structure
+    from .config import load_config
+    from .plan_scan import scan
 
     with errors_in_words():
         opened = find_plan(bundle, folder)
+        report = scan(opened, load_config(folder).approval.imports)
         flags = check_structure(opened.layout, opened.initial()[0])
+    for line in describe_plan(opened.manifest, report):
+        _CONSOLE.print(line, markup=False, highlight=False)
     for flag in flags:
         _CONSOLE.print(str(flag), markup=False, highlight=False)
     _CONSOLE.print(f"{opened.manifest.name}: {len(flags)} layers or biases look built for an attack (a heuristic).")
-    raise typer.Exit(1 if flags else 0)
+    raise typer.Exit(1 if flags or report.forbidden else 0)
 
 
 @plan.command("leak-test")
@@ -62,11 +71,14 @@ def leak_test(
     from .config import load_config
     from .gate import LOG_FILE, LeakGate, Outcome, canary_source
     from .leak_test import measure
+    from .plan_scan import require_allowed, scan
     from .policy import OPEN_POLICY
     from .protection import Open
 
     with errors_in_words():
-        opened, policy = find_plan(bundle, folder), load_config(folder).protection or OPEN_POLICY
+        opened, config = find_plan(bundle, folder), load_config(folder)
+        policy = config.protection or OPEN_POLICY
+        require_allowed(scan(opened, config.approval.imports), opened.manifest.name)
         chain = chain_at(policy, codec)
         used = canaries_for(opened.manifest.data, images or canary_source(policy, folder))
         kept = _private(out or folder / PICTURES / f"{opened.digest[:12]}{'-own' if images else ''}")
@@ -96,6 +108,19 @@ def leak_test(
     for line in words_of(outcome, test, bound, is_open=isinstance(verdict, Open), is_own=images is not None):
         _CONSOLE.print(line, markup=False)
     raise typer.Exit(0 if isinstance(verdict, Open) else 1)
+
+
+def describe_plan(manifest: Manifest, report: ScanReport) -> Iterable[str]:
+    """What a plan asks for and does, as far as its text says."""
+    data, kind = manifest.data, "no code" if manifest.is_declarative else "code"
+    yield f"{manifest.name}: {manifest.kind.value}, {kind}"
+    yield f"data: {data.name}, {data.kind.value} {data.shape}{f', modality {data.modality}' if data.modality else ''}"
+    if data.columns:
+        yield f"columns: {', '.join(data.columns)}"
+    if manifest.recipe is not None:
+        yield from (f"{word}: {text}" for word, text in manifest.recipe.lines())
+    else:
+        yield from report.lines()
 
 
 def find_plan(bundle: str, folder: Path) -> Bundle:

@@ -47,6 +47,7 @@ from .mailbox import Mailbox
 from .orders import CodecOrder, WorkOrder, WorkResult
 from .patience import Patience
 from .payload import Payloads
+from .plan_scan import require_allowed, scan
 from .policy import Measures
 from .privacy_guard import PrivacyGuard
 from .protection import Gatekeeper
@@ -508,6 +509,7 @@ class Session:
     ) -> FinishedWork:
         task = commission.task
         bundle = self._fetcher.plan(task.ref, patience)
+        require_allowed(scan(bundle, self._config.approval.imports), bundle.manifest.name)
         model = self._fetcher.model(task, bundle, patience)
         if task.kind is m.TaskKind.EVALUATE:
             self._approvals.begin(task, admission, bundle.manifest)

@@ -74,12 +74,22 @@ def build(
     source: Annotated[Path, typer.Argument(help="A Python file with one TrainingPlan or ArrayPlan, or a recipe.toml.")],
     out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("plan"),
     set_: Annotated[list[str] | None, typer.Option("--set", help="name=value, of the plan's settings.")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow-import", help="A module that the sites' approval.imports have too.")
+    ] = None,
 ) -> None:
     """Make the bundle that is submitted: manifest, sources, layout, initial weights."""
-    from .plan_builder import build_plan
+    from ..envoy.plan_scan import require_allowed, scan
+    from ..utils.plan_bundle import open_bundle
+    from .plan_builder import build_plan, scan_source
 
     with errors_in_words():
+        require_allowed(scan_source(source, allow or []), source.name)  # before any of it runs
         manifest = build_plan(source, out, dict(map(_setting, set_ or [])))
+        report = scan(open_bundle(out), allow or [])
+    if not manifest.is_declarative:
+        for line in report.lines():
+            _CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
     _CONSOLE.print(f"{out}/: plan {manifest.name}, digest {manifest.digest}", soft_wrap=True)
 
 

@@ -6,12 +6,13 @@ director never needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .. import __version__
 from ..envoy.initial_weights import initial_of
 from ..envoy.plan_loading import construct, plan_class_of, privacy_of
+from ..envoy.plan_scan import ScanReport, scan_texts
 from ..envoy.plans import ArrayPlan, Plan, TrainingPlan, values_of
 from ..envoy.recipes.plans import plan_of_recipe
 from ..utils.data_spec import DataSpec
@@ -43,6 +44,20 @@ def build_plan(source: Path, out: Path, overrides: Mapping[str, Setting] | None 
     except OSError as error:
         raise PlanError(f"the plan {source} cannot be read: {error.strerror}") from error
     return write_plan(plan_class_of(text, source.name), text, source.name, out, overrides)
+
+
+def scan_source(source: Path, also_allowed: Iterable[str] = ()) -> ScanReport:
+    """What sites will say of a plan's imports; a recipe has none.
+
+    Raises:
+        PlanError: the file cannot be read.
+    """
+    if source.suffix.lower() == ".toml":
+        return scan_texts({})
+    try:
+        return scan_texts({source.name: source.read_bytes()}, also_allowed)
+    except OSError as error:
+        raise PlanError(f"the plan {source} cannot be read: {error.strerror}") from error
 
 
 def write_plan(

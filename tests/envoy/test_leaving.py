@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fedveil.envoy.__main__ import app
-from fedveil.envoy.config import EnvoyConfig, TrainingSettings
+from fedveil.envoy.config import ApprovalSettings, EnvoyConfig, TrainingSettings
 from fedveil.envoy.journal import read_outbox
 from fedveil.envoy.orders import WorkOrder, WorkResult
 from fedveil.envoy.policy import OPEN_POLICY, PLAIN_ALLOWED, CodecRule, ProtectionPolicy, Step
@@ -190,7 +190,10 @@ class Site:
         self.end()
         self.wire = Wire(self.artifacts)
         config = EnvoyConfig(
-            training=TrainingSettings(preload_torch=False), protection=self.policy, secure_aggregation=PLAIN_ALLOWED
+            approval=ApprovalSettings(imports=("json", "os", "pathlib", "stat", "sys", "threading")),
+            training=TrainingSettings(preload_torch=False),
+            protection=self.policy,
+            secure_aggregation=PLAIN_ALLOWED,
         )
         approvals = OwnPlans(self.bundle.digest)
         name = m.EnvoyName("site-a")
@@ -622,9 +625,9 @@ def test_metrics_of_an_earlier_answer_are_not_said_again_once_the_site_keeps_the
 # a plan that means harm, by the ordinary path
 
 PATCHING = """
-import fedveil.envoy.edge as edge
-import fedveil.envoy.protection as protection
-import fedveil.gradient_leakage.defenses.clip as clip
+find = __import__("importlib").import_module
+edge, protection = find("fedveil.envoy.edge"), find("fedveil.envoy.protection")
+clip = find("fedveil.gradient_leakage.defenses.clip")
 edge.protect = protection.protect = lambda update, *_, **__: update
 protection.check = lambda *_: None
 clip.Clip.__call__ = lambda self, vector, rng: vector

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from fedveil.envoy.config import EnvoyConfig, TrainingSettings, Work
+from fedveil.envoy.config import ApprovalSettings, EnvoyConfig, TrainingSettings, Work
 from fedveil.envoy.orders import WorkResult
 from fedveil.envoy.policy import OPEN_POLICY, PLAIN_ALLOWED
 from fedveil.envoy.session import Session
@@ -186,7 +186,12 @@ class Site:
         self.folder, self.bundle, self.director = folder, bundle, Director(bundle)
         training = TrainingSettings(preload_torch=False)
         self.config, self.trainer = (
-            EnvoyConfig(training=training, protection=OPEN_POLICY, secure_aggregation=PLAIN_ALLOWED),
+            EnvoyConfig(
+                training=training,
+                protection=OPEN_POLICY,
+                secure_aggregation=PLAIN_ALLOWED,
+                approval=ApprovalSettings(imports=("os", "sys")),
+            ),
             Trainer(),
         )
         folder.mkdir(exist_ok=True)
