@@ -23,6 +23,7 @@ from ..utils.identity import Role
 from ..utils.logs import log_to_stderr
 from ..utils.messages import ExperimentView, RunId, SumView
 from .audit_commands import audit
+from .doctor_commands import doctor
 from .member_commands import authority, members, revoke
 from .roster_commands import roster
 
@@ -42,6 +43,7 @@ app.add_typer(audit, name="audit")
 app.add_typer(authority, name="ca")
 app.command()(members)
 app.command()(revoke)
+app.command("doctor")(doctor)
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The director's folder.", envvar="FEDVEIL_DIRECTOR")]
 Address = Annotated[str | None, typer.Option(help="host:port of the director; by default the one it announced.")]

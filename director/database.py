@@ -210,6 +210,29 @@ def open_database(url: str, durable: bool) -> Engine:
     return engine
 
 
+def try_database(url: str) -> str | None:
+    """Take the place of a writer and leave it again: nothing changes, and the tables are not brought up to date.
+
+    Returns:
+        the schema's revision; None where there is no database yet.
+
+    Raises:
+        StorageError: out of reach, held by another program, only to be read, or no database of fedveil.
+    """
+    address = _address(url)
+    is_remote = _is_postgres(address)
+    if not is_remote and (_is_in_memory(address) or not Path(str(address.database)).exists()):
+        return None
+    engine = _postgres_engine(address, durable=False) if is_remote else _sqlite_engine(address, durable=False)
+    try:
+        with transaction(engine) as connection:
+            if is_remote and connection.execute(text("SHOW transaction_read_only")).scalar_one() == "on":
+                raise StorageError("the database may only be read: it is a standby, or its user may not write")
+            return _revision(connection)
+    finally:
+        engine.dispose()
+
+
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction that writes: committed at the end, rolled back on any error.

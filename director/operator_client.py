@@ -19,6 +19,7 @@ from ..utils.proposal import sign
 from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest, digest_of
 from .experiments import CodecSettings, ExperimentSettings
+from .founding import TlsCredentials
 from .operator_identity import load_operator_identity, load_operator_tls
 from .proposals import propose
 from .server import ADDRESS_FILE
@@ -29,13 +30,19 @@ _TIMEOUT_SECONDS = 30.0
 class OperatorClient:
     """A connection to a director, as the operator whose certificate lies in the director's folder.
 
+    Args:
+        folder: the director's.
+        address: host:port; None: as the director announced it.
+        now: seconds since 1970.
+        tls: what is shown; without it the folder's, renewed where it is due.
+
     Raises:
         IdentityError: the operator's certificate is missing or expired.
         UnreachableError: no director was started here; and from each call, if none answers.
     """
 
-    def __init__(self, folder: Path, address: str | None, now: float) -> None:
-        tls = load_operator_tls(folder, now)
+    def __init__(self, folder: Path, address: str | None, now: float, tls: TlsCredentials | None = None) -> None:
+        tls = tls or load_operator_tls(folder, now)
         self._folder = folder
         self._address = address or announced_address(folder)
         self._channel = transport.open_channel(self._address, tls.chain, tls.key, tls.root)
