@@ -218,7 +218,7 @@ def _addresses(config: DirectorConfig, leaf: x509.Certificate) -> Iterator[Findi
             yield failed(
                 "addresses",
                 f"{address.host} is announced to sites, and the director's certificate is not for it",
-                "delete director.pem and start the director again: it issues itself another, for what director.toml announces",
+                "delete director.pem and start the director again: it issues itself another, for all that is announced",
             )
             continue
         if address.ip is not None:

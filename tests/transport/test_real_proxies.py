@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedveil.director.__main__ import app as director_app
 from fedveil.director.config import load_config
-from fedveil.director.database import open_database
-from fedveil.director.founding import init_federation, load_issuer
-from fedveil.director.identity_store import IdentityStore
-from fedveil.director.registrar import Registrar
+from fedveil.director.founding import init_federation
 from fedveil.director.server import Director
 from fedveil.envoy.__main__ import app
 from fedveil.envoy.client import DirectorClient
@@ -18,8 +16,6 @@ from fedveil.envoy.proxy import ProxySettings, way_to
 from fedveil.utils import messages as m
 from fedveil.utils.addresses import Address
 from fedveil.utils.errors import FederationError, UnreachableError
-from fedveil.utils.identity import Role
-from fedveil.utils.join_file import write_join_file
 from fedveil.utils.plan_bundle import open_bundle
 from fedveil.utils.private_files import write_private_file
 from fedveil.utils.proxies import Proxy
@@ -196,15 +192,12 @@ def _answers(client: DirectorClient) -> bool:
 @pytest.fixture
 def named_director(tmp_path: Path):
     """A director whose certificate is for ``director.example.org`` alone, and a join file for one site."""
-    folder, now = tmp_path / "named", time.time()
-    init_federation(folder, "lungs", ["director.example.org"], b"passphrase", now, listen="127.0.0.1:0")
+    folder = tmp_path / "named"
+    init_federation(folder, "lungs", ["director.example.org"], b"passphrase", time.time(), listen="127.0.0.1:0")
     director = Director(folder, load_config(folder))
-    issuer, root = load_issuer(folder, now)
-    engine = open_database(f"sqlite:///{folder / 'director.sqlite'}", durable=False)
-    registrar = Registrar("lungs", issuer, root, IdentityStore(engine))
-    address = f"director.example.org:{director.port}"
-    write_join_file(tmp_path / "a.join", registrar.invite("site-a", "Hospital A", Role.ENVOY, [address], 3600.0, now))
-    engine.dispose()
+    words = ["invite", "site-a", "--organization", "Hospital A", "--folder", folder, "--out", tmp_path / "a.join"]
+    said = CliRunner().invoke(director_app, [str(word) for word in words])
+    assert said.exit_code == 0, said.output
     yield tmp_path / "a.join"
     director.close()
 
