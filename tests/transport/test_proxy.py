@@ -1,10 +1,14 @@
 """A site behind a proxy: it is used for a director elsewhere, and not for one on the same machine."""
 
+import os
 import socket
 import threading
 
+import grpc
 import pytest
 from fedveil.utils import messages as m
+from fedveil.utils.addresses import Address
+from fedveil.utils.proxies import EXEMPTING_VARIABLES, proxy_of_environment
 from fedveil.utils.transport import open_channel
 
 VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -51,3 +55,31 @@ def test_a_director_elsewhere_is_reached_through_the_proxy(federation, proxy):
         assert came.wait(10.0)
         call.cancel()
     assert heard[0].startswith("CONNECT director.example.org:9443 ")
+
+
+@pytest.mark.parametrize(
+    ("used", "exempting", "is_taken"),
+    [
+        ("grpc_proxy", {}, True),
+        ("https_proxy", {}, True),
+        ("http_proxy", {}, True),
+        ("HTTPS_PROXY", {}, False),
+        ("https_proxy", {"no_proxy": "example.invalid"}, False),
+        ("https_proxy", {"no_proxy": " other.invalid , EXAMPLE.invalid"}, False),
+        ("https_proxy", {"no_proxy": "other.invalid"}, True),
+        ("https_proxy", {"no_proxy": "example.invalid", "no_grpc_proxy": "other.invalid"}, True),
+        ("https_proxy", {"no_grpc_proxy": ".example.invalid"}, False),
+    ],
+)
+def test_which_proxy_grpc_takes_is_what_a_doctor_says(federation, proxy, monkeypatch, used, exempting, is_taken):
+    heard, _ = proxy
+    url = os.environ["https_proxy"]
+    for name in (*VARIABLES, *EXEMPTING_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {used: url, **exempting}.items():
+        monkeypatch.setenv(name, value)
+    tls, address = federation.certificate(), "director.example.invalid:9443"
+    with open_channel(address, tls.chain, tls.key, tls.root) as channel, pytest.raises(grpc.RpcError):
+        channel.unary_unary("/fedveil.v1.Federation/Beat")(b"", timeout=10.0)  # the proxy hangs up, or no such name
+    said = proxy_of_environment(Address.parse(address), os.environ)
+    assert (said is not None) is bool(heard) is is_taken

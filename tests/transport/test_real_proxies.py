@@ -1,5 +1,7 @@
 """A site behind a real proxy that wants a password: a round goes through it; what is wrong is said in plain words."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -253,3 +255,32 @@ def test_the_proxy_of_envoy_toml_is_not_for_this_machine_unless_it_says_so(feder
         assert client.hello().federation == "lungs"
         client.close()
         assert (f"CONNECT {federation.address} " in proxy.said) is heard
+
+
+def test_an_envoy_works_behind_its_proxy_and_its_password_is_nowhere_to_be_seen(named_director, start_squid, tmp_path):
+    proxy, site = start_squid(ODD), tmp_path / "site"
+    site.mkdir()
+    write_private_file(site / "secret", ODD.encode())
+    table = f'[proxy]\nurl = "{proxy.url}"\nuser = "site"\npassword_file = "secret"\n'
+    settings = f'log_level = "debug"\n[training]\npreload_torch = false\n[protection]\nchain = ["check"]\n{table}'
+    (site / "envoy.toml").write_text(settings, "utf-8")
+    assert envoy("join", named_director, "--folder", site, "--yes")[0] == 0
+    command = [sys.executable, "-m", "fedveil.envoy", "start", "--folder", str(site)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        deadline, pause = time.monotonic() + 60.0, threading.Event()
+        while "connected" not in (tmp_path / "log").read_text("utf-8"):
+            assert process.poll() is None, (tmp_path / "log").read_text("utf-8")
+            assert time.monotonic() < deadline
+            pause.wait(0.05)
+        shown = Path(f"/proc/{process.pid}/cmdline").read_bytes() + Path(f"/proc/{process.pid}/environ").read_bytes()
+        said = envoy("status", "--folder", site)[1] + envoy("doctor", "--folder", site)[1]
+    finally:
+        process.terminate()
+        process.wait(timeout=30.0)
+    assert "opens a tunnel" in said
+    kept = [path.read_bytes() for path in site.rglob("*") if path.is_file() and path.name != "secret"]
+    everything = b"".join([shown, said.encode(), (tmp_path / "log").read_bytes(), *kept])
+    assert ODD.encode() not in everything
+    assert Proxy(Address("127.0.0.1", 1), "site", ODD).authorization.split()[1].encode() not in everything
