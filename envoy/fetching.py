@@ -27,6 +27,7 @@ from ..utils.errors import (
 )
 from ..utils.plan_bundle import (
     LAYOUT_FILE,
+    MAX_LAYOUT_BYTES,
     MAX_MANIFEST_BYTES,
     Bundle,
     Manifest,
@@ -46,7 +47,6 @@ _MAX_DAMAGED = 3
 _MAX_PLANS = 8  # kept at the site, the newest used ones
 _MAX_CODEC_HEADER = 1 << 20  # a codec says what its parameters are
 _MAX_DENSE_BYTES = 256 << 20  # of a codec's parameters where it codes all of a small update at once
-_MAX_LAYOUT_BYTES = 16 << 20  # it is read into memory as JSON
 
 
 class Fetcher:
@@ -106,9 +106,9 @@ class Fetcher:
         if size > self._max_bytes:
             raise PlanError(f"plan {manifest.name} holds {size} bytes; this envoy takes {self._max_bytes} at most")
         size = manifest.file(LAYOUT_FILE).size
-        if size > _MAX_LAYOUT_BYTES:
+        if size > MAX_LAYOUT_BYTES:
             raise PlanError(
-                f"plan {manifest.name}: {LAYOUT_FILE} has {size} bytes, expected {_MAX_LAYOUT_BYTES} at most"
+                f"plan {manifest.name}: {LAYOUT_FILE} has {size} bytes, expected {MAX_LAYOUT_BYTES} at most"
             )
 
     def _forget_old_plans(self, coming: Digest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -10,6 +11,7 @@ from typing import Any
 from .errors import PlanError
 
 MAX_COLUMNS = 10_000
+MAX_FEATURES = 1 << 26  # numbers of one example
 _MAX_NAME = 200
 _MAX_MODALITY = 16
 _FIELDS = frozenset({"name", "kind", "shape", "classes", "columns"})
@@ -43,6 +45,10 @@ class DataSpec:
         extents = {DataKind.IMAGES: 3, DataKind.TABLE: 1, DataKind.NONE: 0}[self.kind]
         if len(self.shape) != extents or any(extent < 1 for extent in self.shape):
             raise PlanError(f"data {self.name}: shape {self.shape} does not fit {self.kind.value}")
+        if math.prod(self.shape) > MAX_FEATURES:
+            raise PlanError(
+                f"data {self.name}: shape {self.shape} is larger than the {MAX_FEATURES} numbers of an example"
+            )
         if len(set(self.classes)) != len(self.classes):
             raise PlanError(f"data {self.name}: a class is named twice: {', '.join(self.classes)}")
         if len(set(self.columns)) != len(self.columns) or len(self.columns) > MAX_COLUMNS:

@@ -4,18 +4,21 @@
     bundle/blobs/SHA256         the plan's sources, layout.json, initial.safetensors
 
 The plan's digest is what a site approves, so whatever the manifest names is checked against it before it is
-used. This module reads and writes bundles; it never runs what is in them, and knows no torch.
+used. Only regular files are read: a link, pipe or device in a blob's place is refused, never followed or waited for.
+This module reads and writes bundles; it never runs what is in them, and knows no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import mmap
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +32,17 @@ from .data_spec import DataSpec
 from .differential_privacy import DifferentialPrivacy
 from .errors import FederationError, MalformedMessageError, PlanError
 from .recipe import Recipe
-from .tensors import Digest, Layout, Vector, canonical_json, digest_of, model_pieces, read_model
+from .tensors import (
+    Digest,
+    Layout,
+    Vector,
+    canonical_json,
+    digest_of,
+    model_header,
+    model_num_bytes,
+    model_pieces,
+    read_model,
+)
 
 SCHEMA = "fedveil.plan/1"
 MANIFEST_FILE = "manifest.json"
@@ -38,6 +51,7 @@ LAYOUT_FILE = "layout.json"
 INITIAL_FILE = "initial.safetensors"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES = 1000
+MAX_LAYOUT_BYTES = 16 << 20  # it is read into memory as JSON
 
 Setting: TypeAlias = bool | int | float | str
 """A plan's setting; whole numbers fit 64 bits and fractions are finite."""
@@ -197,7 +211,8 @@ class Bundle:
     def blob(self, path: str) -> bytes:
         """The bytes of one of the plan's files, checked again as they are read."""
         file = self.manifest.file(path)
-        content = self.blob_path(path).read_bytes()
+        with _opened(self.blob_path(path), f"plan {self.manifest.name}: {path}") as opened:
+            content = opened.read(file.size + 1)
         if digest_of(content) != file.sha256:
             raise PlanError(f"plan {self.manifest.name}: {path} was changed on disk; fetch the plan again")
         return content
@@ -221,12 +236,7 @@ def open_bundle(folder: Path, expected: Digest | None = None) -> Bundle:
     manifest = manifest_in(folder, expected)
     for plan_file in manifest.files:
         _check_blob(folder, manifest, plan_file)
-    layout = Layout.from_json(blob_file(folder, manifest.file(LAYOUT_FILE).sha256).read_bytes())
-    if layout.digest != manifest.layout:
-        raise PlanError(
-            f"plan {manifest.name}: {LAYOUT_FILE} is layout {layout.digest[:12]}, not {manifest.layout[:12]}"
-        )
-    return Bundle(folder, manifest, layout)
+    return Bundle(folder, manifest, _layout_of(folder, manifest))
 
 
 def manifest_in(folder: Path, expected: Digest | None = None) -> Manifest:
@@ -236,13 +246,11 @@ def manifest_in(folder: Path, expected: Digest | None = None) -> Manifest:
         PlanError: there is none, or that of another plan.
         MalformedMessageError: it is no manifest.
     """
-    file = folder / MANIFEST_FILE
-    try:
-        if file.stat().st_size > MAX_MANIFEST_BYTES:
-            raise PlanError(f"{file}: larger than the {MAX_MANIFEST_BYTES} bytes a manifest may have")
-        manifest = read_manifest(file.read_bytes())
-    except OSError as error:
-        raise PlanError(f"no plan bundle in {folder}: {error.strerror or error}") from error
+    with _opened(folder / MANIFEST_FILE, f"no plan bundle in {folder}: {MANIFEST_FILE}") as file:
+        raw = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise PlanError(f"{folder / MANIFEST_FILE}: larger than the {MAX_MANIFEST_BYTES} bytes a manifest may have")
+    manifest = read_manifest(raw)
     if expected is not None and manifest.digest != expected:
         raise PlanError(f"the bundle in {folder} holds plan {manifest.digest[:12]}, expected {expected[:12]}")
     return manifest
@@ -299,7 +307,7 @@ def adopt_blob(folder: Path, digest: Digest, downloaded: Path) -> Path:
     Raises:
         PlanError: the bytes are not those of the digest; the file stays where it is.
     """
-    with downloaded.open("rb") as file:
+    with _opened(downloaded, f"blob {digest[:12]}") as file:
         found = _digest_of_file(file)
     if found != digest:
         raise PlanError(f"blob {digest[:12]}: the file that came has another SHA-256; fetch it again")
@@ -326,7 +334,7 @@ def mapped(path: Path) -> memoryview:
         PlanError: the file is missing or empty.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
         raise PlanError(f"{path} cannot be read: {error}") from error
@@ -384,17 +392,55 @@ def _check_blob(folder: Path, manifest: Manifest, plan_file: PlanFile) -> None:
     size = _size_of(path)
     if size is None:
         raise PlanError(f"{where} is missing (blob {plan_file.sha256[:12]}); fetch or build the plan again")
-    if size != plan_file.size:
-        raise PlanError(f"{where} has {size} bytes, expected {plan_file.size}; fetch or build the plan again")
-    with path.open("rb") as file:
+    with _opened(path, where) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != plan_file.size:
+            raise PlanError(f"{where} has {size} bytes, expected {plan_file.size}; fetch or build the plan again")
         found = _digest_of_file(file)
     if found != plan_file.sha256:
         raise PlanError(f"{where} has SHA-256 {found[:12]}, expected {plan_file.sha256[:12]}; fetch the plan again")
 
 
+def _layout_of(folder: Path, manifest: Manifest) -> Layout:
+    """The layout, whose numbers fit the length of the file of weights: nothing is allocated for numbers alone."""
+    file, name = manifest.file(LAYOUT_FILE), f"plan {manifest.name}"
+    if file.size > MAX_LAYOUT_BYTES:
+        raise PlanError(f"{name}: {LAYOUT_FILE} has {file.size} bytes, expected {MAX_LAYOUT_BYTES} at most")
+    with _opened(blob_file(folder, file.sha256), f"{name}: {LAYOUT_FILE}") as opened:
+        layout = Layout.from_json(opened.read(file.size))
+    if layout.digest != manifest.layout:
+        raise PlanError(f"{name}: {LAYOUT_FILE} is layout {layout.digest[:12]}, not {manifest.layout[:12]}")
+    initial, header = manifest.file(INITIAL_FILE), model_header(layout)
+    with _opened(blob_file(folder, initial.sha256), f"{name}: {INITIAL_FILE}") as opened:
+        if initial.size != model_num_bytes(layout) or opened.read(len(header)) != header:
+            raise PlanError(
+                f"{name}: {INITIAL_FILE} is no model of its layout ({initial.size} bytes, expected"
+                f" {model_num_bytes(layout)}); build the plan again"
+            )
+    return layout
+
+
+def _opened(path: Path, where: str) -> BufferedReader:
+    """A regular file, opened to be read; links are not followed, and nothing is waited for.
+
+    Raises:
+        PlanError: it is not there, or no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise PlanError(f"{where} is a link; bundles hold plain files") from error
+        raise PlanError(f"{where} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise PlanError(f"{where} is no plain file")
+    return os.fdopen(descriptor, "rb")
+
+
 def _size_of(path: Path) -> int | None:
     try:
-        return path.stat().st_size
+        return path.lstat().st_size
     except FileNotFoundError:
         return None
 

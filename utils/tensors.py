@@ -31,6 +31,7 @@ Digest = NewType("Digest", str)
 """SHA-256 in lower-case hexadecimal, 64 characters."""
 
 FLOAT_BYTES = 4
+_MAX_EXTENTS = 32  # as many as numpy's arrays always had
 _EXACT_DTYPES = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 _DTYPE_CODES = {np.dtype(numpy_name): code for code, numpy_name in _EXACT_DTYPES.items()}
 
@@ -296,8 +297,8 @@ def _index(value: object) -> int:
 
 
 def _shape(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise TypeError("expected a list of extents")
+    if not isinstance(value, list) or len(value) > _MAX_EXTENTS:
+        raise TypeError(f"expected a list of at most {_MAX_EXTENTS} extents")
     return tuple(_index(extent) for extent in value)
 
 

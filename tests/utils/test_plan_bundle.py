@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from fedveil.utils import plan_bundle
 from fedveil.utils.data_spec import DataKind, DataSpec
 from fedveil.utils.errors import MalformedMessageError, PlanError
 from fedveil.utils.plan_bundle import PlanKind
+from fedveil.utils.recipe import Choice, Recipe
 from fedveil.utils.tensors import Digest, ExactEntry, Layout, Role, canonical_json, digest_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -199,3 +201,135 @@ def test_initial_weights_of_another_layout_are_refused(tmp_path):
     plan_bundle.store_manifest(tmp_path, canonical_json(document))
     with pytest.raises(PlanError, match="is layout"):
         plan_bundle.open_bundle(tmp_path)
+
+
+# bundles from somebody who means harm
+
+
+def replaced(path, how):
+    """Put something else in a file's place."""
+    content = path.read_bytes()
+    path.unlink()
+    if how == "link":
+        (path.parent / "elsewhere").write_bytes(content)
+        path.symlink_to(path.parent / "elsewhere")
+    elif how == "dangling":
+        path.symlink_to("/nowhere")
+    elif how == "pipe":
+        os.mkfifo(path)
+    elif how == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("how", ["link", "dangling", "pipe", "folder", "device"])
+@pytest.mark.parametrize("file", ["manifest.json", "plan.py", "layout.json", "initial.safetensors"])
+def test_only_plain_files_are_read_and_nothing_is_followed_or_waited_for(folder, file, how):
+    bundle = plan_bundle.open_bundle(folder)
+    path = folder / file if file == "manifest.json" else bundle.blob_path(file)
+    replaced(path, how)
+    with pytest.raises(PlanError, match=r"is a link|no plain file|has 0 bytes"):
+        plan_bundle.open_bundle(folder)
+    if file != "manifest.json":
+        with pytest.raises(PlanError, match=r"is a link|no plain file"):
+            bundle.blob(file)
+
+
+def test_an_empty_file_of_a_plan_cannot_be_a_pipe(tmp_path):
+    """Its size and digest would fit, if anybody waited for the other end."""
+    write(tmp_path, sources={"plan.py": b"class Toy: ...\n", "empty.py": b""})
+    replaced(plan_bundle.blob_file(tmp_path, digest_of(b"")), "pipe")
+    with pytest.raises(PlanError, match=r"empty\.py is no plain file"):
+        plan_bundle.open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["link", "pipe", "device"])
+def test_a_download_that_is_no_plain_file_is_not_adopted(tmp_path, how):
+    (tmp_path / "came").write_bytes(b"right")
+    replaced(tmp_path / "came", how)
+    with pytest.raises(PlanError, match=r"is a link|no plain file"):
+        plan_bundle.adopt_blob(tmp_path, digest_of(b"right"), tmp_path / "came")
+    assert not (tmp_path / "blobs").exists()
+
+
+def test_names_that_differ_in_capital_letters_alone_and_too_many_files_are_refused(tmp_path):
+    with pytest.raises(PlanError, match="capital letters"):
+        write(tmp_path, sources={"plan.py": b"", "Plan.py": b""})
+    with pytest.raises(PlanError, match="more than 1000"):
+        write(tmp_path, sources={"plan.py": b""} | {f"f{n}.txt": b"" for n in range(1000)})
+
+
+def forged(folder, files):
+    """A manifest that fits the bytes of these files, whatever they are."""
+    document = json.loads((folder / "manifest.json").read_bytes())
+    for path, raw in files.items():
+        (folder / "new").write_bytes(raw)
+        plan_bundle.adopt_blob(folder, digest_of(raw), folder / "new")
+        entry = next(one for one in document["files"] if one["path"] == path)
+        entry.update(sha256=digest_of(raw), size=len(raw))
+        if path == "layout.json":
+            document["layout"] = digest_of(raw)
+    return plan_bundle.store_manifest(folder, canonical_json(document))
+
+
+@pytest.mark.parametrize("shape", [[1 << 40], [1 << 20, 1 << 20], [10**30]])
+def test_a_layout_that_announces_more_than_the_weights_hold_is_refused_before_anything_is_made_of_it(folder, shape):
+    raw = canonical_json({"entries": [["w", shape, 0, "parameter"]], "exact": []})
+    forged(folder, {"layout.json": raw})
+    with pytest.raises(PlanError, match=r"initial\.safetensors is no model of its layout"):
+        plan_bundle.open_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "head", [b"\xff" * 8, (1 << 62).to_bytes(8, "little"), (1 << 20).to_bytes(8, "little"), bytes(8)]
+)
+def test_weights_whose_header_announces_something_else_are_refused(folder, head):
+    raw = plan_bundle.open_bundle(folder).blob("initial.safetensors")
+    forged(folder, {"initial.safetensors": head + raw[8:]})
+    with pytest.raises(PlanError, match=r"initial\.safetensors is no model of its layout"):
+        plan_bundle.open_bundle(folder)
+
+
+def test_a_layout_of_more_extents_than_arrays_have_or_of_too_many_bytes_is_refused(folder, monkeypatch):
+    forged(folder, {"layout.json": canonical_json({"entries": [["w", [1] * 65, 0, "parameter"]], "exact": []})})
+    with pytest.raises(MalformedMessageError, match="at most 32 extents"):
+        plan_bundle.open_bundle(folder)
+    monkeypatch.setattr(plan_bundle, "MAX_LAYOUT_BYTES", 10)
+    with pytest.raises(PlanError, match="expected 10 at most"):
+        plan_bundle.open_bundle(folder)
+
+
+def test_an_example_of_endless_size_is_refused():
+    with pytest.raises(PlanError, match="numbers of an example"):
+        DataSpec("x", DataKind.IMAGES, (1, 1 << 20, 1 << 20))
+
+
+# plans that hold no code
+
+RECIPE = Recipe(Choice("small-cnn", {"width": 16}), Choice("cross-entropy", {}), Choice("sgd", {}), (), ("loss",))
+
+
+def test_a_declarative_plan_has_a_recipe_and_no_file_of_its_own(tmp_path):
+    declared = {"kind": PlanKind.DECLARATIVE, "entry": "", "sources": {}, "recipe": RECIPE}
+    manifest = write(tmp_path / "a", **declared)
+    assert manifest.is_declarative
+    assert (
+        plan_bundle.open_bundle(tmp_path / "a", manifest.digest).manifest.recipe.to_document() == RECIPE.to_document()
+    )
+    for changes in (
+        {"recipe": None},
+        {"sources": {"plan.py": b""}},
+        {"entry": "plan.py:Toy", "sources": {"plan.py": b""}},
+        {"kind": PlanKind.TORCH},
+    ):
+        with pytest.raises(PlanError):
+            write(tmp_path / "b", **(declared | changes))
+    assert not (tmp_path / "b").exists()
+
+
+def test_plans_without_recipe_or_modality_have_the_bytes_that_they_always_had(tmp_path):
+    """The digest is the one that version 0.1.0 gave before there were recipes."""
+    assert write(tmp_path).digest == "60106362a3183f6b2bc85199bed9e8eeea0abb9e7c71eb661b0d67f13cab5375"
+    seen = write(tmp_path, data=DataSpec("x", DataKind.IMAGES, (1, 2, 2), modality="DX"))
+    assert plan_bundle.read_manifest(seen.to_json()).data.modality == "DX"
