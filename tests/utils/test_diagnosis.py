@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fedveil.utils.certificates import CLOCK_SKEW_SECONDS, DAY_SECONDS, make_root
+from fedveil.utils.certificates import CLOCK_SKEW_SECONDS, DAY_SECONDS, issue_client, make_key, make_root
 from fedveil.utils.diagnosis import (
     SKEW_TO_NAME_SECONDS,
     Status,
@@ -17,12 +17,13 @@ from fedveil.utils.diagnosis import (
     passed,
     warned,
 )
+from fedveil.utils.identity import PeerId, Role
 from hypothesis import given
 from hypothesis import strategies as st
 
 NOW = 1_800_000_000.0
-ROOT = make_root("lungs", NOW).certificate
-BEGIN, END = ROOT.not_valid_before_utc.timestamp(), ROOT.not_valid_after_utc.timestamp()
+ROOT = make_root("lungs", NOW)
+BEGIN, END = ROOT.certificate.not_valid_before_utc.timestamp(), ROOT.certificate.not_valid_after_utc.timestamp()
 
 
 @given(st.floats(-1e9, 1e9))
@@ -37,14 +38,19 @@ def test_a_clock_is_judged_by_how_far_it_is_off_in_either_direction(ahead):
 
 @given(st.floats(BEGIN - 1e9, END + 1e9))
 def test_a_certificate_fails_before_it_begins_and_after_it_ends_and_never_between(now):
-    found = judge_certificate(ROOT, "the root", now, "ask")
+    found = judge_certificate(ROOT.certificate, "the root", now, "ask")
     assert (found.status is Status.FAIL) is not (BEGIN <= now <= END)
     assert bool(found.fix) is (found.status is not Status.PASS)
 
 
-def test_a_certificate_of_seven_days_is_named_in_its_last_day_and_not_in_its_last_month():
-    assert judge_certificate(ROOT, "the root", END - 31 * DAY_SECONDS, "").status is Status.PASS
-    assert judge_certificate(ROOT, "the root", END - 29 * DAY_SECONDS, "ask").status is Status.WARN
+def test_a_certificate_is_named_in_its_last_month_and_one_of_seven_days_in_its_last_day():
+    assert judge_certificate(ROOT.certificate, "the root", END - 31 * DAY_SECONDS, "").status is Status.PASS
+    assert judge_certificate(ROOT.certificate, "the root", END - 29 * DAY_SECONDS, "ask").status is Status.WARN
+    peer = PeerId("lungs", Role.ENVOY, "site-a")
+    leaf = issue_client(ROOT, make_key().public_key(), peer, 7 * DAY_SECONDS, NOW)
+    end = leaf.not_valid_after_utc.timestamp()
+    assert judge_certificate(leaf, "the leaf", end - 2 * DAY_SECONDS, "").status is Status.PASS
+    assert judge_certificate(leaf, "the leaf", end - DAY_SECONDS, "ask").status is Status.WARN
 
 
 @given(st.integers(0, 1 << 50), st.integers(0, 1 << 45), st.integers(1, 100))
