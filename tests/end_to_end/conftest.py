@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import secrets
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +30,7 @@ from fedveil.workspace.local_federation import LocalFederation
 from fedveil.workspace.plan_builder import build_plan
 
 HERE = Path(__file__).parent
+BIN = Path(sys.executable).parent
 SITES = ("site-a", "site-b", "site-c")
 FOUR = (*SITES, "site-d")
 ENVOY = """
@@ -280,3 +286,137 @@ def _free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+class Host:
+    """A network namespace, and the commands that are typed there."""
+
+    def __init__(self, name: str, home: Path, variables: dict[str, str]) -> None:
+        self._name, self._inside, self.home = name, ["ip", "netns", "exec", name], home
+        self._environment = os.environ | variables | {"COLUMNS": "200", "NO_COLOR": "1"}
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def types(self, command: str, expected: int = 0) -> str:
+        done = subprocess.run(
+            self._command(command),
+            cwd=self.home,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == expected, done.stdout
+        return done.stdout
+
+    def starts(self, command: str) -> subprocess.Popen[bytes]:
+        with (self.home / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                self._command(command),
+                cwd=self.home,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
+
+    def listening(self) -> list[str]:
+        """TCP sockets that wait for callers."""
+        return _run(*self._inside, "ss", "-Hltn").stdout.splitlines()
+
+    def children(self, module: str) -> int:
+        """Processes of this host's that run a module of ours."""
+        inside = _run("ip", "netns", "pids", self._name).stdout.split()
+        return sum(module in _command_line(int(pid)) for pid in inside)
+
+    def cable(self, state: str) -> None:
+        """Pull it (down) or plug it in (up); what is on its way is lost, and nobody is told."""
+        assert not _run("ip", "-n", self._name, "link", "set", "eth0", state).returncode
+
+    def restart(self) -> None:
+        """`envoy start` again: it reads its settings."""
+        self.end()
+        self.processes.clear()
+        self.starts("envoy start")
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            process.wait(20)
+
+    def _command(self, command: str) -> list[str]:
+        program, *rest = shlex.split(command)
+        return [*self._inside, str(BIN / program) if (BIN / program).exists() else program, *rest]
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8").replace("\0", " ")
+    except OSError:
+        return ""  # it ended
+
+
+@pytest.fixture
+def network() -> Iterator[Callable[[str, str], str]]:
+    """Makes hosts on one switch; the switch is in a namespace too, so nothing of this machine's network is touched."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    if shutil.which("ip") is None or shutil.which("ss") is None:
+        pytest.skip("there is no `ip` and `ss` here; on Debian: apt-get install iproute2")
+    tag, number = f"fv{secrets.token_hex(3)}", 0
+    switch = f"{tag}-switch"
+    with ExitStack() as stack:
+
+        def namespace(name: str) -> None:
+            made = _run("ip", "netns", "add", name)
+            if made.returncode:
+                pytest.skip(f"this machine lets no network namespace be made: {made.stderr.strip()}")
+            stack.callback(_run, "ip", "netns", "del", name)
+            _run("ip", "-n", name, "link", "set", "lo", "up")
+
+        def must(*command: str) -> None:
+            done = _run("ip", *command)
+            if done.returncode:
+                pytest.skip(f"this machine has no bridge or no veth: {done.stderr.strip()}")
+
+        namespace(switch)
+        must("-n", switch, "link", "add", "switch", "type", "bridge")
+        must("-n", switch, "link", "set", "switch", "up")
+
+        def host(name: str, address: str) -> str:
+            nonlocal number
+            number += 1
+            full, port = f"{tag}-{name}", f"port{number}"
+            namespace(full)
+            must("-n", full, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", switch)
+            must("-n", switch, "link", "set", port, "master", "switch", "up")
+            must("-n", full, "address", "add", f"{address}/24", "dev", "eth0")
+            must("-n", full, "link", "set", "eth0", "up")
+            return full
+
+        yield host
+
+
+@pytest.fixture
+def host_at(network: Callable[[str, str], str]) -> Iterator[Callable[..., Host]]:
+    """Makes a host of its own address: a network namespace with a home and variables; what it started is ended."""
+    made: list[Host] = []
+
+    def host(name: str, address: str, home: Path, variables: dict[str, str]) -> Host:
+        home.mkdir()
+        made.append(Host(network(name, address), home, variables))
+        return made[-1]
+
+    yield host
+    for one in made:
+        one.end()

@@ -6,17 +6,12 @@ It needs root, `ip` (Debian: iproute2) and a kernel that lets namespaces be made
 from __future__ import annotations
 
 import io
-import os
 import re
-import secrets
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +21,6 @@ from fedveil.utils.messages import RunId
 from PIL import Image
 from safetensors.numpy import load_file
 
-BIN = Path(sys.executable).parent
 DIRECTOR = "10.87.0.1"
 HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")
 PLAN = '''
@@ -66,127 +60,15 @@ min_participants = 3
 """
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-
-
-class Host:
-    """A network namespace, and the commands that are typed there."""
-
-    def __init__(self, name: str, home: Path, variables: dict[str, str]) -> None:
-        self._name, self._inside, self.home = name, ["ip", "netns", "exec", name], home
-        self._environment = os.environ | variables | {"COLUMNS": "200", "NO_COLOR": "1"}
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def types(self, command: str, expected: int = 0) -> str:
-        done = subprocess.run(
-            self._command(command),
-            cwd=self.home,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode == expected, done.stdout
-        return done.stdout
-
-    def starts(self, command: str) -> subprocess.Popen[bytes]:
-        with (self.home / "log.txt").open("ab") as log:
-            process = subprocess.Popen(
-                self._command(command),
-                cwd=self.home,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self.processes.append(process)
-        return process
-
-    def listening(self) -> list[str]:
-        """TCP sockets that wait for callers."""
-        return _run(*self._inside, "ss", "-Hltn").stdout.splitlines()
-
-    def cable(self, state: str) -> None:
-        """Pull it (down) or plug it in (up); what is on its way is lost, and nobody is told."""
-        assert not _run("ip", "-n", self._name, "link", "set", "eth0", state).returncode
-
-    def restart(self) -> None:
-        """`envoy start` again: it reads its settings."""
-        self.end()
-        self.processes.clear()
-        self.starts("envoy start")
-
-    def end(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self.processes:
-            process.wait(20)
-
-    def _command(self, command: str) -> list[str]:
-        program, *rest = command.split()
-        return [*self._inside, str(BIN / program) if (BIN / program).exists() else program, *rest]
-
-
 @pytest.fixture
-def network() -> Iterator[Callable[[str, str], str]]:
-    """Makes hosts on one switch; the switch is in a namespace too, so nothing of this machine's network is touched."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    if shutil.which("ip") is None or shutil.which("ss") is None:
-        pytest.skip("there is no `ip` and `ss` here; on Debian: apt-get install iproute2")
-    tag, number = f"fv{secrets.token_hex(3)}", 0
-    switch = f"{tag}-switch"
-    with ExitStack() as stack:
-
-        def namespace(name: str) -> None:
-            made = _run("ip", "netns", "add", name)
-            if made.returncode:
-                pytest.skip(f"this machine lets no network namespace be made: {made.stderr.strip()}")
-            stack.callback(_run, "ip", "netns", "del", name)
-            _run("ip", "-n", name, "link", "set", "lo", "up")
-
-        def must(*command: str) -> None:
-            done = _run("ip", *command)
-            if done.returncode:
-                pytest.skip(f"this machine has no bridge or no veth: {done.stderr.strip()}")
-
-        namespace(switch)
-        must("-n", switch, "link", "add", "switch", "type", "bridge")
-        must("-n", switch, "link", "set", "switch", "up")
-
-        def host(name: str, address: str) -> str:
-            nonlocal number
-            number += 1
-            full, port = f"{tag}-{name}", f"port{number}"
-            namespace(full)
-            must("-n", full, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", switch)
-            must("-n", switch, "link", "set", port, "master", "switch", "up")
-            must("-n", full, "address", "add", f"{address}/24", "dev", "eth0")
-            must("-n", full, "link", "set", "eth0", "up")
-            return full
-
-        yield host
-
-
-@pytest.fixture
-def hosts(network: Callable[[str, str], str], tmp_path: Path) -> Iterator[tuple[Host, ...]]:
+def hosts(host_at: Callable[..., Any], tmp_path: Path) -> tuple[Any, ...]:
     """The director's, and three hospitals'."""
     made = []
     for nth, name in enumerate(("director", *HOSPITALS), start=1):
-        address = f"10.87.0.{nth}"
-        home = tmp_path / name
-        home.mkdir()
-        room = {"FEDVEIL_DIRECTOR" if name == "director" else "FEDVEIL_ENVOY": str(home / "folder")}
+        room = {"FEDVEIL_DIRECTOR" if name == "director" else "FEDVEIL_ENVOY": str(tmp_path / name / "folder")}
         secret = {"FEDVEIL_CA_PASSPHRASE": "a long enough passphrase"} if name == "director" else {}
-        made.append(Host(network(name, address), home, room | secret))
-    yield tuple(made)
-    for host in made:
-        host.end()
+        made.append(host_at(name, f"10.87.0.{nth}", tmp_path / name, room | secret))
+    return tuple(made)
 
 
 def xrays(folder: Path, seed: int) -> None:
@@ -201,7 +83,7 @@ def xrays(folder: Path, seed: int) -> None:
             (folder / name / f"{number}.png").write_bytes(file.getvalue())
 
 
-def set_up(director: Host, hospitals: list[Host], wait_until: Callable[..., None]) -> None:
+def set_up(director: Any, hospitals: list[Any], wait_until: Callable[..., None]) -> None:
     """As the README says it, up to the roster."""
     shown = director.types(f"director init lungs --address {DIRECTOR}")
     fingerprint = shown.partition("read out to sites: ")[2].splitlines()[0].strip()
@@ -220,7 +102,7 @@ def set_up(director: Host, hospitals: list[Host], wait_until: Callable[..., None
     director.types("fedveil plan build plan.py --out brightness.bundle")
 
 
-def accept_rosters(hospitals: list[Host]) -> None:
+def accept_rosters(hospitals: list[Any]) -> None:
     """At each hospital; the fingerprints that it shows are the ones that the others read out."""
     fetched = [hospital.types("envoy roster fetch") for hospital in hospitals]
     digest = re.search(r"envoy roster accept ([0-9a-f]{64})", "".join(fetched[0].split("\n")))
