@@ -17,15 +17,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..utils.command_line import errors_in_words, in_bytes
+from ..utils.command_line import errors_in_words
 from ..utils.errors import ConfigError
 from ..utils.identity import Role
 from ..utils.logs import log_to_stderr
-from ..utils.messages import ExperimentView, RunId, SumView
+from ..utils.messages import RunId, SumView
 from .audit_commands import audit
 from .doctor_commands import doctor
+from .experiment_table import experiment_table
 from .member_commands import authority, members, revoke
 from .roster_commands import roster
+from .steering_commands import add_steering
 
 DEFAULT_FOLDER = Path("fedveil-director")
 _CONSOLE = Console(soft_wrap=True)
@@ -36,7 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-experiments = typer.Typer(help="Submit, list, show and stop experiments.", no_args_is_help=True)
+experiments = typer.Typer(help="Submit, list, show, steer and stop experiments.", no_args_is_help=True)
+add_steering(experiments)
 app.add_typer(experiments, name="experiment")
 app.add_typer(roster, name="roster")
 app.add_typer(audit, name="audit")
@@ -147,7 +150,7 @@ def status(folder: Folder = DEFAULT_FOLDER, address: Address = None) -> None:
         silent = f"{envoy.silent_seconds:.0f} s" if envoy.silent_seconds < 1e8 else "never seen"
         table.add_row(envoy.name, envoy.organization, "yes" if envoy.connected else "no", silent, envoy.suspicion)
     _CONSOLE.print(table)
-    _CONSOLE.print(_experiment_table(reply.experiments))
+    _CONSOLE.print(experiment_table(reply.experiments))
 
 
 @experiments.command()
@@ -176,7 +179,7 @@ def list_experiments(folder: Folder = DEFAULT_FOLDER, address: Address = None) -
     from .operator_client import OperatorClient
 
     with errors_in_words(), OperatorClient(folder, address, time.time()) as client:
-        _CONSOLE.print(_experiment_table(client.list()))
+        _CONSOLE.print(experiment_table(client.list()))
 
 
 @experiments.command()
@@ -192,7 +195,7 @@ def show(
     with errors_in_words(), OperatorClient(folder, address, time.time()) as client:
         view = client.show(RunId(run))
         content = client.fetch(view.model) if model and view.model else None
-    _CONSOLE.print(_experiment_table((view,)))
+    _CONSOLE.print(experiment_table((view,)))
     if view.proposal:
         approved = ", ".join(view.approved_by) or "no site so far"
         _CONSOLE.print(
@@ -212,32 +215,9 @@ def show(
         _CONSOLE.print(f"{model}: {len(content)} bytes, SHA-256 {view.model}")
 
 
-@experiments.command()
-def stop(
-    run: Annotated[str, typer.Argument(help="As `experiment list` names it.")],
-    reason: Annotated[str, typer.Option(help="Kept with the experiment.")] = "asked by the operator",
-    folder: Folder = DEFAULT_FOLDER,
-    address: Address = None,
-) -> None:
-    """End an experiment now; the model of its last closed round stays."""
-    from .operator_client import OperatorClient
-
-    with errors_in_words(), OperatorClient(folder, address, time.time()) as client:
-        _CONSOLE.print(_experiment_table((client.stop(RunId(run), reason),)))
-
-
 def main() -> None:
     """The console script ``director``."""
     app()
-
-
-def _experiment_table(views: tuple[ExperimentView, ...]) -> Table:
-    table = Table("experiment", "state", "rounds", "up", "down", "reason")
-    for view in views:
-        closed = sum(one.state == "closed" and one.kind.value == "train" for one in view.rounds)
-        done = f"{closed} of {view.max_rounds}" if view.rounds else f"of {view.max_rounds}"
-        table.add_row(view.run, view.state, done, in_bytes(view.bytes_up), in_bytes(view.bytes_down), view.reason)
-    return table
 
 
 def _summed(view: SumView) -> str:

@@ -32,16 +32,17 @@ from ..utils.errors import (
 from ..utils.messages import EnvoyName, PayloadKind, Task, TaskKind, TaskRef, UpdateHeader
 from ..utils.metrics import MetricSum, total
 from ..utils.plan_bundle import INITIAL_FILE, LAYOUT_FILE, Manifest, mapped, read_manifest
-from ..utils.proposal import proposal_of
+from ..utils.proposal import Patch, proposal_of
 from ..utils.secure_sum.groups import Groups
 from ..utils.secure_sum.summation import Opened
 from ..utils.tensors import Digest, Layout, Role, Vector, model_num_bytes, model_pieces, read_model
 from .coding import read_run_codec
 from .experiments import ExperimentSettings
 from .group_opening import OpenedGroup, record_of
-from .records import RunRecord, SubmissionRecord, SumRecord
+from .records import RoundRecord, RunRecord, SubmissionRecord, SumRecord
 from .rounds import Round
 from .server_optimizer import State, initial_state, state_from_bytes, state_pieces, step
+from .steering import Steering
 from .sum_opening import open_into, read_total
 from .sum_terms import check_summable, first_bounds, next_bounds, terms_of
 from .uploads import Uploads
@@ -62,10 +63,25 @@ class Outcome:
     state: State | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a closed round gave, as long as it lies on disk: the run can be rolled back to it."""
+
+    round: int
+    model: Digest
+    state: Digest | None  # of the server optimizer
+
+
 class ActiveRun:
     """One run, from its first round to its end."""
 
-    def __init__(self, record: RunRecord, artifacts: ArtifactStore, optimizer_state: Digest | None = None) -> None:
+    def __init__(
+        self,
+        record: RunRecord,
+        artifacts: ArtifactStore,
+        optimizer_state: Digest | None = None,
+        steering: Steering | None = None,
+    ) -> None:
         self.record = record
         self.settings = parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}")
         self.proposal = proposal_of(record.proposal.content) if record.proposal else None
@@ -78,17 +94,15 @@ class ActiveRun:
         self.groups = Groups(record.groups) if record.groups else None  # that are summed apart
         self.model = record.model
         self.progress: list[dict[str, float]] = []  # the federated metrics of each closed round, for the stop rule
-        self.states: list[Digest] = []  # of the server optimizer, oldest first, as far as they are kept
-        self.models: list[Digest] = []  # of each closed round, oldest first, as far as they are kept
+        self.kept: list[Kept] = []  # oldest first
+        self.steering = steering or Steering()
+        self.patches = 0  # that the last round was opened with
+        self.state = optimizer_state  # of the server optimizer, as it lies on disk
         self._artifacts = artifacts
         vector, self._exact = read_model(self.layout, mapped(artifacts.path(record.model)))
         self._model: Vector = vector.copy()
         self._spare: Vector = np.empty_like(self._model)
-        self._state: State = (
-            state_from_bytes(self.settings.server_optimizer, self.layout, artifacts.read(optimizer_state))
-            if optimizer_state
-            else initial_state(self.settings.server_optimizer, self.layout)
-        )
+        self._state: State = self._read_state(optimizer_state)
 
     @property
     def ref(self) -> TaskRef:
@@ -97,8 +111,56 @@ class ActiveRun:
 
     @property
     def sites(self) -> tuple[EnvoyName, ...]:
-        """Who may be asked, by what the sites were told; empty: every member."""
-        return self.proposal.sites if self.proposal else ()
+        """Who may be asked in the next round; empty: every member."""
+        return self.steering.sites(self.proposal.sites if self.proposal else ())
+
+    def sites_of(self, this: Round) -> tuple[EnvoyName, ...]:
+        """Who could be asked in a round that was opened; empty: every member."""
+        return self.steering.first(this.patches).sites(self.proposal.sites if self.proposal else ())
+
+    @property
+    def steered(self) -> ExperimentSettings:
+        """The settings with the stop rule as it stands by now."""
+        return self.steering.settings(self.settings)
+
+    @property
+    def roll_back(self) -> Patch | None:
+        """A rollback that takes effect when the next round is opened."""
+        return self.steering.roll_back(self.patches)
+
+    def recall(self, line: Sequence[RoundRecord], closed: int) -> None:
+        """What the run knows of its past, after a restart or a rollback.
+
+        Args:
+            line: the closed training rounds that the present model came from.
+            closed: the number of the last closed training round.
+        """
+        self.progress = progress_of(line, closed)
+        first = first_bounds(self.settings, len(self.payload_sizes))
+        self.bounds = next((one.sum.bounds for one in reversed(line) if one.sum is not None), first)
+
+    def return_to(self, line: Sequence[RoundRecord], closed: int) -> None:
+        """Go on from the model, and the optimizer's state, that the last round of a line gave; or from the start.
+
+        Raises:
+            UnknownArtifactError: they are gone from the disk.
+        """
+        model = self.model_after(line)
+        state = line[-1].optimizer_state if line else None
+        vector, exact = read_model(self.layout, mapped(self._artifacts.path(model)))
+        read = self._read_state(state)
+        self._model, self._exact, self._state = vector.copy(), exact, read
+        self.model, self.state = model, state
+        self.recall(line, closed)
+
+    def model_after(self, line: Sequence[RoundRecord]) -> Digest:
+        """The model that the last round of a line gave; the plan's initial one where the line is empty."""
+        return (line[-1].model_out if line else None) or self.manifest.file(INITIAL_FILE).sha256
+
+    def _read_state(self, digest: Digest | None) -> State:
+        if digest is None:
+            return initial_state(self.settings.server_optimizer, self.layout)
+        return state_from_bytes(self.settings.server_optimizer, self.layout, self._artifacts.read(digest))
 
     @property
     def payload_layout(self) -> Layout:
@@ -129,6 +191,7 @@ class ActiveRun:
             asked=self.settings.protection,
             sum=terms_of(self.settings, self.bounds if is_training else self.bounds[:1]) if is_secure else None,
             proposal=self.record.proposal_digest,
+            patches=self.steering.first(this.patches).documents,
         )
 
     def tasks(self, this: Round, now: float) -> tuple[Task, ...]:
@@ -248,8 +311,8 @@ class ActiveRun:
         """The outcome is in the database: it is the run's model now. The old model's memory takes the next sum."""
         if outcome.vector is not None and outcome.state is not None:
             self._model, self._spare, self._state = outcome.vector, self._model, outcome.state
-            self.models.append(outcome.model)
-            self.states += [outcome.optimizer_state] if outcome.optimizer_state else []
+            self.state = outcome.optimizer_state
+            self.kept.append(Kept(len(self.progress) + 1, outcome.model, outcome.optimizer_state))
             self.progress.append(values_of(outcome.metrics))
             self.bounds = outcome.sum.bounds if outcome.sum else self.bounds
         self.model = outcome.model
@@ -318,6 +381,15 @@ def _total(this: Round, metrics: Sequence[MetricSum]) -> tuple[MetricSum, ...]:
     if len(meant) != len(votes):
         _LOG.warning("metrics of two kinds under one name were left out task=%s", this.ref)
     return total(metric for metric in metrics if meant[metric.name] is metric.kind)
+
+
+def progress_of(line: Sequence[RoundRecord], closed: int) -> list[dict[str, float]]:
+    """The federated metrics of training rounds 1 to ``closed``, for the stop rule; none of those that were rolled back.
+
+    Patience then goes on as it stood after the round that the run went back to.
+    """
+    values = {one.round.ref.round: values_of(one.metrics) for one in line}
+    return [values.get(number, {}) for number in range(1, closed + 1)]
 
 
 def values_of(metrics: tuple[MetricSum, ...]) -> dict[str, float]:

@@ -44,9 +44,7 @@ class ControlService:
                 "PutBlob": door.upload(lambda _, parts: desk.put_blob(parts), wire.acknowledgement_to_wire),
                 "List": door.unary(lambda _, __: desk.list(), nothing, control.experiments_to_wire),
                 "Show": door.unary(lambda _, run: desk.show(run), control.show_from_wire, control.experiment_to_wire),
-                "Stop": door.unary(
-                    lambda _, stop: desk.stop(*stop), control.stop_from_wire, control.experiment_to_wire
-                ),
+                "Steer": door.unary(desk.steer, control.patch_from_wire, control.experiment_to_wire),
                 "FetchRoster": door.unary(
                     lambda _, __: roster_reply(self._roster()),
                     wire_sums.roster_request_from_wire,

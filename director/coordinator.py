@@ -16,16 +16,18 @@ from dataclasses import replace
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.errors import BadShareError, FederationError, ProtocolError, StorageError, WrongRoundError
-from ..utils.proposal import proposal_of
+from ..utils.proposal import Patch, Step, proposal_of
+from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest, canonical_json, digest_of
 from . import rounds
-from .active_run import ActiveRun, Outcome, values_of
-from .approvals import invited
+from .active_run import ActiveRun, Outcome, progress_of, values_of
 from .attendance import Attendance
 from .audit import DirectorAudit
 from .conclusion import Conclusion
 from .history import History
 from .lines import Line, Lines
+from .opening import Opening
+from .patches import Patches, waits_anew
 from .records import Ending, RunRecord, RunState, SubmissionRecord
 from .relayed_sum import RelayedSum
 from .resumption import left_open
@@ -33,8 +35,8 @@ from .retention import Retention
 from .round_sum import RoundSum
 from .rounds import Round, RoundState
 from .run_queue import RunQueue
-from .selection import select
-from .sequel import after_close, after_failure, with_refusals
+from .sequel import after_close, after_expiry, after_failure, stopped, with_refusals
+from .steering import lineage
 from .sums import Sums
 from .uploads import Uploads
 
@@ -77,7 +79,7 @@ class Coordinator:
     ) -> None:
         self._retention, self._broken = Retention(history, artifacts, keep_models), broken
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
-        self._members, self._suspects, self._now = members, suspects, now
+        self._members, self._now = members, now
         self._audit = audit or DirectorAudit()
         self._lock = threading.Condition(threading.RLock())
         self._attendance = Attendance(now())
@@ -86,7 +88,10 @@ class Coordinator:
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
         self._sum = RoundSum(sums, self._lines)
-        self._queue = RunQueue(history)
+        self._queue, self._patches = RunQueue(history), Patches(history, artifacts, members)
+        self._opening = Opening(
+            history, self._queue.approvals, self._attendance, members, suspects, self._sum, self._lines, self._audit
+        )
         self._conclusion = Conclusion(self._lock, self._lines, artifacts, uploads)
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
         self._up = self._down = 0
@@ -304,23 +309,35 @@ class Coordinator:
         with self._lock:
             return self._queue.waits_for(record, self._attendance.there(self._now()))
 
+    def steer(self, patch: Patch, document: SignedDocument) -> None:
+        """Take a change to a run, whose signature was checked: to stop it at once, all else between its rounds.
+
+        Raises:
+            ProtocolError, ConfigError: it cannot be taken now; the message says why.
+        """
+        with self._lock:
+            steering = self._patches.check(patch, document)
+            self._audit.patched(patch.run, patch.number, patch.step.value, digest_of(document.content), patch.signed_by)
+            self._history.add_patch(patch, document, self._now())
+            _LOG.info("patched run=%s number=%d step=%s", patch.run, patch.number, patch.step.value)
+            if self._run is not None and self._run.record.run == patch.run:
+                self._run.steering = steering
+                if self._round is not None:
+                    self._save(waits_anew(self._round, self._now()))
+            if patch.step is Step.STOP:
+                self.stop_run(patch.run, patch.reason)
+            self._lock.notify_all()
+
     def stop_run(self, run: m.RunId, reason: str) -> None:
         """End a run now; the model of its last closed round stays.
 
         Raises:
             ProtocolError: there is no such run, or it is over.
         """
+        ending = stopped(reason)
         with self._lock:
-            record = self._history.run(run)
-            if record.state not in (RunState.QUEUED, RunState.RUNNING):
-                raise ProtocolError(f"{run} is {record.state.value}; only a queued or running one can be stopped")
-            ending = Ending(RunState.STOPPED, f"stopped: {reason}")
             if self._run is not None and self._run.record.run == run and self._round is not None:
-                stopped = rounds.fail(self._round, ending.reason)
-                self._audit.failed(stopped.ref, stopped.reason)
-                self._history.fail_round(stopped, self._now(), None, ending)
-                self._withdraw(stopped, stopped.cohort)
-                self._begin(None, ending, f"failed: {ending.reason}")
+                self._end(self._round, ending)
             else:
                 self._history.finish_run(run, ending, self._now())
             self._lock.notify_all()
@@ -373,7 +390,29 @@ class Coordinator:
         if run is None or this is None:
             return None
         if this.state is RoundState.PLANNED:
-            this = self._gather(run, this, now)
+            planned = self._open(run, this, now)
+            if planned is None:
+                return None
+            this = self._round = planned
+        return self._look(run, this, now)
+
+    def _open(self, run: ActiveRun, this: Round, now: float) -> Round | None:
+        """Open a planned round once it can be; None where its run is paused, or ends before it."""
+        ending = after_expiry(this, run.proposal, now)
+        if ending is None and run.steering.pause is not None:
+            return None
+        try:
+            if ending is None:
+                return self._opening.open(run, this, now)
+        except StorageError:
+            raise
+        except FederationError as error:  # the model that it was to be rolled back to is gone
+            ending = Ending(RunState.FAILED, f"{type(error).__name__}: {error}")
+        self._end(this, ending)
+        return None
+
+    def _look(self, run: ActiveRun, this: Round, now: float) -> Round | None:
+        """Lose who is gone; close the round when it is due."""
         for envoy in this.waiting:
             if self._attendance.is_gone(envoy, now):
                 _LOG.warning("lost task=%s envoy=%s", this.ref, envoy)
@@ -404,29 +443,6 @@ class Coordinator:
                 self._history.expel(run.record.run, run.expelled)
                 _LOG.warning("expelled run=%s envoy=%s reason=%s", run.record.run, site, error)
 
-    def _gather(self, run: ActiveRun, this: Round, now: float) -> Round:
-        """Open a planned round, once all are there who may be: so that a restart does not change who is asked."""
-        approvals = self._queue.approvals
-        shunned = run.expelled.keys() | set(self._suspects())
-        asked = invited(run.sites, self._members()) - shunned
-        there = self._attendance.there(now) - shunned
-        able = self._sum.askable(run, approvals.askable(run.record.proposal_digest, invited(run.sites, there)))
-        if len(able) < run.settings.round_policy.min_participants:
-            return this
-        absent = (asked - there) | approvals.silent(asked & there)
-        if any(not self._attendance.is_gone(envoy, now) for envoy in absent):
-            return this
-        size = run.settings.rounds.cohort_size
-        cohort = select(able, size, run.record.seed, this.ref.round, this.ref.attempt)
-        opened = rounds.open_round(this, cohort, run.settings.round_policy, now)
-        self._audit.round_opened(opened.ref, opened.kind, run.model, cohort)
-        self._sum.begin(run, opened, now)
-        self._save(opened)
-        _LOG.info("round opened task=%s cohort=%d", opened.ref, len(cohort))
-        for task in run.tasks(opened, now):
-            self._lines.push(task.cohort, task)
-        return opened
-
     def _conclude(self, this: Round) -> None:
         """Sum outside the lock; what the arithmetic refuses fails the round, never the director."""
         run = self._run
@@ -438,12 +454,12 @@ class Coordinator:
                     run,
                     this,
                     self._sum,
-                    len(self._members()),
+                    self._opening.num_asked(run, this),
                     lambda error: self._expel(run, error),
                     lambda: self._ends or self._round is not this,
                 )
             else:
-                outcome = self._conclusion.plain(run, this, self._answers.values(), len(self._members()))
+                outcome = self._conclusion.plain(run, this, self._answers.values(), self._opening.num_asked(run, this))
         except StorageError:
             raise
         except FederationError as error:
@@ -460,8 +476,12 @@ class Coordinator:
     def _close(self, run: ActiveRun, this: Round, outcome: Outcome) -> None:
         now = self._now()
         closed = rounds.close(this)
-        progress = [*run.progress, values_of(outcome.metrics)]
-        following, ending = after_close(run.settings, closed, progress, run.record.started_at or now, now)
+        progress, run_model = [*run.progress, values_of(outcome.metrics)], None
+        back = run.roll_back
+        if back is not None:
+            line = lineage(self._history.rounds(run.record.run), run.steering, back.to_round)
+            progress, run_model = progress_of(line, len(progress)), run.model_after(line)
+        following, ending = after_close(run.steered, closed, progress, run.record.started_at or now, now)
         self._audit.closed(closed.ref, outcome.model, outcome.sum)
         self._history.close_round(
             closed,
@@ -473,6 +493,7 @@ class Coordinator:
             next_round=following,
             ending=ending,
             secure_sum=outcome.sum,
+            run_model=run_model if ending is not None else None,
         )
         self._uploads.withdraw(closed.ref)
         run.adopt(outcome)  # from here on nothing may fail: it is in the database
@@ -490,6 +511,14 @@ class Coordinator:
         self._withdraw(failed, failed.cohort)
         self._begin(following, ending, f"failed: {recorded.reason}")
 
+    def _end(self, this: Round, ending: Ending) -> None:
+        """The run ends with its present round, which gives nothing."""
+        failed = rounds.fail(this, ending.reason)
+        self._audit.failed(failed.ref, failed.reason)
+        self._history.fail_round(failed, self._now(), None, ending)
+        self._withdraw(failed, failed.cohort)
+        self._begin(None, ending, f"failed: {ending.reason}")
+
     def _start_next(self, now: float) -> None:
         queued, over = self._queue.next(self._attendance.there(now), now)
         for record, ending in over:
@@ -498,7 +527,8 @@ class Coordinator:
         if queued is None:
             return
         try:
-            run = ActiveRun(replace(queued, started_at=now), self._artifacts)
+            steering = self._history.steering(queued.run)
+            run = ActiveRun(replace(queued, started_at=now), self._artifacts, steering=steering)
             self._sum.start(run)
         except FederationError as error:
             ending = Ending(RunState.FAILED, f"{type(error).__name__}: {error}")
@@ -521,6 +551,9 @@ class Coordinator:
             self._sum.resume(left.run, left.round, now)
         except FederationError as error:
             damaged = damaged or str(error)
+        if left.run.steering.stop is not None:  # killed between the patch and what it says
+            self._end(left.round, stopped(left.run.steering.stop.reason))
+            return
         if damaged:
             self._fail(left.run, left.round, rounds.fail(left.round, damaged))
         _LOG.info("run resumed task=%s state=%s", left.round.ref, left.round.state.value)

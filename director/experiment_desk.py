@@ -16,7 +16,8 @@ from ..utils.config import parse_toml
 from ..utils.errors import ConfigError, MalformedMessageError, PlanError
 from ..utils.identity import PeerId, Role
 from ..utils.plan_bundle import Manifest, read_manifest
-from ..utils.proposal import read_proposal
+from ..utils.proposal import read_patch, read_proposal
+from ..utils.signed_document import SignedDocument
 from ..utils.tensors import model_num_bytes
 from .active_run import check_plan
 from .coding import read_run_codec
@@ -25,7 +26,7 @@ from .experiments import ExperimentSettings
 from .history import History
 from .identity_store import IdentityStore
 from .private_runs import check_privacy
-from .proposals import check_proposal
+from .proposals import check_proposal, check_signed
 from .records import RoundRecord, RunRecord, RunState, SumRecord
 from .rounds import RoundState
 from .sum_terms import check_summable
@@ -124,14 +125,19 @@ class ExperimentDesk:
         """
         return self._view(self._history.run(run))
 
-    def stop(self, run: m.RunId, reason: str) -> m.ExperimentView:
-        """End one experiment.
+    def steer(self, caller: PeerId, document: SignedDocument) -> m.ExperimentView:
+        """Pause, resume, stop, roll back or change an experiment, as a patch says that the caller signed.
 
         Raises:
-            ProtocolError: there is none of that name, or it is over.
+            MalformedMessageError: no patch.
+            IdentityError, NotAuthorizedError: not signed as it should be, or not by the caller.
+            ProtocolError, ConfigError: there is no such run, it is over, or the patch cannot be taken.
         """
-        self._coordinator.stop_run(run, reason)
-        return self.show(run)
+        now = self._now()
+        patch = read_patch(document, self._root, self._federation, now)
+        check_signed(patch.signed_by, patch.signed_at, caller, now, "a patch")
+        self._coordinator.steer(patch, document)
+        return self.show(patch.run)
 
     def _check_proposal(
         self, caller: PeerId, settings: ExperimentSettings, submission: m.Submission, manifest: Manifest
@@ -179,12 +185,18 @@ class ExperimentDesk:
             )
 
     def _view(self, record: RunRecord) -> m.ExperimentView:
-        settings = parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}")
+        steering = self._history.steering(record.run)
+        settings = steering.settings(parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}"))
+        pause, reason = None if record.state.is_over else steering.pause, record.reason
+        if pause is not None:
+            reason = f"paused by {pause.signed_by.name}{f': {pause.reason}' if pause.reason else ''}"
+        elif record.state is RunState.QUEUED:
+            reason = self._coordinator.waits_for(record)
         return m.ExperimentView(
             run=record.run,
             name=record.name,
-            state=record.state.value,
-            reason=self._coordinator.waits_for(record) if record.state is RunState.QUEUED else record.reason,
+            state="paused" if pause is not None else record.state.value,
+            reason=reason,
             plan=record.plan,
             model=record.model,
             model_bytes=self._artifacts.size(record.model) if self._artifacts.has(record.model) else 0,
@@ -195,6 +207,7 @@ class ExperimentDesk:
             bytes_down=record.bytes_down,
             proposal=record.proposal_digest,
             approved_by=self._coordinator.approved_by(record),
+            patches=len(steering.patches),
         )
 
     def _rounds(self, run: m.RunId) -> tuple[m.RoundView, ...]:

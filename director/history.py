@@ -19,8 +19,10 @@ from ..utils.errors import DuplicateUpdateError, ProtocolError
 from ..utils.messages import EnvoyName, RunId, TaskRef
 from ..utils.metrics import MetricSum
 from ..utils.privacy.values import PublishedEpsilon
+from ..utils.proposal import Patch, patch_of
+from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest
-from .database import ROUNDS, RUNS, SUBMISSIONS, reading, transaction
+from .database import PATCHES, ROUNDS, RUNS, SUBMISSIONS, reading, transaction
 from .records import (
     Ending,
     RoundRecord,
@@ -39,6 +41,7 @@ from .records import (
     sum_values,
 )
 from .rounds import Round, RoundState
+from .steering import Steering
 
 __all__ = ["Ending", "History", "RoundRecord", "RunRecord", "RunState", "SubmissionRecord"]
 
@@ -122,10 +125,38 @@ class History:
         with self._transition("add_traffic") as connection:
             connection.execute(_ADD_TRAFFIC, {"key_run": run, "up": up, "down": down})
 
+    # Patches.
+
+    def add_patch(self, patch: Patch, document: SignedDocument, now: float) -> None:
+        """Keep a patch, before it takes effect.
+
+        Raises:
+            ProtocolError: the run has one of that number.
+        """
+        values = {"run": patch.run, "number": patch.number, "taken_at": now}
+        signed = {"content": document.content, "signature": document.signature, "chain": document.chain}
+        try:
+            with self._transition("add_patch") as connection:
+                connection.execute(_INSERT_PATCH, values | signed)
+        except IntegrityError as error:
+            raise ProtocolError(f"patch {patch.number} of {patch.run} is taken; look at the run again") from error
+
+    def steering(self, run: RunId) -> Steering:
+        """All patches of a run, in order."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(_SELECT_PATCHES, {"key_run": run}).all()
+        documents = tuple(SignedDocument(row.content, row.signature, row.chain) for row in rows)
+        return Steering(tuple(patch_of(one.content) for one in documents), documents)
+
     # Rounds.
 
-    def save_round(self, this: Round, now: float) -> None:
+    def save_round(self, this: Round, now: float, model: Digest | None = None) -> None:
         """Keep where the round stands; a round that was not there begins from the run's latest model.
+
+        Args:
+            this: the round, not over.
+            now: seconds since 1970.
+            model: after a rollback, what the round begins with and what is the run's from now on.
 
         Raises:
             ProtocolError: it is over.
@@ -134,6 +165,9 @@ class History:
             raise ValueError(f"{this.ref} is {this.state.value}: that is what close_round and fail_round are for")
         try:
             with self._transition("save_round") as connection:
+                if model is not None:
+                    connection.execute(_UPDATE_MODEL, {"key_run": this.ref.run, "model": model})
+                    connection.execute(_UPDATE_MODEL_IN, _key(this.ref) | {"model_in": model})
                 if not connection.execute(_UPDATE_ROUND, _state_values(this, now)).rowcount:
                     _plan_round(connection, this, opened_at=now if this.cohort else None)
         except IntegrityError as error:
@@ -182,6 +216,7 @@ class History:
         next_round: Round | None,
         ending: Ending | None = None,
         secure_sum: SumRecord | None = None,
+        run_model: Digest | None = None,
     ) -> None:
         """The round is closed, its model is the run's, single sites' values are deleted, and it goes on or ends.
 
@@ -195,6 +230,7 @@ class History:
             next_round: planned; None if the run ends here.
             ending: of the run, if it ends here.
             secure_sum: what a secure sum leaves; None without one.
+            run_model: the run's from now on, where it is not ``model_out``: it ends here, and was rolled back.
         """
         if this.state is not RoundState.CLOSED:
             raise ValueError(f"{this.ref} is {this.state.value}, not closed")
@@ -209,7 +245,7 @@ class History:
         with self._transition("close_round") as connection:
             _move(connection, _CLOSE_ROUND, _state_values(this, now) | result)
             if model_out is not None:
-                connection.execute(_UPDATE_MODEL, {"key_run": this.ref.run, "model": model_out})
+                connection.execute(_UPDATE_MODEL, {"key_run": this.ref.run, "model": run_model or model_out})
             connection.execute(_SCRUB, _key(this.ref) | _NOTHING)
             if next_round is not None:
                 _plan_round(connection, next_round)
@@ -281,6 +317,9 @@ _ADD_TRAFFIC = (
 _EXPEL = update(RUNS).where(_THIS_RUN).values(expelled=bindparam("expelled"))
 _SELECT_MODEL = select(RUNS.c.model).where(_THIS_RUN)
 _UPDATE_MODEL = update(RUNS).where(_THIS_RUN).values(model=bindparam("model"))
+_UPDATE_MODEL_IN = update(ROUNDS).where(_THIS_ROUND, _IS_MOVING).values(model_in=bindparam("model_in"))
+_INSERT_PATCH = insert(PATCHES)
+_SELECT_PATCHES = select(PATCHES).where(PATCHES.c.run == bindparam("key_run")).order_by(PATCHES.c.number)
 _INSERT_ROUND = insert(ROUNDS)
 _UPDATE_ROUND = update(ROUNDS).where(_THIS_ROUND, _IS_MOVING).values(_STATE)
 _FAIL_ROUND = update(ROUNDS).where(_THIS_ROUND, _IS_MOVING).values(_STATE | {"closed_at": bindparam("closed_at")})

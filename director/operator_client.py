@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import grpc
@@ -13,9 +14,9 @@ from ..utils import messages as m
 from ..utils import transport, wire, wire_sums
 from ..utils import wire_control as control
 from ..utils.config import parse_toml
-from ..utils.errors import ConfigError, DigestMismatchError, PlanError, UnreachableError
+from ..utils.errors import ConfigError, DigestMismatchError, PlanError, ProtocolError, UnreachableError
 from ..utils.plan_bundle import Bundle, Manifest, open_bundle
-from ..utils.proposal import sign
+from ..utils.proposal import MAX_LINE, MAX_PATCHES, Patch, Step, sign
 from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest, digest_of
 from .experiments import CodecSettings, ExperimentSettings
@@ -99,8 +100,54 @@ class OperatorClient:
         return control.experiment_from_wire(self._ask("Show", control.show_to_wire(run)))
 
     def stop(self, run: m.RunId, reason: str) -> m.ExperimentView:
-        """End one experiment."""
-        return control.experiment_from_wire(self._ask("Stop", control.stop_to_wire((run, reason))))
+        """End one experiment now."""
+        return self.steer(run, Step.STOP, reason=reason)
+
+    def steer(
+        self,
+        run: m.RunId,
+        step: Step,
+        *,
+        reason: str = "",
+        settings: Mapping[str, float] = MappingProxyType({}),
+        sites: Iterable[str] | None = None,
+        stop: Mapping[str, float] = MappingProxyType({}),
+        to_round: int | None = None,
+    ) -> m.ExperimentView:
+        """Sign one change to an experiment, as the next after those that there are, and send it.
+
+        Args:
+            run: the experiment.
+            step: what is done.
+            reason: kept with the patch; of a long one, the beginning.
+            settings: of the plan, by name; of ``SET`` alone, as ``sites`` and ``stop``.
+            sites: who is asked from the next round on.
+            stop: the stop rule's, by name.
+            to_round: of ``ROLL_BACK`` alone.
+
+        Raises:
+            ProtocolError, ConfigError: the director does not take it, or another operator was first.
+            MalformedMessageError: a value that it cannot have.
+        """
+        now, view = time.time(), self.show(run)
+        operator, key, chain = load_operator_identity(self._folder, now)
+        if view.proposal is None:
+            raise ProtocolError(f"{run} was submitted before there were proposals, and takes no patches")
+        patch = Patch(
+            run=run,
+            proposal=view.proposal,
+            number=min(view.patches + 1, MAX_PATCHES),
+            step=step,
+            settings=dict(settings),
+            sites=None if sites is None else tuple(sorted({m.EnvoyName(site) for site in sites})),
+            stop=dict(stop),
+            to_round=to_round,
+            reason=one_line(reason),
+            signed_by=operator,
+            signed_at=now,
+        )
+        signed = control.patch_to_wire(sign(patch, key, chain))
+        return control.experiment_from_wire(self._ask("Steer", signed))
 
     def roster(self) -> m.RosterReply:
         """Who is in the federation, by the director's word."""
@@ -155,6 +202,11 @@ class OperatorClient:
             yield from parts
         except grpc.RpcError as failure:
             raise transport.error_of(failure) from failure
+
+
+def one_line(reason: str) -> str:
+    """A reason as one printable line; of a long one, the beginning."""
+    return "".join(letter if letter.isprintable() else " " for letter in reason)[:MAX_LINE]
 
 
 def announced_address(folder: Path) -> str:

@@ -68,13 +68,7 @@ def check_proposal(
         IdentityError: the caller did not sign it.
         ProtocolError: a field says something else, or it was made at another time than now.
     """
-    if proposal.proposed_by != caller:
-        raise IdentityError(f"{caller} submits a proposal that {proposal.proposed_by} signed; sign your own")
-    if abs(proposal.proposed_at - now) > MOST_SKEW_SECONDS:
-        raise ProtocolError(
-            f"a proposal whose time differs by {abs(proposal.proposed_at - now):.0f} s from the director's, expected at"
-            f" most {MOST_SKEW_SECONDS:.0f}: set the clock, and submit again"
-        )
+    check_signed(proposal.proposed_by, proposal.proposed_at, caller, now, "a proposal")
     expected = propose(settings, text, manifest, caller.federation, caller, proposal.proposed_at)
     names = [one.name for one in fields(Proposal) if one.name != "digest"]
     other = [name for name in names if getattr(proposal, name) != getattr(expected, name)]
@@ -82,4 +76,20 @@ def check_proposal(
         raise ProtocolError(
             f"the proposal differs from the experiment that it came with in {', '.join(other)}; submit with"
             " `director experiment submit`, which makes both from one file"
+        )
+
+
+def check_signed(signer: PeerId, signed_at: float, caller: PeerId, now: float, what: str) -> None:
+    """Was something signed by whoever sends it, just now?
+
+    Raises:
+        IdentityError: by another.
+        ProtocolError: at another time than now.
+    """
+    if signer != caller:
+        raise IdentityError(f"{caller} sends {what} that {signer} signed; sign your own")
+    if abs(signed_at - now) > MOST_SKEW_SECONDS:
+        raise ProtocolError(
+            f"{what} whose time differs by {abs(signed_at - now):.0f} s from the director's, expected at most"
+            f" {MOST_SKEW_SECONDS:.0f}: set the clock, and sign again"
         )

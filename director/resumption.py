@@ -8,10 +8,11 @@ from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.errors import FederationError
 from . import rounds
-from .active_run import ActiveRun, values_of
+from .active_run import ActiveRun, Kept
 from .history import History
 from .records import Ending, RoundRecord, RunState, SubmissionRecord
 from .rounds import Round, RoundState
+from .steering import lineage, opened_with
 from .uploads import Uploads
 
 
@@ -31,17 +32,17 @@ def left_open(history: History, artifacts: ArtifactStore, uploads: Uploads, now:
     current = history.current_round(record.run) if record is not None else None
     if record is None or current is None:  # a running run has a round that is not over
         return None
-    past = [r for r in history.rounds(record.run) if _counts(r)]
-    states = [r.optimizer_state for r in past if r.optimizer_state is not None]
+    told, steering = history.rounds(record.run), history.steering(record.run)
+    line, past = lineage(told, steering), [r for r in told if _counts(r)]
     try:
-        run = ActiveRun(record, artifacts, states[-1] if states else None)
+        run = ActiveRun(record, artifacts, line[-1].optimizer_state if line else None, steering)
     except FederationError as error:
         ending = Ending(RunState.FAILED, f"{type(error).__name__}: {error}")
         history.fail_round(rounds.fail(current.round, ending.reason), now, None, ending)
         return None
-    run.progress, run.states = [values_of(r.metrics) for r in past], states
-    run.models = [r.model_out for r in past if r.model_out is not None]
-    run.bounds = next((r.sum.bounds for r in reversed(past) if r.sum is not None), run.bounds)
+    run.recall(line, len(past))
+    run.patches = opened_with(told)
+    run.kept = [Kept(r.round.ref.round, r.model_out, r.optimizer_state) for r in past if r.model_out is not None]
     resumed = rounds.resume(current.round, now)
     answers = {one.envoy: one for one in history.submissions(resumed.ref)}
     history.save_round(resumed, now)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from ..utils.artifacts import ArtifactStore
 from ..utils.config import parse_toml
 from ..utils.errors import FederationError
+from ..utils.messages import TaskKind
 from ..utils.plan_bundle import read_manifest
 from ..utils.tensors import Digest
-from .active_run import ActiveRun
+from .active_run import ActiveRun, Kept
 from .experiments import ExperimentSettings
 from .history import History
 from .records import RunRecord, RunState
 from .rounds import RoundState
+from .steering import lineage, opened_with
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,19 +34,23 @@ class Retention:
         self._history, self._artifacts, self._keep_models = history, artifacts, keep_models
 
     def tidy(self, run: ActiveRun) -> None:
-        """Discard what a closed round made superfluous: old models, and all but the last state of the optimizer.
+        """Discard what a closed round made superfluous: models of long ago, and the optimizer's states with them.
+
+        What a rollback is about to take stays until it took it. Nothing is discarded while ``keep_models`` is 0.
 
         Raises:
             StorageError: the disk or the database does not let it be done now.
         """
+        if not self._keep_models:
+            return
         needed = {record.model for record in self._history.runs()} | {digest for digest, _ in run.manifest.blobs()}
-        needed.update(run.states[-1:], run.models[-self._keep_models :])
-        old = run.states[:-1] + (run.models[: -self._keep_models] if self._keep_models else [])
-        for digest in set(old) - needed:
+        back = run.roll_back.to_round if run.roll_back else None
+        old = [one for one in run.kept[: -self._keep_models] if one.round != back]
+        stays = [one for one in run.kept if one not in old]
+        needed.update([run.model], _digests(stays), [run.state] if run.state else [])
+        for digest in _digests(old) - needed:
             self._artifacts.discard(digest)
-        del run.states[:-1]
-        if self._keep_models:
-            del run.models[: -self._keep_models]
+        run.kept = stays
 
     def sweep(self) -> None:
         """At the start, discard what a killed director left behind; nothing is while ``keep_models`` is 0."""
@@ -53,11 +60,18 @@ class Retention:
         for record in self._history.runs():
             keep |= {record.model, record.plan, *self._blobs(record)}
             if record.state is RunState.RUNNING:
-                closed = [r for r in self._history.rounds(record.run) if r.round.state is RoundState.CLOSED]
-                keep.update(r.model_out for r in closed[-self._keep_models :] if r.model_out)
-                keep.update([r.optimizer_state for r in closed if r.optimizer_state][-1:])
+                keep |= self._going_on(record)
         count = self._artifacts.discard_except(keep)
         _LOG.info("swept artifacts=%d", count)
+
+    def _going_on(self, record: RunRecord) -> set[Digest]:
+        """Models and states that a run goes on from, or may be rolled back to."""
+        told, steering = self._history.rounds(record.run), self._history.steering(record.run)
+        closed = [one for one in told if one.round.state is RoundState.CLOSED and one.round.kind is TaskKind.TRAIN]
+        back = steering.roll_back(opened_with(told))
+        stays = closed[-self._keep_models :] + lineage(told, steering)[-1:]
+        stays += [one for one in closed if back is not None and one.round.ref.round == back.to_round]
+        return {digest for one in stays for digest in (one.model_out, one.optimizer_state) if digest is not None}
 
     def _blobs(self, record: RunRecord) -> set[Digest]:
         """What the run's plan consists of, and its codec."""
@@ -67,3 +81,7 @@ class Retention:
         except FederationError:
             return set()  # the plan is gone: its run says so when it starts
         return blobs | {codec.digest} if codec else blobs
+
+
+def _digests(kept: Iterable[Kept]) -> set[Digest]:
+    return {digest for one in kept for digest in (one.model, one.state) if digest is not None}

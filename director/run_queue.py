@@ -19,6 +19,7 @@ from .approvals import Approvals, invited, offered
 from .experiments import ExperimentSettings
 from .history import History
 from .records import Ending, RunRecord, RunState
+from .sequel import stopped
 
 _OFFERED_AGAIN_SECONDS = 60.0  # to an envoy that polls
 
@@ -93,13 +94,18 @@ class RunQueue:
         return f"waits for approval: {len(self._willing(record, there))} of {_quorum(record)} sites"
 
     def _willing(self, record: RunRecord, there: Collection[m.EnvoyName]) -> frozenset[m.EnvoyName]:
-        sites = _proposal(record).sites if record.proposal else ()
+        sites = self._history.steering(record.run).sites(_proposal(record).sites if record.proposal else ())
         return self.approvals.askable(record.proposal_digest, invited(sites, there))
 
     def _is_ready(self, record: RunRecord, there: Collection[m.EnvoyName]) -> bool:
+        if self._history.steering(record.run).pause is not None:
+            return False
         return not approvals.IS_NEEDED or len(self._willing(record, there)) >= _quorum(record)
 
     def _ending(self, record: RunRecord, there: Collection[m.EnvoyName], now: float) -> Ending | None:
+        stop = self._history.steering(record.run).stop
+        if stop is not None:  # killed between the patch and what it says
+            return stopped(stop.reason)
         if record.proposal is None:
             reason = "submitted before there were proposals; no site can approve it: submit it again"
             return Ending(RunState.FAILED, reason) if approvals.IS_NEEDED else None

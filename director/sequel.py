@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..utils.messages import EnvoyName, TaskKind
+from ..utils.proposal import Proposal
 from . import rounds
 from .experiments import ExperimentSettings
 from .records import Ending, RunState
@@ -57,6 +59,24 @@ def after_failure(
     if failed.kind is TaskKind.EVALUATE:
         return None, Ending(RunState.FINISHED, f"{before.reason}; without final evaluation: {failed.reason}")
     return None, Ending(RunState.FAILED, f"{failed.ref}: {failed.reason}")
+
+
+def stopped(reason: str) -> Ending:
+    """An operator ends the run."""
+    return Ending(RunState.STOPPED, f"stopped: {reason}")
+
+
+def after_expiry(planned: Round, proposal: Proposal | None, now: float) -> Ending | None:
+    """How the run ends where its proposal's time is over before a round was opened; None where it is not.
+
+    A final evaluation that cannot be asked for does not fail the run.
+    """
+    if proposal is None or now < proposal.expires_at:
+        return None
+    reason = f"its proposal expired on {time.strftime('%Y-%m-%d', time.gmtime(proposal.expires_at))}"
+    if planned.kind is TaskKind.EVALUATE:
+        return Ending(RunState.FINISHED, f"{planned.reason}; without final evaluation: {reason}")
+    return Ending(RunState.FAILED, f"{reason}; for further rounds, submit it anew")
 
 
 def with_refusals(failed: Round, refusals: Mapping[EnvoyName, str]) -> Round:

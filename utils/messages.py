@@ -406,6 +406,11 @@ class ExperimentView:
     approved_by: tuple[EnvoyName, ...] = ()  # as far as they said so since the director started
     patches: int = 0  # changes to the run so far
 
+    @property
+    def is_over(self) -> bool:
+        """Nothing moves it any more."""
+        return self.state not in ("queued", "running", "paused")
+
 
 @dataclass(frozen=True, slots=True)
 class StatusReply:

@@ -29,7 +29,7 @@ from .tensors import Digest, canonical_json, digest_of
 PROPOSAL_SCHEMA, PATCH_SCHEMA = "fedveil.proposal/1", "fedveil.patch/1"
 MAX_ROUNDS = 100_000
 MAX_PATCHES = 200
-_MAX_LINE = 500
+MAX_LINE = 500
 _MAX_SITES = 10_000
 _HEX = frozenset("0123456789abcdef")
 _CONTEXTS = {PROPOSAL_SCHEMA: b"fedveil-proposal/1\0", PATCH_SCHEMA: b"fedveil-patch/1\0"}
@@ -360,8 +360,8 @@ def check_line(what: str, line: str) -> None:
     Raises:
         MalformedMessageError: it is not.
     """
-    if len(line) > _MAX_LINE or not line.isprintable():
-        raise MalformedMessageError(f"{what}: expected one printable line of at most {_MAX_LINE} characters")
+    if len(line) > MAX_LINE or not line.isprintable():
+        raise MalformedMessageError(f"{what}: expected one printable line of at most {MAX_LINE} characters")
 
 
 def check_sites(sites: tuple[EnvoyName, ...], least: int) -> None:

@@ -174,7 +174,7 @@ class LocalFederation:
             while time.monotonic() < deadline:
                 view = _until_reachable(lambda: operator.show(run))
                 seen(view)
-                if view.state not in ("queued", "running"):
+                if view.is_over:
                     return view
                 pause.wait(every_seconds)
         raise UnreachableError(f"{run} is not over after {timeout_seconds:g} s")

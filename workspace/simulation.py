@@ -203,7 +203,7 @@ class _Simulator:
         return Simulation(view, self._artifacts.read(view.model))
 
     def _wait(self, run: m.RunId) -> m.ExperimentView:
-        while (view := self._desk.show(run)).state in ("queued", "running"):
+        while not (view := self._desk.show(run)).is_over:
             self._coordinator.wait_for_change(run)
         return view
 

@@ -217,7 +217,7 @@ class Federation:
     def finished(self, run: m.RunId) -> m.ExperimentView:
         """The run, once it is over."""
         with self.operator() as operator:
-            self.until(lambda: operator.show(run).state not in {"queued", "running"})
+            self.until(lambda: operator.show(run).is_over)
             return operator.show(run)
 
     def model(self, view: m.ExperimentView) -> np.ndarray:
