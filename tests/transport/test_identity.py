@@ -47,7 +47,7 @@ CONTROL_CALLS = {
     "PutBlob": "stream_unary",
     "List": "unary_unary",
     "Show": "unary_unary",
-    "Stop": "unary_unary",
+    "Steer": "unary_unary",
     "Fetch": "unary_stream",
 }
 
