@@ -63,7 +63,7 @@ class DirectorConfig:
     addresses: tuple[str, ...]  # host or host:port, as envoys reach the director; they stand in its certificate
     listen: str = DEFAULT_LISTEN  # port 0: any that is free
     durability: Durability = Durability.PAGE_CACHE
-    keep_models: int = 2  # of a run: the last so many rounds' models stay on disk; 0 keeps all
+    keep_models: int = 5  # of a run: the last so many rounds' models stay on disk, to roll back to; 0 keeps all
     keep_sums: bool = False  # what was said in secure sums stays on disk, with the masked vectors, for auditors
     leaf_days: float = LEAF_DAYS  # how long TLS certificates last; all are renewed before they end
     log_level: LogLevel = LogLevel.INFO

@@ -73,7 +73,7 @@ class Coordinator:
         sums: Sums | None = None,
         audit: DirectorAudit | None = None,
         suspects: Callable[[], Collection[m.EnvoyName]] = frozenset,
-        keep_models: int = 2,
+        keep_models: int = 5,
         now: Callable[[], float] = time.time,
         broken: Callable[[], None] = lambda: None,
     ) -> None:

@@ -138,7 +138,7 @@ def test_what_loosens_nothing_is_taken(one: Patch, at: Standing) -> None:
         ),
         (
             patch(settings={"local_epochs": 2}),
-            standing(manifest=replace(MANIFEST, privacy=DifferentialPrivacy(1.0, 1.0, 0.1, 1, 100))),
+            standing(manifest=replace(MANIFEST, privacy=DifferentialPrivacy("patient", 1.0, 1.1, 0.05, units=800))),
             "differential privacy",
         ),
         (patch(sites=("site-a", "site-b", "site-x")), standing(), "site-x: not among the sites that the proposal asks"),
@@ -149,12 +149,11 @@ def test_what_loosens_nothing_is_taken(one: Patch, at: Standing) -> None:
         ),
         (patch(sites=("site-a", "site-b")), standing(), "2 sites cannot give the 3 answers"),
         (patch(stop={"max_rounds": 11}), standing(), "max_rounds is 11, and the sites are asked for 10"),
-        (patch(stop={"max_rounds": 3}), standing(), "max_rounds is 3, and round 4 is under way"),
+        (patch(stop={"max_rounds": 3, "patience": 2}), standing(), "max_rounds is 3, and round 4 is under way"),
         (patch(stop={"patience": 10}), standing(), "can never end a run of 10 rounds"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(one: Patch, at: Standing, words: str) -> None:
-    at = replace(at, proposal=at.proposal if one.proposal != at.proposal.digest else at.proposal)
     one = replace(one, proposal=at.proposal.digest) if one.proposal == PROPOSAL.digest else one
     with pytest.raises((ProtocolError, ConfigError), match=words):
         check_patch(one, NOTHING, at)
@@ -167,10 +166,9 @@ def test_patience_without_a_metric_is_refused() -> None:
 
 
 def test_groups_are_drawn_for_all_rounds_and_keep_their_sites() -> None:
-    groups = (
-        'name = "toy"\n[rounds]\nmax_rounds = 10\nmin_participants = 9\n[aggregation]\nmethod = "coordinate_median"\n'
-    )
-    settings = parse_toml(groups + "[secure_sum]\ngroups = 3\n", ExperimentSettings, "experiment.toml")
+    rounds = "[rounds]\nmax_rounds = 10\nmin_participants = 9\n"
+    groups = '[aggregation]\nmethod = "coordinate_median"\n[secure_sum]\ngroups = 3\n'
+    settings = parse_toml(f'name = "toy"\n{rounds}{groups}', ExperimentSettings, "experiment.toml")
     with pytest.raises(ConfigError, match="groups of sites were drawn"):
         check_patch(patch(sites=SITES), NOTHING, standing(settings=settings))
 
