@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography import x509
 
 from ..utils.addresses import Address
+from ..utils.bare_hello import bare_hello
 from ..utils.diagnosis import (
     Finding,
     failed,
@@ -29,7 +30,7 @@ from ..utils.diagnosis import (
 from ..utils.errors import ConfigError, DatasetError, FederationError, IdentityError, JoinFileError, StorageError
 from ..utils.identity import read_certificate, read_chain
 from ..utils.join_file import MAX_JOIN_FILE_BYTES, read_join_file
-from ..utils.journey import Journey, direct_too, findings, without_proxy
+from ..utils.journey import Journey, Trust, direct_too, findings, without_proxy
 from ..utils.private_files import MAX_PRIVATE_BYTES
 from ..utils.probes import is_open_to_others, largest_file, reach, travel, try_disk
 from ..utils.proxies import Proxy, proxy_of_environment
@@ -224,7 +225,7 @@ def _protection(config: EnvoyConfig | None) -> Finding:
     if "noise" not in steps:
         return warned(
             "protection",
-            f"[protection] is {', '.join(steps)}: it bounds what a single update says of a patient by nothing",
+            f"[protection] is {', '.join(steps)}: no step of it bounds what an update says of a patient",
             'consider "clip" and "noise": see "Protection" in envoy/README.md',
         )
     return passed("protection", f"[protection] is {', '.join(steps)}")
@@ -349,7 +350,9 @@ def _network(folder: Path, config: EnvoyConfig | None, papers: Papers, around: S
     yield from findings(journey, pinned, around.clock())
     if proxy is not None:
         yield direct_too(reach(first))
-    if journey.stop is None:
+    if journey.tls is not None and journey.tls.trust is Trust.OUT_OF_TIME:
+        yield from _whose_clock(papers, first, proxy, around.clock)
+    elif journey.stop is None:
         yield from _director(folder, config, papers, first, around.clock)
     for other in others:
         yield _other(travel(other, proxy, papers.root), pinned, around.clock())
@@ -399,6 +402,15 @@ def _director(
         return
     yield passed("director", f"{said.federation} answers, {said.software}")
     yield judge_clock(before + half - said.now, "the director's")
+
+
+def _whose_clock(
+    papers: Papers, address: Address, proxy: Proxy | None, clock: Callable[[], float]
+) -> Iterator[Finding]:
+    """The director's certificate is not good by this clock: is the clock wrong, or is the certificate?"""
+    said = bare_hello(address, proxy, papers.root, papers.chain, papers.key)
+    if said is not None:
+        yield judge_clock(clock() - said.now, "the director's")
 
 
 def _other(journey: Journey, pinned: x509.Certificate, now: float) -> Finding:

@@ -50,8 +50,8 @@ towards us.
 {proxies}
   - DNS: {_names(directors, proxy)}
 
-What it carries: updates of a statistical model, protected on this machine; no images, and no patient records. Nothing
-else is needed: no inbound rule, no VPN, no other host.
+What it carries: a statistical model, and the changes to it that are computed on this machine. The program sends no
+images and no patient records. Nothing else is needed: no inbound rule, no VPN, no other host.
 """
 
 

@@ -35,9 +35,11 @@ def errors_in_words() -> Iterator[None]:
 def in_bytes(count: int) -> str:
     """A number of bytes in words.
 
-    >>> in_bytes(21_600), in_bytes(2_838_000)
-    ('21.6 kB', '2.8 MB')
+    >>> in_bytes(21_600), in_bytes(2_838_000), in_bytes(59_554_300_000)
+    ('21.6 kB', '2.8 MB', '59.6 GB')
     """
+    if count >= 10_000_000_000:
+        return f"{count / 1e9:,.1f} GB"
     return f"{count / 1e6:,.1f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} kB"
 
 

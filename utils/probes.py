@@ -65,6 +65,25 @@ def reach(address: Address, *, timeout_seconds: float = 4.0) -> Journey:
     return journey
 
 
+def open_line(address: Address, proxy: Proxy | None, timeout_seconds: float) -> socket.socket:
+    """A connection to a director's address, before anything is said.
+
+    Raises:
+        OSError: it does not stand.
+    """
+    try:
+        return _open(address, proxy, timeout_seconds)
+    except _StopError as error:
+        raise ConnectionError(error.stop.trouble.value) from error
+
+
+def undated_context(root_pem: bytes) -> ssl.SSLContext:
+    """Believes certificates of this root for the name that is called, whatever their dates are."""
+    context = _believing(root_pem)
+    context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
+    return context
+
+
 def _resolve(target: Address) -> tuple[str, ...]:
     try:
         found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
@@ -167,23 +186,26 @@ def _handshake(
 
 def _trust(address: Address, proxy: Proxy | None, root_pem: bytes, timeout_seconds: float) -> Trust:
     """What the certificate is worth against the pinned root; dates are looked at last."""
-    context = _context()
-    context.load_verify_locations(cadata=root_pem.decode("ascii"))
     try:
-        _handshake(address, proxy, context, timeout_seconds)
+        _handshake(address, proxy, _believing(root_pem), timeout_seconds)
     except ssl.SSLCertVerificationError as error:
         code = error.verify_code
     else:
         return Trust.TRUSTED
     if code in _DATES:  # is it right in all else?
-        context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
         try:
-            _handshake(address, proxy, context, timeout_seconds)
+            _handshake(address, proxy, undated_context(root_pem), timeout_seconds)
         except ssl.SSLCertVerificationError as error:
             code = error.verify_code
         else:
             return Trust.OUT_OF_TIME
     return Trust.OTHER_NAME if code in _NAMES else Trust.OTHER_AUTHORITY
+
+
+def _believing(root_pem: bytes) -> ssl.SSLContext:
+    context = _context()
+    context.load_verify_locations(cadata=root_pem.decode("ascii"))
+    return context
 
 
 def _context() -> ssl.SSLContext:

@@ -9,14 +9,18 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from fedveil.director.__main__ import app as director
 from fedveil.envoy.__main__ import app
 from fedveil.envoy.doctor import Surroundings, examine
+from fedveil.utils import messages as m
+from fedveil.utils import transport, wire
 from fedveil.utils.addresses import Address
 from fedveil.utils.certificates import (
     Authority,
@@ -313,6 +317,43 @@ def test_a_director_of_an_hour_later_shows_that_this_clock_is_behind(federation,
         said = fails(look(dials(site, f"127.0.0.1:{port}")), "tls")
     assert "at least 55 min behind" in said  # certificates begin five minutes before they are made
     assert "time server" in said
+
+
+@pytest.mark.parametrize(
+    ("ahead", "begins", "seconds", "words"),
+    [(HOUR, HOUR, HOUR, "1.0 h behind"), (-2 * HOUR, 0.0, -60.0, "2.0 h ahead of")],
+)
+def test_a_clock_by_which_the_directors_certificate_is_not_good_is_found_exactly(
+    federation, site: Path, ahead: float, begins: float, seconds: float, words: str
+):
+    """Of a director that has another time, and whose certificate is not good by this machine's."""
+    key = make_key()
+    leaf = issue_server(
+        federation.issuer, key.public_key(), "lungs", [Address("127.0.0.1")], seconds, time.time() + begins
+    )
+    hello = grpc.unary_unary_rpc_method_handler(
+        lambda _, __: wire.hello_reply_to_wire(m.HelloReply("lungs", "fedveil", time.time() + ahead))
+    )
+    server = grpc.server(ThreadPoolExecutor(2), options=transport.SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(transport.FEDERATION, {"Hello": hello}),))
+    chain, root = certificate_pem(leaf, federation.issuer.certificate), certificate_pem(federation.root)
+    port = server.add_secure_port(
+        "127.0.0.1:0", grpc.ssl_server_credentials([(key_pem(key), chain)], root, require_client_auth=True)
+    )
+    server.start()
+    try:
+        found = look(dials(site, f"127.0.0.1:{port}"))
+    finally:
+        server.stop(None).wait()
+    assert of(found, "tls").status is Status.FAIL
+    assert f"this machine's clock is {words} the director's" in fails(found, "clock")
+
+
+def test_an_expired_director_whose_clock_agrees_is_not_blamed_on_this_clock(federation, site: Path, tmp_path: Path):
+    with serving(in_tls(federation.issuer, tmp_path, seconds=-60.0)) as port:
+        found = look(dials(site, f"127.0.0.1:{port}"))
+    assert of(found, "tls").status is Status.FAIL
+    assert not [one for one in found if one.check == "clock"]  # it said no Hello: nothing is claimed
 
 
 def test_something_in_between_that_knows_no_tls_1_3_or_no_http_2_is_found(federation, site: Path, tmp_path: Path):
