@@ -25,6 +25,7 @@ from ..utils.messages import EnvoyName
 from .approval_commands import approve_plan, diff_plan, list_plans, reject_plan, show_plan
 from .audit_commands import audit
 from .doctor_commands import doctor
+from .identity_commands import identity, renew
 from .plan_commands import plan
 from .privacy_commands import privacy
 from .proxy import ProxySettings, way_to
@@ -48,6 +49,8 @@ app.add_typer(plan, name="plan")
 app.add_typer(privacy, name="privacy")
 app.add_typer(roster, name="roster")
 app.add_typer(audit, name="audit")
+app.add_typer(identity, name="identity")
+app.command()(renew)
 app.command("doctor")(doctor)
 plan.command("list")(list_plans)
 plan.command("show")(show_plan)
@@ -128,11 +131,10 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
     from .approval_store import ApprovalStore
     from .audit import SiteAudit
     from .audit_door import log_policy
-    from .client import DirectorClient
     from .config import load_config
     from .control_socket import ControlSocket
-    from .enrolment import load_credentials
     from .gate import LeakGate
+    from .renewing import connect
     from .session import Session
     from .summing import SumIdentity
     from .trainer import ChildTrainer
@@ -140,12 +142,10 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
     with errors_in_words():
         config = load_config(folder)
         log_to_stderr(config.log_level)
-        credentials = load_credentials(folder, time.time())
+        credentials, link, renewer = connect(folder, config, time.time())
         address = config.dialled(credentials.addresses)[0]
         name = EnvoyName(credentials.peer.name)
         trainer = ChildTrainer(folder / "state", preload_torch=config.training.preload_torch)
-        way = config.way_to(address, folder)
-        link = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root, way)
         gate = LeakGate(folder, config.protection) if config.protection is not None else None
         key = read_identity_key(credentials.identity_key, "the identity key")
         accepted = partial(load_roster, folder, credentials.peer, credentials.public_identity)
@@ -167,7 +167,9 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
         _CONSOLE.print(f"envoy {name} works for {credentials.peer.federation} at {address}")
+        renewer.start()
         session.run()
+        renewer.close()
         socket.close()
         log.close()
 
@@ -176,9 +178,11 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
 def status(folder: Folder = DEFAULT_FOLDER) -> None:
     """What the envoy that runs in this folder does now."""
     from .control_socket import ask_status
+    from .identity_commands import certificate_line
 
     with errors_in_words():
         reply = ask_status(folder)
+        certificate = certificate_line(folder)
     last = (
         dt.datetime.fromtimestamp(reply.last_receipt_at, dt.UTC).isoformat(" ", "seconds")
         if reply.last_receipt_at
@@ -190,6 +194,7 @@ def status(folder: Folder = DEFAULT_FOLDER) -> None:
     table.add_row("works on", reply.task or "nothing")
     table.add_row("answers received", f"{reply.rounds_received}, last {last}")
     table.add_row("not approved", f"{reply.not_approved} tasks declined since the start")
+    table.add_row("certificate", certificate)
     table.add_row("last error", reply.last_error or "none")
     _CONSOLE.print(table)
 

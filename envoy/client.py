@@ -32,6 +32,8 @@ class DirectorClient:
 
     def __init__(self, address: str, chain: bytes, key: bytes, root: bytes, way: Way = None) -> None:
         self._channel = transport.open_channel(address, chain, key, root, way)
+        self._line: Any = None
+        self._has_no_line = False
         call = self._channel.unary_unary
         self._next_work: Callable[..., m.WorkItem] = call(
             _path("NextWork"), wire.work_request_to_wire, wire.work_item_from_wire
@@ -48,6 +50,9 @@ class DirectorClient:
         )
         self._join: Callable[..., m.JoinReply] = call(
             _path("Join"), wire.join_request_to_wire, wire.join_reply_from_wire
+        )
+        self._renew: Callable[..., m.JoinReply] = call(
+            _path("Renew"), wire.renew_request_to_wire, wire.join_reply_from_wire
         )
         self._fetch_roster: Callable[..., m.RosterReply] = call(
             _path("FetchRoster"), wire_sums.roster_request_to_wire, wire_sums.roster_reply_from_wire
@@ -73,9 +78,16 @@ class DirectorClient:
         """Ask for certificates, over a bootstrap certificate."""
         return _answered(self._join, request, 30.0)
 
+    def renew(self, request: m.RenewRequest) -> m.JoinReply:
+        """Ask for new certificates, over the leaf or the renewal certificate."""
+        return _answered(self._renew, request, 30.0)
+
     def work(self, held: tuple[m.TaskRef, ...], approved: tuple[Digest, ...] = ()) -> Iterator[m.WorkItem]:
         """Open a line."""
-        return _streamed(self._work(m.WorkRequest(SOFTWARE, held, approved=approved)))
+        self._line = self._work(m.WorkRequest(SOFTWARE, held, approved=approved))
+        if self._has_no_line:
+            self._line.cancel()
+        return _streamed(self._line)
 
     def next_work(
         self, held: tuple[m.TaskRef, ...], wait_seconds: float, approved: tuple[Digest, ...] = ()
@@ -115,6 +127,12 @@ class DirectorClient:
     def roster(self) -> m.RosterReply:
         """Who is in the federation, by the director's word alone."""
         return _answered(self._fetch_roster, m.RosterRequest(), _CALL_SECONDS)
+
+    def end_line(self) -> None:
+        """End the line that is open, and open none any more; calls that are under way go on."""
+        self._has_no_line = True
+        if self._line is not None:
+            self._line.cancel()
 
     def close(self) -> None:
         """End all calls and the connection."""

@@ -7,8 +7,9 @@ The keys are on disk before the director is asked, so that a join whose answer w
 request, which alone the director answers again. Each file is one, so that key and certificate change together. The
 call itself is ``client``'s; this module only prepares it and checks its answer.
 
-Renewal replaces ``credentials.json`` as a whole (a new leaf and key, or a new identity); the roster that the site
-accepted is a file beside it (``accepted_roster``).
+A renewal replaces ``credentials.json`` as a whole (``renewal``); the roster that the site accepted is a file beside it
+(``accepted_roster``). A leaf that expired is no reason not to read the file: what else is there is still needed, and
+the leaf can be renewed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ..utils.certificates import (
 from ..utils.errors import ConfigError, IdentityError
 from ..utils.identity import (
     PeerId,
+    Role,
     check_chain,
     check_issued,
     check_validity,
@@ -49,6 +51,7 @@ from ..utils.identity import (
 from ..utils.join_file import JoinFile
 from ..utils.messages import JoinReply, JoinRequest
 from ..utils.private_files import make_private_folder, read_private_file, write_private_file
+from ..utils.renewal import join_text
 from ..utils.tensors import digest_of
 
 CREDENTIALS_FILE = "credentials.json"
@@ -64,13 +67,14 @@ class JoinKeys:
     leaf_key: bytes = field(repr=False)  # PEM, P-256
     identity_key: bytes = field(repr=False)  # PEM, Ed25519
     signing_request: bytes  # PKCS#10, DER
+    renewal_key: bytes = field(default=b"", repr=False)  # PEM, P-256; empty where the join was prepared before renewals
+    renewal_request: bytes = b""  # PKCS#10, DER
 
     def request(self) -> JoinRequest:
         """What the director gets; the same keys always give the same request."""
         identity = read_identity_key(self.identity_key, "the identity key")
-        return JoinRequest(
-            self.signing_request, public_bytes(identity.public_key()), identity.sign(self.signing_request)
-        )
+        proof = identity.sign(join_text(self.signing_request, self.renewal_request))
+        return JoinRequest(self.signing_request, public_bytes(identity.public_key()), proof, self.renewal_request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +89,23 @@ class Credentials:
     leaf_key: bytes = field(repr=False)  # PEM
     identity_certificate: bytes  # PEM
     identity_key: bytes = field(repr=False)  # PEM
+    renewal_chain: bytes = b""  # PEM: renewal certificate, issuer; of an older member empty until its first renewal
+    renewal_key: bytes = field(default=b"", repr=False)  # PEM
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        """The certificate that opens connections."""
+        return read_chain(self.chain, "the certificate")[0]
+
+    @property
+    def renewal_certificate(self) -> x509.Certificate | None:
+        """The certificate that opens a connection to renew by, once the leaf expired."""
+        return read_chain(self.renewal_chain, "the renewal certificate")[0] if self.renewal_chain else None
 
     @property
     def expires_at(self) -> float:
         """The last second a connection can be opened, in seconds since 1970."""
-        return expires_at(read_chain(self.chain, "the certificate")[0])
+        return expires_at(self.leaf)
 
     @property
     def public_identity(self) -> bytes:
@@ -118,12 +134,17 @@ def prepare_join(folder: Path, join: JoinFile) -> tuple[JoinRequest, JoinKeys]:
 
 def make_keys(join: JoinFile) -> JoinKeys:
     """New keys and the signing request for a join file."""
-    leaf_key = make_key()
-    # Empty on purpose: the name in the certificate comes from the invitation.
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    signing_request = builder.sign(leaf_key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    (leaf_key, signing_request), (renewal_key, renewal_request) = new_request(), new_request()
     identity_key = key_pem(Ed25519PrivateKey.generate())
-    return JoinKeys(digest_of(join.bootstrap), key_pem(leaf_key), identity_key, signing_request)
+    return JoinKeys(digest_of(join.bootstrap), leaf_key, identity_key, signing_request, renewal_key, renewal_request)
+
+
+def new_request() -> tuple[bytes, bytes]:
+    """A new P-256 key (PEM), and the signing request for it (PKCS#10, DER)."""
+    key = make_key()
+    # Empty on purpose: the name in the certificate is the registrar's to give.
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return key_pem(key), builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
 def save_credentials(folder: Path, join: JoinFile, keys: JoinKeys, reply: JoinReply, now: float) -> Credentials:
@@ -146,19 +167,44 @@ def save_credentials(folder: Path, join: JoinFile, keys: JoinKeys, reply: JoinRe
         leaf_key=keys.leaf_key,
         identity_certificate=certificate_pem(read_certificate(reply.identity_certificate, "the answer")),
         identity_key=keys.identity_key,
+        renewal_chain=renewal_chain_of(reply),
+        renewal_key=keys.renewal_key if reply.renewal_certificate else b"",
     )
-    _check(credentials, now)
-    write_private_file(folder / CREDENTIALS_FILE, _credentials_document(credentials))
+    keep_credentials(folder, credentials, now)
     (folder / JOINING_FILE).unlink(missing_ok=True)
     return credentials
 
 
-def load_credentials(folder: Path, now: float) -> Credentials:
-    """What a member holds, checked.
+def renewal_chain_of(reply: JoinReply) -> bytes:
+    """The renewal certificate of an answer with its issuer, as PEM; empty where there is none.
 
     Raises:
-        IdentityError: there is nothing, it is damaged or readable by others, it expired, or its parts do not belong
-            together; the message says what to do.
+        IdentityError: no PEM certificates.
+    """
+    if not reply.renewal_certificate:
+        return b""
+    issuers = read_chain(reply.chain, "the answer")[1:]
+    return certificate_pem(read_certificate(reply.renewal_certificate, "the answer"), *issuers)
+
+
+def keep_credentials(folder: Path, credentials: Credentials, now: float) -> None:
+    """Check credentials, and put them in the place of those that were there; a crash leaves the one or the other.
+
+    Raises:
+        IdentityError: their parts do not belong together, or the leaf is not good now; nothing was kept.
+        StorageError: they cannot be written; what was there stays.
+    """
+    _check(credentials, now)
+    check_validity(credentials.leaf, "the certificate", now)
+    write_private_file(folder / CREDENTIALS_FILE, _credentials_document(credentials))
+
+
+def load_credentials(folder: Path, now: float) -> Credentials:
+    """What a member holds, checked. Its leaf may have expired: ``renewing`` gets another.
+
+    Raises:
+        IdentityError: there is nothing, it is damaged or readable by others, the identity expired, or its parts do not
+            belong together; the message says what to do.
     """
     path = folder / CREDENTIALS_FILE
     if not path.exists():
@@ -175,6 +221,8 @@ def load_credentials(folder: Path, now: float) -> Credentials:
             leaf_key=fields["leaf_key"].encode(),
             identity_certificate=fields["identity_certificate"].encode(),
             identity_key=fields["identity_key"].encode(),
+            renewal_chain=fields.get("renewal_chain", "").encode(),
+            renewal_key=fields.get("renewal_key", "").encode(),
         )
     except (KeyError, ConfigError, IdentityError, UnicodeEncodeError) as error:
         raise IdentityError(f"{path}: is damaged: {error}; restore it, or ask for a new join file") from error
@@ -190,14 +238,15 @@ def _check(credentials: Credentials, now: float) -> None:
     if len(chain) != 2:
         raise IdentityError(f"a chain of {len(chain)} certificates, expected leaf and issuer")
     leaf, issuer = chain
-    if now > expires_at(leaf):
-        raise IdentityError(
-            f"the certificate of {credentials.peer.name} expired on {when(expires_at(leaf))}; it is {when(now)}."
-            f" Ask the operator of {credentials.peer.federation} for a new join file, and join with a new folder"
-        )
-    peer = check_chain(leaf, issuer, read_certificate(credentials.root, "the root"), now)
+    peer = check_chain(leaf, issuer, read_certificate(credentials.root, "the root"), min(now, expires_at(leaf)))
     identity = read_certificate(credentials.identity_certificate, "the identity certificate")
     check_issued(identity, issuer, "the identity certificate")
+    if now > expires_at(identity):
+        raise IdentityError(
+            f"the identity of {credentials.peer.name} expired on {when(expires_at(identity))}; it is {when(now)}."
+            f" Ask the operator of {credentials.peer.federation} for a new join file (`director revoke`, then"
+            " `director invite --reinstate`), and join with a new folder"
+        )
     check_validity(identity, "the identity certificate", now)
     for named in (peer, peer_of(identity)):
         if named != credentials.peer:
@@ -208,6 +257,21 @@ def _check(credentials: Credentials, now: float) -> None:
         raise IdentityError("the key does not fit the certificate")
     if not is_key_of(identity, read_identity_key(credentials.identity_key, "the identity key")):
         raise IdentityError("the identity key does not fit its certificate")
+    if credentials.renewal_chain:
+        _check_renewal(credentials, now)
+
+
+def _check_renewal(credentials: Credentials, now: float) -> None:
+    chain = read_chain(credentials.renewal_chain, "the renewal certificate")
+    if len(chain) != 2:
+        raise IdentityError(f"a chain of {len(chain)} certificates to renew by, expected two")
+    leaf, issuer = chain
+    peer = check_chain(leaf, issuer, read_certificate(credentials.root, "the root"), min(now, expires_at(leaf)))
+    expected = PeerId(credentials.peer.federation, Role.RENEW, credentials.peer.name)
+    if peer != expected:
+        raise IdentityError(f"the renewal certificate is {peer}'s, expected {expected}'s")
+    if not is_for_clients(leaf) or not is_key_of(leaf, read_key(credentials.renewal_key, "the renewal key")):
+        raise IdentityError("the renewal certificate is not a client's, or its key does not fit")
 
 
 def _keys_document(keys: JoinKeys) -> bytes:
@@ -217,6 +281,8 @@ def _keys_document(keys: JoinKeys) -> bytes:
             "leaf_key": keys.leaf_key.decode(),
             "identity_key": keys.identity_key.decode(),
             "signing_request": base64.b64encode(keys.signing_request).decode(),
+            "renewal_key": keys.renewal_key.decode(),
+            "renewal_request": base64.b64encode(keys.renewal_request).decode(),
         }
     )
 
@@ -232,6 +298,8 @@ def _credentials_document(credentials: Credentials) -> bytes:
             "leaf_key": credentials.leaf_key.decode(),
             "identity_certificate": credentials.identity_certificate.decode(),
             "identity_key": credentials.identity_key.decode(),
+            "renewal_chain": credentials.renewal_chain.decode(),
+            "renewal_key": credentials.renewal_key.decode(),
         }
     )
 
@@ -248,15 +316,22 @@ def _read_keys(path: Path) -> JoinKeys:
             fields["leaf_key"].encode(),
             fields["identity_key"].encode(),
             base64.b64decode(fields["signing_request"], validate=True),
+            fields.get("renewal_key", "").encode(),
+            base64.b64decode(fields.get("renewal_request", ""), validate=True),
         )
-        asked_for = x509.load_der_x509_csr(keys.signing_request).public_key()
-        is_whole = read_key(keys.leaf_key, "the key").public_key() == asked_for
+        is_whole = _asks_for(keys.signing_request, keys.leaf_key)
+        if keys.renewal_request:
+            is_whole = is_whole and _asks_for(keys.renewal_request, keys.renewal_key)
         read_identity_key(keys.identity_key, "the identity key")
     except (KeyError, ValueError, IdentityError) as error:
         raise IdentityError(f"{path}: is damaged; delete it and ask for a new join file") from error
     if not is_whole:
         raise IdentityError(f"{path}: is damaged; delete it and ask for a new join file")
     return keys
+
+
+def _asks_for(signing_request: bytes, key: bytes) -> bool:
+    return x509.load_der_x509_csr(signing_request).public_key() == read_key(key, "the key").public_key()
 
 
 def _addresses(text: str) -> tuple[str, ...]:

@@ -41,10 +41,11 @@ def fetch(folder: FolderOption = _DEFAULT) -> None:
     """Ask the director for its roster, and show how it differs from the accepted one. Accepts nothing."""
     from ..utils.roster import difference, grouped
     from .accepted_roster import accepted_roster, offer_roster
-    from .enrolment import load_credentials
+    from .config import load_config
+    from .renewing import usable_credentials
 
     with errors_in_words():
-        credentials = load_credentials(folder, time.time())
+        credentials = usable_credentials(folder, load_config(folder), time.time())
         offered, accepted = _asked(folder, credentials), accepted_roster(folder)
         changes = difference(accepted, offered)
         _say(*changes)

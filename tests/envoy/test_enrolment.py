@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from fedveil.envoy.enrolment import JoinKeys, load_credentials, prepare_join, save_credentials
+from fedveil.envoy.enrolment import JoinKeys, keep_credentials, load_credentials, prepare_join, save_credentials
 from fedveil.utils.certificates import (
     DAY_SECONDS,
     Authority,
@@ -29,6 +29,7 @@ from fedveil.utils.errors import IdentityError
 from fedveil.utils.identity import PeerId, Role, expires_at
 from fedveil.utils.join_file import JoinFile, sign_join_file
 from fedveil.utils.messages import EnvoyName, JoinReply, JoinRequest
+from fedveil.utils.renewal import join_text
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC).timestamp()
 DAY = float(DAY_SECONDS)
@@ -61,10 +62,14 @@ class Federation:
         """As the registrar does."""
         key = x509.load_der_x509_csr(request.signing_request).public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
-        leaf = issue_client(self.issuer, key, peer, 90 * DAY, NOW)
+        leaf = issue_client(self.issuer, key, peer, 7 * DAY, NOW)
         identity = issue_identity(self.issuer, Ed25519PublicKey.from_public_bytes(request.identity_key), peer, NOW)
         chain = certificate_pem(leaf, self.issuer.certificate)
-        return JoinReply("lungs", EnvoyName("hospital-a"), "Hospital A", chain, certificate_pem(identity))
+        renewing = x509.load_der_x509_csr(request.renewal_request).public_key()
+        assert isinstance(renewing, ec.EllipticCurvePublicKey)
+        renewer = PeerId(peer.federation, Role.RENEW, peer.name)
+        renewal = certificate_pem(issue_client(self.issuer, renewing, renewer, 365 * DAY, NOW))
+        return JoinReply("lungs", EnvoyName("hospital-a"), "Hospital A", chain, certificate_pem(identity), renewal)
 
 
 def _federation() -> Federation:
@@ -96,7 +101,10 @@ def test_a_request_proves_both_keys(ours: Federation, tmp_path: Path) -> None:
     assert signing_request.is_signature_valid
     assert signing_request.public_key() == read_key(keys.leaf_key, "key").public_key()
     identity = Ed25519PublicKey.from_public_bytes(request.identity_key)
-    identity.verify(request.identity_proof, request.signing_request)
+    identity.verify(request.identity_proof, join_text(request.signing_request, request.renewal_request))
+    renewing = x509.load_der_x509_csr(request.renewal_request)
+    assert renewing.is_signature_valid
+    assert renewing.public_key() == read_key(keys.renewal_key, "key").public_key() != signing_request.public_key()
     assert "PRIVATE" not in repr(keys)
 
 
@@ -128,7 +136,7 @@ def test_credentials_survive_the_disk(ours: Federation, tmp_path: Path) -> None:
     assert saved.organization == "Hospital A"
     assert saved.addresses == join.addresses
     assert saved.root == join.root
-    assert saved.expires_at == NOW + 90 * DAY
+    assert saved.expires_at == NOW + 7 * DAY
     assert "PRIVATE" not in repr(saved)
     assert [path.name for path in tmp_path.iterdir()] == ["credentials.json"]
     assert stat.S_IMODE((tmp_path / "credentials.json").stat().st_mode) == 0o600
@@ -149,10 +157,39 @@ def test_a_folder_without_credentials_says_what_to_do(ours: Federation, tmp_path
         load_credentials(tmp_path, NOW)
 
 
-def test_expired_credentials_say_when_and_what_to_do(member: Path) -> None:
-    load_credentials(member, NOW + 90 * DAY)
-    with pytest.raises(IdentityError, match=r"hospital-a expired on 2026-07-30 12:00 UTC.*new join file"):
-        load_credentials(member, NOW + 90 * DAY + 1)
+def test_a_leaf_that_expired_is_no_reason_not_to_read_the_rest(member: Path) -> None:
+    held = load_credentials(member, NOW + 300 * DAY)
+    assert held.expires_at == NOW + 7 * DAY
+    with pytest.raises(IdentityError, match=r"expired on 2026-05-08 12:00 UTC"):  # it is kept as new by nobody
+        keep_credentials(member, held, NOW + 7 * DAY + 1)
+
+
+def test_an_expired_identity_says_when_and_what_to_do(member: Path) -> None:
+    with pytest.raises(IdentityError, match=r"hospital-a expired on 2027-05-01 12:00 UTC.*new join file"):
+        load_credentials(member, NOW + 365 * DAY + 1)
+
+
+def test_credentials_of_an_earlier_version_have_nothing_to_renew_by_and_are_read(member: Path) -> None:
+    path = member / "credentials.json"
+    document = json.loads(path.read_text())
+    for key in ("renewal_chain", "renewal_key"):
+        del document[key]
+    path.write_text(json.dumps(document))
+    assert load_credentials(member, NOW).renewal_certificate is None
+
+
+def test_a_join_that_was_prepared_by_an_earlier_version_is_the_same_request(ours: Federation, tmp_path: Path) -> None:
+    join = ours.invite()
+    _, keys = prepare_join(tmp_path, join)
+    document = json.loads((tmp_path / "joining.json").read_text())
+    for key in ("renewal_key", "renewal_request"):
+        del document[key]
+    (tmp_path / "joining.json").write_text(json.dumps(document))
+    request, again = prepare_join(tmp_path, join)
+    assert (request.signing_request, request.renewal_request) == (keys.signing_request, b"")
+    identity = Ed25519PublicKey.from_public_bytes(request.identity_key)
+    identity.verify(request.identity_proof, request.signing_request)
+    assert again.renewal_key == b""
 
 
 def test_credentials_that_others_may_read_are_not_used(member: Path) -> None:
@@ -182,6 +219,12 @@ def test_an_answer_of_another_federation_is_not_kept(ours: Federation, others: F
         "not a client's": replace(good, chain=good.identity_certificate + join.issuer),
         "expected leaf and issuer": replace(good, chain=good.identity_certificate),
         "no PEM": replace(good, chain=b""),
+        "the renewal certificate is spiffe://lungs/envoy/hospital-a's": replace(
+            good, renewal_certificate=good.chain[: good.chain.index(b"-----END")] + b"-----END CERTIFICATE-----\n"
+        ),
+        "was not issued by this federation": replace(
+            good, renewal_certificate=others.answer(request).renewal_certificate
+        ),
     }
     for message, reply in refused.items():
         with pytest.raises(IdentityError, match=message):
@@ -208,6 +251,8 @@ def _other_keys(federation: Federation, folder: Path) -> JoinKeys:
         "leaf_key",
         "identity_certificate",
         "identity_key",
+        "renewal_chain",
+        "renewal_key",
     ],
 )
 def test_damaged_credentials_are_refused(key: str, member: Path) -> None:
@@ -219,6 +264,8 @@ def test_damaged_credentials_are_refused(key: str, member: Path) -> None:
         path.write_text(json.dumps(document | {key: value}))
         with pytest.raises(IdentityError, match=r"credentials\.json"):
             load_credentials(member, NOW)
+    if key == "renewal_chain":  # of an earlier version
+        return
     del document[key]
     path.write_text(json.dumps(document))
     with pytest.raises(IdentityError, match=r"credentials\.json"):
