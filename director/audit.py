@@ -71,7 +71,7 @@ class DirectorAudit:
         """
         about: dict[str, Json] = {"party": "director", "federation": federation}
         learned: SimpleQueue[Entry] = SimpleQueue()
-        chain = AuditChain(folder / LOG_FILE, _key(folder), about, clock(), durable=durable, others=learned.put)
+        chain = AuditChain(folder / LOG_FILE, audit_key(folder), about, clock(), durable=durable, others=learned.put)
         return cls(chain, clock, learned)
 
     @property
@@ -236,7 +236,13 @@ def read_heads(file: Path) -> list[SignedHead]:
     return heads
 
 
-def _key(folder: Path) -> Ed25519PrivateKey:
+def audit_key(folder: Path) -> Ed25519PrivateKey:
+    """The key that signs this director's log, and evidence of it; made where there is none.
+
+    Raises:
+        IdentityError: it cannot be read, or others may read it too.
+        StorageError: it cannot be written.
+    """
     path = folder / KEY_FILE
     if not path.exists():
         write_private_file(path, key_pem(Ed25519PrivateKey.generate()))

@@ -58,3 +58,30 @@ def accept_site(
         log.takes_anew(EnvoyName(name), this_user())
         log.close()
     typer.echo(f"From now on the log of {name} is compared with nothing that came before. This is logged.")
+
+
+@audit.command("export")
+def export(
+    out: Annotated[Path, typer.Argument(help="The bundle, a zip.")],
+    folder: FolderOption = Path("fedveil-director"),
+) -> None:
+    """Write what the director knows of what was done into one signed bundle: facts, no verdicts. Logged."""
+    import time
+
+    from ..utils.certificates import certificate_pem, public_bytes
+    from ..utils.roster import key_fingerprint
+    from .audit import audit_key
+    from .config import load_config
+    from .evidence import export_evidence
+    from .founding import load_issuer
+
+    with errors_in_words():
+        now = time.time()
+        config = load_config(folder)
+        _, root = load_issuer(folder, now)
+        count = export_evidence(folder, config, certificate_pem(root), this_user(), now, out)
+        fingerprint = key_fingerprint(public_bytes(audit_key(folder).public_key()))
+    typer.echo(f"{out}: {count} files, signed by the key of this director's audit log, fingerprint {fingerprint}")
+    typer.echo(
+        f"Whoever gets it checks it with: fedveil audit verify {out.name} --key FINGERPRINT, as you tell it them"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -34,12 +35,19 @@ def verify_file(
 ) -> None:
     """Is every byte what was signed, in its place, and does the other side's log agree? Exit status 1 if not."""
     from ..director.audit import read_heads
+    from ..utils.evidence import is_evidence
     from .audit_check import compare, lines_of, read_log
+    from .evidence_check import checked_evidence
 
-    with errors_in_words():
+    with errors_in_words(), ExitStack() as stack:
         given = [head for one in heads or () for head in read_heads(one)]
-        log = read_log(file, given, key)
-        lines = lines_of(log)
+        lines: list[str] = []
+        if is_evidence(file):
+            evidence = stack.enter_context(checked_evidence(file, given, key))
+            log, lines = evidence.log, list(evidence.lines)
+        else:
+            log = read_log(file, given, key)
+        lines += lines_of(log)
         if not key:
             lines.append("the key is the one that the log itself names: compare it, or give it with --key")
         if given:

@@ -1,4 +1,4 @@
-"""Nothing runs unaudited: with no room for its log, a site declines and a director's rounds wait; both go on with room."""
+"""Nothing runs unaudited: without room for its log a site declines, a director's rounds wait; with room both go on."""
 
 from __future__ import annotations
 
