@@ -43,7 +43,7 @@ def test_a_bundle_holds_the_facts_and_is_checked_offline(federation, exported, t
     found = read_evidence(exported)
     runs = json.loads(found.members["runs.json"])
     assert [run["run"] for run in runs] == ["toy-1", "toy-2"]
-    assert (runs[0]["state"], runs[0]["reason"]) == ("finished", "max_rounds: 1 rounds are closed")
+    assert (runs[0]["state"], runs[0]["reason"]) == ("finished", "max_rounds: 1 round is closed")
     (first,) = runs[0]["rounds"]
     assert (first["asked"], first["answered"], first["state"]) == (["site-a"], ["site-a"], "closed")
     (said, _) = json.loads(found.members["agreements.json"])
