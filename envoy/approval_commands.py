@@ -62,7 +62,11 @@ def show_plan(
         standing = store.books().find(digest)
         _say(*proposal_lines(standing, time.time()))
         bundle = proposed_bundle(folder, standing)
-        _say("", *plan_lines(bundle, standing.proposal.max_rounds), *_data_lines(folder, bundle.manifest))
+        _say(
+            "",
+            *plan_lines(bundle, standing.proposal.max_rounds, _allowed_imports(folder)),
+            *_data_lines(folder, bundle.manifest),
+        )
         _say(*_leak_lines(folder, bundle.manifest))
         if source:
             for file in bundle.manifest.files:
@@ -120,7 +124,13 @@ def approve_plan(
         end = None if until is None else _end_of(until, now)
         found = approvable(folder, digest, Wish(dataset or (), rounds, epsilon, end))
         standing, limits = found.standing, found.limits
-        _say(*proposal_lines(standing, now), "", *plan_lines(found.bundle, limits.max_rounds), "", *limit_lines(limits))
+        _say(
+            *proposal_lines(standing, now),
+            "",
+            *plan_lines(found.bundle, limits.max_rounds, _allowed_imports(folder)),
+            "",
+            *limit_lines(limits),
+        )
         _confirm("Approve this?", was_asked=yes)
         approve_here(folder, found)
     _say(f"Approved: {standing.proposal.study}, {standing.proposal.digest[:12]}…. Any change of it asks again.")
@@ -139,10 +149,18 @@ def reject_plan(
     _say(f"Rejected: {standing.proposal.study}, {standing.proposal.digest[:12]}….")
 
 
+def _allowed_imports(folder: Path) -> tuple[str, ...]:
+    """Further modules that this site lets plans import."""
+    from .config import load_config
+
+    return load_config(folder).approval.imports
+
+
 def _data_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
     """What the plan reads, against what is here."""
     from .datasets import DatasetRegistry
     from .decisions import dataset_of
+    from .plan_difference import visible
 
     name = dataset_of(manifest)
     if name is None:
@@ -157,6 +175,12 @@ def _data_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
     if manifest.data.columns:
         asked, here = manifest.data.columns, record.columns
         yield f"columns: {len(asked)} asked for, {len(here)} here, {len(set(here) - set(asked))} not given to the plan"
+        lacking = [visible(name) for name in asked if name not in here]
+        if lacking:
+            yield f"!! columns that this data set has not: {', '.join(lacking)}; its tasks will be declined"
+    if manifest.data.modality and manifest.data.modality != record.modality:
+        said = record.modality or "not said"
+        yield f"!! modality: {manifest.data.modality} asked for, {said} here; its tasks will be declined"
 
 
 def _leak_lines(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -67,6 +67,8 @@ def settings_of(manifest: Manifest) -> dict[str, str]:
     data = manifest.data
     said = {f"setting {name}": repr(value) for name, value in manifest.settings.items()}
     said |= {f"data {name}": visible(repr(value)) for name, value in data.to_document().items()}
+    if manifest.recipe is not None:
+        said |= {f"recipe {word}": visible(text) for word, text in manifest.recipe.lines()}
     private = manifest.privacy
     return {
         "kind": manifest.kind.value,

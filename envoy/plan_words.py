@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..utils.data_spec import DataKind
 from ..utils.identity import when
@@ -10,6 +10,7 @@ from ..utils.plan_bundle import Bundle, Manifest
 from ..utils.privacy.accounting import stopping
 from .approvals import Limits, Standing, State
 from .plan_difference import asked_for, settings_of, visible
+from .plan_scan import scan
 
 COLUMNS = ("proposal", "study", "state", "rounds", "until", "proposed by", "purpose")
 
@@ -64,8 +65,14 @@ def limit_lines(limits: Limits) -> Iterator[str]:
     )
 
 
-def plan_lines(bundle: Bundle, max_rounds: int) -> Iterator[str]:
-    """What a plan is made of; every byte of it was checked."""
+def plan_lines(bundle: Bundle, max_rounds: int, also_allowed: Iterable[str] = ()) -> Iterator[str]:
+    """What a plan is made of, and what its text imports and reaches for; every byte of it was checked.
+
+    Args:
+        bundle: the plan's.
+        max_rounds: that its epsilon is told for.
+        also_allowed: further modules that this site lets plans import.
+    """
     manifest = bundle.manifest
     yield f"plan {manifest.name}, {manifest.digest}"
     for name, value in settings_of(manifest).items():
@@ -75,6 +82,10 @@ def plan_lines(bundle: Bundle, max_rounds: int) -> Iterator[str]:
     yield f"model: {len(bundle.layout.entries)} tensors, {count} numbers"
     for file in manifest.files:
         yield f"file {file.path}: {file.size} bytes, {file.sha256[:12]}"
+    if manifest.is_declarative:
+        yield "code: none; the names of its recipe are this site's own software"
+    else:
+        yield from (visible(line) for line in scan(bundle, also_allowed).lines())
 
 
 def epsilon_lines(manifest: Manifest, max_rounds: int) -> Iterator[str]:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from .errors import PlanError
+from .tensors import canonical_json, digest_of
 
 Value: TypeAlias = bool | int | float | str | tuple[float, ...]
 
@@ -21,6 +22,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _MAX_TEXT = 200
 _MAX_NUMBERS = 10_000
 _MAX_CHOICES = 16
+_MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +150,11 @@ def _check(where: str, key: object, value: object) -> None:
 
 
 def _shown(value: Value) -> str:
+    """So that two values that differ are shown otherwise."""
     if isinstance(value, tuple):
-        return f"[{len(value)} numbers]"
+        if len(value) <= _MOST_SHOWN:
+            return f"[{', '.join(map(repr, value))}]"
+        return f"[{len(value)} numbers, {digest_of(canonical_json(list(value)))[:12]}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return value if isinstance(value, str) else repr(value)

@@ -178,5 +178,14 @@ def test_what_is_written_is_what_is_read():
         augmentations=(completed("augmentation", "affine", {"scale": 0}),),
     )
     assert Recipe.from_document(whole.to_document()).to_document() == whole.to_document()
-    assert dict(whole.lines())["augmentations"] == "affine (rotation 0.15, scale 0, shift 0.12)"
+    assert dict(whole.lines())["augmentations"] == "affine (rotation 0.15, scale 0.0, shift 0.12)"
     assert dataclasses.replace(whole, augmentations=()).lines()[3] == ("augmentations", "none")
+
+
+def test_two_recipes_that_differ_are_shown_otherwise():
+    """Also in the last number of a long list, or far behind the point: it is what somebody approves."""
+    shown = [
+        dict(recipe(model=completed("model", "logistic-regression", {"mean": mean})).lines())["model"]
+        for mean in ((0.1, 0.2), (0.1, 0.20000001), (0.0,) * 20, (0.0,) * 19 + (1e-9,))
+    ]
+    assert len(set(shown)) == 4
