@@ -28,7 +28,7 @@ from ..utils.diagnosis import (
     warned,
 )
 from ..utils.errors import ConfigError, DatasetError, FederationError, IdentityError, JoinFileError, StorageError
-from ..utils.identity import read_certificate, read_chain
+from ..utils.identity import expires_at, read_certificate, read_chain
 from ..utils.join_file import MAX_JOIN_FILE_BYTES, read_join_file
 from ..utils.journey import Journey, Trust, direct_too, findings, without_proxy
 from ..utils.private_files import MAX_PRIVATE_BYTES
@@ -43,6 +43,8 @@ from .policy import SumRule
 from .records import DatasetFormat, DatasetRecord
 
 _COPIES = 4  # of a model: it, the update, the payload, what a code lost
+_LEAF, _IDENTITY, _RENEWAL = "this site's certificate", "this site's identity", "the certificate to renew by"
+_RENEWED = "`envoy start` renews it, and keeps renewing it while it runs; `envoy renew` does so now"
 _ANEW = "ask the federation's operator for a new join file (`director invite`), and join with a new folder"
 
 
@@ -76,7 +78,9 @@ def examine(folder: Path, join_file: Path | None, around: Surroundings) -> Itera
     """
     config, found = _settings(folder)
     yield found
-    papers, found = _papers_of_join(join_file, around.clock()) if join_file else _papers_of_member(folder)
+    papers, found = (
+        _papers_of_join(join_file, around.clock()) if join_file else _papers_of_member(folder, around.clock())
+    )
     yield found
     if join_file is None:
         yield _protection(config)
@@ -96,7 +100,7 @@ def directors_of(folder: Path, join_file: Path | None) -> tuple[str, tuple[Addre
     Raises:
         FederationError: neither joined nor invited, or the settings cannot be read.
     """
-    papers, found = _papers_of_join(join_file, time.time()) if join_file else _papers_of_member(folder)
+    papers, found = _papers_of_join(join_file, time.time()) if join_file else _papers_of_member(folder, time.time())
     if papers is None:
         raise IdentityError(f"{found.what}; {found.fix}")
     return papers.federation, tuple(map(Address.parse, load_config(folder).dialled(papers.addresses)))
@@ -163,7 +167,7 @@ def _papers_of_join(path: Path, now: float) -> tuple[Papers | None, Finding]:
     return papers, found
 
 
-def _papers_of_member(folder: Path) -> tuple[Papers | None, Finding]:
+def _papers_of_member(folder: Path, now: float) -> tuple[Papers | None, Finding]:
     path = folder / CREDENTIALS_FILE
     if not path.exists():
         begun = " (a join was begun and not answered)" if (folder / JOINING_FILE).exists() else ""
@@ -174,18 +178,17 @@ def _papers_of_member(folder: Path) -> tuple[Papers | None, Finding]:
         )
     try:
         fields = _texts(path, MAX_PRIVATE_BYTES)
-        leaf = fields["chain"].encode()
-        others = (
-            ("this site's identity", fields["identity_certificate"].encode()),
-            ("the renewal certificate", fields.get("renewal_certificate", "").encode()),
-        )
+        leaf, renewal = fields["chain"].encode(), fields.get("renewal_chain", "").encode()
+        others = ((_IDENTITY, fields["identity_certificate"].encode()), (_RENEWAL, renewal))
+        # Once the leaf is over, the director is asked with what renews it.
+        is_over = bool(renewal) and now > expires_at(read_chain(leaf, _LEAF)[0])
         papers = Papers(
             fields["peer"].split("/")[2],
             tuple(fields["addresses"].split()),
             fields["root"].encode(),
-            leaf,
-            fields["leaf_key"].encode(),
-            (("this site's certificate", leaf), *((name, pem) for name, pem in others if pem)),
+            renewal if is_over else leaf,
+            fields["renewal_key" if is_over else "leaf_key"].encode(),
+            ((_LEAF, leaf), *((name, pem) for name, pem in others if pem)),
         )
         read_certificate(papers.root, "the root")
     except (KeyError, IndexError, TypeError, AttributeError, FederationError) as error:
@@ -241,14 +244,19 @@ def _permissions(folder: Path) -> Iterator[Finding]:
 
 
 def _certificates(papers: Papers, now: float, *, is_member: bool) -> Iterator[Finding]:
-    fix = _ANEW
-    if is_member:
-        fix = f"start the envoy: it renews by itself what is not over, as long as the director answers. Else {_ANEW}"
+    """A leaf that is over is no failure as long as identity and renewal certificate are good: the start renews it."""
+    held: dict[str, x509.Certificate] = {}
     for name, pem in papers.certificates:
         try:
-            yield judge_certificate(read_chain(pem, name)[0], name, now, fix)
+            held[name] = read_chain(pem, name)[0]
         except IdentityError as error:
             yield failed("certificates", str(error), f"restore {CREDENTIALS_FILE} from a backup, or {_ANEW}")
+    good = {name for name, certificate in held.items() if now <= expires_at(certificate)}
+    can_renew = good >= {_IDENTITY, _RENEWAL}
+    for name, certificate in held.items():
+        found = judge_certificate(certificate, name, now, _RENEWED if can_renew or name in good else _ANEW)
+        is_renewed = is_member and can_renew and name not in good
+        yield warned(found.check, found.what, found.fix) if is_renewed else found
 
 
 def _disk(folder: Path) -> Finding:

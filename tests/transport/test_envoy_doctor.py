@@ -370,14 +370,35 @@ def test_what_is_no_director_is_found(site: Path):
         assert "is cut when TLS begins" in fails(look(dials(site, f"127.0.0.1:{port}")), "tls")
 
 
-def test_a_certificate_that_is_over_is_found_and_the_director_does_not_let_it_in(federation, site: Path):
+def with_leaf_over(federation, site: Path, **changes: str) -> Path:
+    """A site whose leaf expired while it was off."""
     document = json.loads((site / "credentials.json").read_text("utf-8"))
     tls = federation.certificate(seconds=60.0, now=time.time() - 300.0)
-    document |= {"chain": tls.chain.decode(), "leaf_key": tls.key.decode()}
+    document |= {"chain": tls.chain.decode(), "leaf_key": tls.key.decode(), **changes}
     write_private_file(site / "credentials.json", json.dumps(document).encode())
-    found = look(site)
+    return site
+
+
+def test_a_leaf_that_is_over_is_a_warning_since_the_start_renews_it(federation, site: Path):
+    found = look(with_leaf_over(federation, site))
+    assert of(found, "certificates").status is Status.WARN
+    assert "this site's certificate expired on" in of(found, "certificates").what
+    assert "envoy start" in of(found, "certificates").fix
+    assert of(found, "director").status is Status.PASS  # asked with the certificate to renew by
+
+
+def test_a_leaf_that_is_over_with_nothing_to_renew_by_is_found_and_the_director_does_not_let_it_in(federation, site):
+    found = look(with_leaf_over(federation, site, renewal_chain="", renewal_key=""))
     assert "this site's certificate expired on" in fails(found, "certificates")
+    assert "join file" in fails(found, "certificates")
     assert "does not let this site in" in fails(found, "director")
+
+
+def test_a_site_that_was_revoked_is_told_so(federation, site: Path):
+    words = ["revoke", "site-a", "--reason", "left the study", "--folder", str(federation.folder)]
+    said = CliRunner().invoke(director, words)
+    assert said.exit_code == 0, said.output
+    assert "revoked" in fails(look(site), "director")
 
 
 @pytest.mark.parametrize(
