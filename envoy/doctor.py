@@ -235,7 +235,7 @@ def _protection(config: EnvoyConfig | None) -> Finding:
 
 
 def _permissions(folder: Path) -> Iterator[Finding]:
-    paths = [folder / name for name in (CREDENTIALS_FILE, JOINING_FILE, "envoy.sqlite", "privacy.sqlite")]
+    paths = [folder / CREDENTIALS_FILE, folder / JOINING_FILE, *sorted(folder.glob("*.sqlite"))]
     open_ones = [path for path in paths if is_open_to_others(path)]
     for path in open_ones:
         yield failed("permissions", f"others than its owner may read or write {path}", f"chmod 600 {path}")
