@@ -177,8 +177,6 @@ class ApprovalGuard:
 
     def admit(self, task: m.Task) -> Admission:
         """Check a task against the approval of its proposal, and its patches against ``[steering]``."""
-        if not _IS_ENFORCED:
-            return Admission({})
         if task.proposal is None:
             raise NotApprovedError(f"{task.ref} names no proposal that this site could have approved")
         if task.proposal in self._vetoed:
@@ -254,6 +252,3 @@ class ApprovalGuard:
                     self._read.clear()
                 self._read[key] = found
         return found
-
-
-_IS_ENFORCED = False  # until the director waits for approvals

@@ -154,11 +154,6 @@ class SiteWithApprovals:
         return self.store.books().standings[PROPOSAL.digest].state(self.now)
 
 
-@pytest.fixture(autouse=True)
-def _enforced(monkeypatch):
-    monkeypatch.setattr("fedveil.envoy.approval_guard._IS_ENFORCED", True)
-
-
 @pytest.fixture
 def site(tmp_path):
     made = SiteWithApprovals(tmp_path)

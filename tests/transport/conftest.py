@@ -29,7 +29,7 @@ from fedveil.utils.certificates import Authority, certificate_pem, issue_client,
 from fedveil.utils.errors import FederationError
 from fedveil.utils.identity import PeerId, Role
 from fedveil.utils.plan_bundle import Bundle, open_bundle
-from fedveil.utils.tensors import bytes_of, digest_of, read_model
+from fedveil.utils.tensors import Digest, bytes_of, digest_of, read_model
 from fedveil.workspace.plan_builder import build_plan
 
 ELEMENTS = 10_000
@@ -79,7 +79,9 @@ class Puppet:
 
     name: str
     client: DirectorClient
+    approves: bool = True  # whatever it is offered
     items: queue.Queue[m.WorkItem] = field(default_factory=queue.Queue)
+    _approved: tuple[Digest, ...] = ()
     _kept: list[m.WorkItem] = field(default_factory=list)
     _ends: threading.Event = field(default_factory=threading.Event)
 
@@ -90,6 +92,8 @@ class Puppet:
         def listen() -> None:
             try:
                 for item in self.client.work(()):
+                    if isinstance(item, m.Offer) and self.approves:
+                        self.approve(item)
                     self.items.put(item)
                     stands.set()
             except FederationError:
@@ -98,13 +102,18 @@ class Puppet:
         def beat() -> None:
             while not self._ends.wait(1.0):
                 try:
-                    self.client.beat(m.Heartbeat())
+                    self.client.beat(m.Heartbeat(approved=self._approved))
                 except FederationError:
                     return
 
         for work in (listen, beat):
             threading.Thread(target=work, daemon=True).start()
         assert stands.wait(10.0)
+
+    def approve(self, offer: m.Offer) -> None:
+        """Say at once that its site approved what is proposed to it."""
+        self._approved = (*self._approved, digest_of(offer.proposal.content))
+        self.client.beat(m.Heartbeat(approved=self._approved))
 
     def task(self) -> m.Task:
         """The next task."""
