@@ -12,7 +12,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -33,6 +33,11 @@ from .records import describe
 from .roster_commands import roster
 from .splits import GivenSplits, SplitRule
 from .veto_commands import questions_of, stop, veto
+
+if TYPE_CHECKING:
+    from .config import EnvoyConfig
+    from .sandbox.sandbox import Sandbox
+    from .trainer import ChildTrainer
 
 DEFAULT_FOLDER = Path("fedveil-envoy")
 _CONSOLE = Console(soft_wrap=True)
@@ -137,7 +142,6 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
     from .renewing import connect
     from .session import Session
     from .summing import SumIdentity
-    from .trainer import ChildTrainer
 
     with errors_in_words():
         config = load_config(folder)
@@ -145,8 +149,8 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         credentials, link, renewer = connect(folder, config, time.time())
         address = config.dialled(credentials.addresses)[0]
         name = EnvoyName(credentials.peer.name)
-        trainer = ChildTrainer(folder / "state", preload_torch=config.training.preload_torch)
-        gate = LeakGate(folder, config.protection) if config.protection is not None else None
+        sandbox, trainer = _boxed_trainer(folder, config)
+        gate = LeakGate(folder, config.protection, sandbox) if config.protection is not None else None
         key = read_identity_key(credentials.identity_key, "the identity key")
         accepted = partial(load_roster, folder, credentials.peer, credentials.public_identity)
         log = SiteAudit.open(folder, credentials.peer, key)
@@ -285,6 +289,18 @@ def check_data(
         report = DatasetRegistry(folder / "datasets").check(name)
     _print_lines(report.lines())
     raise typer.Exit(0 if report.is_unchanged else 1)
+
+
+def _boxed_trainer(folder: Path, config: EnvoyConfig) -> tuple[Sandbox, ChildTrainer]:
+    """The site's box, and who does its work in there."""
+    from .config import Device
+    from .premises import premises_of
+    from .sandbox.sandbox import Sandbox
+    from .trainer import ChildTrainer
+
+    sandbox = Sandbox(config.sandbox, folder, has_gpu=config.training.device is not Device.CPU)
+    preload, premises = config.training.preload_torch, partial(premises_of, folder)
+    return sandbox, ChildTrainer(folder / "state", sandbox, preload_torch=preload, premises=premises)
 
 
 def main() -> None:

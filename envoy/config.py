@@ -19,6 +19,7 @@ from ..utils.plan_bundle import Manifest
 from ..utils.proxies import Way
 from .policy import REQUIRED_SUMS, ProtectionPolicy, SecureAggregationPolicy
 from .proxy import ProxySettings, way_to
+from .sandbox.policy import DEFAULT_SANDBOX, SandboxPolicy
 from .steering import ANY_CHANGE, SteeringPolicy
 
 CONFIG_FILE = "envoy.toml"
@@ -149,6 +150,7 @@ class EnvoyConfig:
     secure_aggregation: SecureAggregationPolicy = REQUIRED_SUMS
     steering: SteeringPolicy = ANY_CHANGE
     approval: ApprovalSettings = ApprovalSettings()
+    sandbox: SandboxPolicy = DEFAULT_SANDBOX
 
     def __post_init__(self) -> None:
         for text in self.addresses:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +27,9 @@ from .journal import DATABASE_FILE
 from .leak_test import LeakTest, measure
 from .policy import ProtectionPolicy
 from .protection import Closed, Gate, Off, Open, Verdict
+from .sandbox.boxed import Boxed
+from .sandbox.policy import SandboxPolicy
+from .sandbox.sandbox import Sandbox
 
 LOG_FILE = "leak-test.log"
 _SCHEMA = """
@@ -91,13 +91,17 @@ class LeakGate:
     Args:
         folder: the envoy's; outcomes lie in its database, what a plan prints in its ``state``.
         policy: the site's.
+        sandbox: in which the plan is measured; the best that works here, and not less than Landlock, by default.
         noise: of the measured chains; the operating system's by default.
     """
 
-    def __init__(self, folder: Path, policy: ProtectionPolicy, noise: NoiseSource | None = None) -> None:
+    def __init__(
+        self, folder: Path, policy: ProtectionPolicy, sandbox: Sandbox | None = None, noise: NoiseSource | None = None
+    ) -> None:
         self._folder, self._policy = folder, policy
+        self.sandbox = sandbox or Sandbox(SandboxPolicy(), folder)
         self.noise: NoiseSource = noise or SystemNoise()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Boxed | None = None
         self._is_closed = self._is_interrupted = False
 
     def gate(self, plan: Bundle, model: Path, chain: Chain) -> Gate:
@@ -161,9 +165,8 @@ class LeakGate:
         """End a measurement that runs."""
         self._is_interrupted = True
         child = self._child
-        if child is not None and child.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
+        if child is not None:
+            child.kill()
 
     def _asked(self, plan: Bundle, model: Path, chain: Chain) -> Verdict:
         if self._policy.structure_check:
@@ -184,6 +187,7 @@ class LeakGate:
                 cpu_seconds=self._policy.audit_cpu_seconds,
                 rng=self.noise,
                 log=self._folder / "state" / LOG_FILE,
+                sandbox=self.sandbox,
                 started=self._remember,
             )
         except (ConfigError, PlanError) as error:
@@ -192,7 +196,7 @@ class LeakGate:
         _log.info("leak test plan=%s score=%s obstacle=%s", plan.digest, test.score, test.obstacle)
         return Outcome.of(test)
 
-    def _remember(self, child: subprocess.Popen[bytes]) -> None:
+    def _remember(self, child: Boxed) -> None:
         self._child = child
         if self._is_interrupted or self._is_closed:  # between two children of one measurement
             self.interrupt()

@@ -32,7 +32,7 @@ from ..utils.errors import AttackError, ConfigError
 from ..utils.tensors import Layout
 from .canaries import NUM_TARGETS
 from .leak_test import SEEN_FILE, Attempt, Sent, chain_from_json
-from .leak_updates import Emit, canaries_in, num_classes_of, opened, published_model
+from .leak_updates import Emit, Keep, canaries_in, num_classes_of, opened, published_model
 
 BREAKERS = ("first-layer", "dlg", "inverting-gradients")
 """What undefended updates are attacked with, the quickest first, until one shows the images."""
@@ -50,7 +50,7 @@ class _Attack(Protocol):
     def __call__(self, observation: Observation, knowledge: Knowledge, rng: torch.Generator) -> Reconstruction: ...
 
 
-def attack_targets(order: dict[str, Any], folder: Path, emit: Emit) -> None:
+def attack_targets(order: dict[str, Any], folder: Path, emit: Emit, keep: Keep) -> None:
     """Attack what each target sent, undefended and behind the chain; a row for each attack."""
     torch.set_num_threads(1)
     bundle, plan = opened(order)
@@ -58,7 +58,7 @@ def attack_targets(order: dict[str, Any], folder: Path, emit: Emit) -> None:
     model = published_model(plan, bundle)
     classes = classes % num_classes_of(model, images)
     chain = chain_from_json(order["steps"], folder)
-    scene = _Scene(folder, model, bundle.layout, chain, images, classes)
+    scene = _Scene(folder, model, bundle.layout, chain, images, classes, keep)
     clock = _Clock(order["seconds"])
     breaker, undefended = None, dict[str, int]()
     for place, name in enumerate(BREAKERS):
@@ -106,6 +106,7 @@ class _Scene:
     chain: Chain
     images: NDArray[np.float32]
     labels: NDArray[np.int64]
+    keep: Keep
 
     def observed(self, sent: Sent, *, is_defended: bool) -> list[Observation]:
         """What the director sees of each target."""
@@ -206,7 +207,7 @@ def _scored(scene: _Scene, without: Attempt, found: list[Reconstruction]) -> Att
     pictures = torch.cat([torch.full((1, *scene.images.shape[1:]), 0.5) if s.images is None else s.images.float()
                           for s in scores]).numpy()  # fmt: skip
     name = f"{without.sent.value}-{without.attack}-{'defended' if without.is_defended else 'undefended'}.npy"
-    np.save(scene.folder / name, pictures)
+    scene.keep(name, pictures)
     gallery = np.concatenate([scene.sought(without.sent), scene.images[NUM_TARGETS:]])
     return replace(
         without,

@@ -1,8 +1,10 @@
 """What a plan's updates give away of single images behind a chain: measured on canaries, before anything is trained.
 
-The plan's code runs in a child with a limit of CPU seconds (``leak_test_worker``): once to make the canaries' updates,
-once for the attacks. Between the two this process takes the updates through the *same* chain as real ones, with noise
-of its own. What was sent undefended is attacked first: only where that shows an image do later failures mean anything.
+The plan's code runs in a child with a limit of CPU seconds (``leak_test_worker``), in the site's box: once to make the
+canaries' updates, once for the attacks. It reads what this process left for it, and hands back rows and arrays through
+two files that this process opened. Between the two this process takes the updates through the *same* chain as real
+ones, with noise of its own. What was sent undefended is attacked first: only where that shows an image do later
+failures mean anything.
 
 | what is sent | why |
 |---|---|
@@ -19,17 +21,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,12 +45,22 @@ from ..utils.plan_bundle import Bundle, PlanKind
 from ..utils.tensors import Role, Vector, canonical_json, digest_of
 from .canaries import Canaries
 from .recipes.catalogue import engine_of
+from .sandbox.box import Program
+from .sandbox.boxed import Boxed
+from .sandbox.sandbox import Sandbox
+from .sandbox.scratch import PREFIX
+from .sandbox.view import View
+from .worker_log import WorkerLog
 
 BREAKS_AT = 0.1  # SSIM gain over the null at which an undefended update counts as broken
 SEEN_FILE = "gradient-seen.npy"  # the targets' images as the model saw them
 SHARE_OF_TRAINING = 0.5  # of the budget, at most: making the updates, torch's import among it
 _SPARE_SECONDS = 60.0  # of wall time beside the budget: a loaded machine
 _WORST_SLOWDOWN = 10.0  # wall time to CPU time
+_LOOK_SECONDS = 0.02
+_MAX_ROWS_BYTES = 4 << 20
+_ARRAY = re.compile(r"[a-z][a-z0-9-]{0,80}\.npy")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Sent(Enum):
@@ -123,8 +133,9 @@ def measure(
     cpu_seconds: float,
     rng: NoiseSource,
     log: Path,
+    sandbox: Sandbox,
     keep: Path | None = None,
-    started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
+    started: Callable[[Boxed], None] = lambda _: None,
 ) -> LeakTest:
     """Measure one plan behind one chain.
 
@@ -135,6 +146,7 @@ def measure(
         cpu_seconds: of both children together, at most.
         rng: of the chain's noise.
         log: takes what the plan prints; it stays at the site.
+        sandbox: the site's box.
         keep: a folder for the pictures' pixels; none: they are deleted.
         started: is told each child, so that it can be ended from outside.
 
@@ -144,6 +156,7 @@ def measure(
     Raises:
         ConfigError: no attack reads such a plan.
         PlanError: the plan raised, or died before any update was made.
+        SandboxError: no box that the site asks for works here.
         StorageError: there is no room for the measurement.
     """
     if engine_of(plan.manifest) is not PlanKind.TORCH:
@@ -153,8 +166,8 @@ def measure(
     with _folder(log.parent) as folder:
         try:
             np.savez(folder / "canaries.npz", images=canaries.images, classes=canaries.classes)
-            order: dict[str, Any] = {"bundle": str(plan.folder), "plan": plan.digest}
-            run = _Runs(folder, log, cpu_seconds, started)
+            order: dict[str, Any] = {"bundle": str(plan.folder.absolute()), "plan": plan.digest}
+            run = _Runs(folder, plan.folder, log, sandbox, started)
             made = run.phase("make", order, cpu_seconds * SHARE_OF_TRAINING)
             if not made or "error" in made[-1]:
                 raise TrainingError(made[-1]["error"] if made else "the plan made no update within the budget")
@@ -179,7 +192,7 @@ def measure(
 def _folder(beside: Path) -> Iterator[Path]:
     """For a while, and for its owner alone: it may hold a site's own images."""
     beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="leak-test-", dir=beside) as name:
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=beside) as name:
         yield Path(name)
 
 
@@ -230,55 +243,82 @@ class _Runs:
     """Children one after the other, each with its own limit of CPU seconds."""
 
     def __init__(
-        self, folder: Path, log: Path, seconds: float, started: Callable[[subprocess.Popen[bytes]], None]
+        self, folder: Path, bundle: Path, log: Path, sandbox: Sandbox, started: Callable[[Boxed], None]
     ) -> None:
-        self._folder, self._log, self._seconds, self._started = folder, log, seconds, started
+        self._folder, self._log, self._sandbox, self._started = folder, log, sandbox, started
+        self._view = View.of([folder, bundle])
         self.used = 0.0
 
     def phase(self, name: str, order: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
-        """Run one phase; its rows, also where the limit ended it."""
+        """Run one phase; its rows, also where the limit ended it. Arrays that it made lie in the folder then."""
         (self._folder / "order.json").write_text(json.dumps(order | {"phase": name, "seconds": seconds}))
         lifeline, ours = os.pipe()
-        with self._log.open("ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "fedveil.envoy.leak_test_worker", str(self._folder), str(lifeline)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(lifeline,),
-                start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            )
-        os.close(lifeline)
-        self._started(child)
-        try:
-            self.used += self._wait(child, seconds * _WORST_SLOWDOWN + _SPARE_SECONDS)
-        finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            os.close(ours)
-        return _rows(self._folder / f"{name}.jsonl")
+        with (
+            tempfile.TemporaryFile(dir=self._folder.parent) as rows,
+            tempfile.TemporaryFile(dir=self._folder.parent) as arrays,
+        ):
+            log = WorkerLog(self._log)
+            try:
+                given = (rows.fileno(), arrays.fileno(), lifeline)
+                boxed = self._sandbox.start(
+                    Program(
+                        module="fedveil.envoy.leak_test_worker",
+                        arguments=(str(self._folder.absolute()), *map(str, given)),
+                        view=self._view,
+                        descriptors=given,
+                        output=log.writable,
+                        environment=ONE_THREAD,
+                    )
+                )
+                log.handed_over()
+                self._started(boxed)
+                try:
+                    self.used += self._wait(boxed, log, seconds)
+                finally:
+                    boxed.end()
+            finally:
+                log.close()
+                os.close(lifeline)
+                os.close(ours)
+            return list(self._harvest(_rows(rows), arrays))
 
-    def _wait(self, child: subprocess.Popen[bytes], seconds: float) -> float:
+    def _wait(self, boxed: Boxed, log: WorkerLog, seconds: float) -> float:
         """Until it has ended; the CPU seconds that it took."""
-        deadline = time.monotonic() + seconds
-        while True:
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-            if pid:
-                child.returncode = os.waitstatus_to_exitcode(status)
-                return usage.ru_utime + usage.ru_stime
+        deadline = time.monotonic() + seconds * _WORST_SLOWDOWN + _SPARE_SECONDS
+        used = 0.0
+        while boxed.is_alive:
+            used = max(used, boxed.cpu_seconds())
             if time.monotonic() > deadline:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(child.pid, signal.SIGKILL)
-            time.sleep(0.05)
+                boxed.kill()
+                return seconds
+            log.copy()
+            time.sleep(_LOOK_SECONDS)
+        return used
+
+    def _harvest(self, rows: Iterable[dict[str, Any]], arrays: BinaryIO) -> Iterator[dict[str, Any]]:
+        """Put the arrays of the rows where the next phase reads them; the plan's code may have written the rows."""
+        for row in rows:
+            if "array" not in row:
+                yield row
+                continue
+            name, offset, length = row["array"], row.get("offset"), row.get("length")
+            if not (isinstance(name, str) and _ARRAY.fullmatch(name) and type(offset) is type(length) is int):
+                raise PlanError("the leak test's answer cannot be read (an array)")
+            if not 0 <= offset <= offset + length <= arrays.seek(0, os.SEEK_END):
+                raise PlanError("the leak test's answer cannot be read (an array is cut short)")
+            arrays.seek(offset)
+            (self._folder / name).write_bytes(arrays.read(length))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(file: BinaryIO) -> list[dict[str, Any]]:
     """What a child wrote, line by line; a line that its end cut short is left out."""
     rows = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    file.seek(0)
+    for line in file.read(_MAX_ROWS_BYTES).decode("utf-8", "replace").splitlines():
         with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
     return rows
 
 

@@ -30,10 +30,11 @@ from .training import LocalRound, run_round
 
 _SEED = 7
 Emit = Callable[[dict[str, Any]], None]
+Keep = Callable[[str, NDArray[Any]], None]
 
 
-def make_updates(order: dict[str, Any], folder: Path, emit: Emit) -> None:
-    """Leave ``gradient.npy`` and, where the budget allows, ``training.npy``: (targets, layout.size) float32 each.
+def make_updates(order: dict[str, Any], folder: Path, emit: Emit, keep: Keep) -> None:
+    """Keep ``gradient.npy`` and, where the budget allows, ``training.npy``: (targets, layout.size) float32 each.
 
     Raises:
         PlanError: the plan is none that can be measured, or raised.
@@ -44,8 +45,8 @@ def make_updates(order: dict[str, Any], folder: Path, emit: Emit) -> None:
     model = published_model(plan, bundle)
     labels = classes % num_classes_of(model, images)
     made = [_gradient(plan, model, bundle.layout, images[at : at + 1], labels[at]) for at in range(NUM_TARGETS)]
-    np.save(folder / SEEN_FILE, np.concatenate([seen for _, seen in made]))
-    np.save(folder / "gradient.npy", np.stack([gradient for gradient, _ in made]))
+    keep(SEEN_FILE, np.concatenate([seen for _, seen in made]))
+    keep("gradient.npy", np.stack([gradient for gradient, _ in made]))
     emit({"made": Sent.GRADIENT.value})
     if bundle.manifest.privacy is not None:
         reason = "training adds noise to every patient's gradient; the gradient alone was measured, without that noise"
@@ -56,7 +57,7 @@ def make_updates(order: dict[str, Any], folder: Path, emit: Emit) -> None:
     except FederationError as error:  # one image may be too few for this plan: batch normalisation
         emit({"made": "", "reason": str(error)})
         return
-    np.save(folder / "training.npy", np.stack(trained))
+    keep("training.npy", np.stack(trained))
     emit({"made": Sent.TRAINING.value})
 
 

@@ -74,6 +74,7 @@ def leak_test(
     from .plan_scan import require_allowed, scan
     from .policy import OPEN_POLICY
     from .protection import Open
+    from .sandbox.sandbox import Sandbox
 
     with errors_in_words():
         opened, config = find_plan(bundle, folder), load_config(folder)
@@ -82,7 +83,7 @@ def leak_test(
         chain = chain_at(policy, codec)
         used = canaries_for(opened.manifest.data, images or canary_source(policy, folder))
         kept = _private(out or folder / PICTURES / f"{opened.digest[:12]}{'-own' if images else ''}")
-        gate = LeakGate(folder, policy)
+        gate = LeakGate(folder, policy, Sandbox(config.sandbox, folder))
         _CONSOLE.print(f"{opened.manifest.name}, {chain.label}: at most {policy.audit_cpu_seconds:g} CPU-s ...")
         test = measure(
             opened,
@@ -91,6 +92,7 @@ def leak_test(
             cpu_seconds=policy.audit_cpu_seconds,
             rng=gate.noise,
             log=folder / "state" / LOG_FILE,
+            sandbox=gate.sandbox,
             keep=kept / "pixels",
         )
         if images is None:

@@ -22,6 +22,7 @@ from ..utils.errors import (
     PlanError,
     PrivacyError,
     ProtocolError,
+    SandboxError,
     StorageError,
     TrainingError,
     UnsendableUpdateError,
@@ -42,6 +43,7 @@ _SENTENCES: Final[dict[type[FederationError], str]] = {
     DatasetError: "the site has no dataset that fits the plan; its envoy's log has the details",
     StorageError: "the site cannot read or keep what the task needs; its envoy's log has the details",
     PlanError: "the plan cannot be fetched, read or built at the site; its envoy's log has the details",
+    SandboxError: "the site has no sandbox that meets its own minimum; its envoy's log has the details",
     FederationError: "the site cannot do the task; its envoy's log has the details",
 }
 WORDS_OF_THE_PLAN: Final = "its text came from the plan's process"

@@ -1,12 +1,12 @@
 """The parent's side of local work: a child process that runs the plan, killed when it hangs, is withdrawn or is done.
 
-``ChildTrainer`` keeps one child for each plan in turn, so that torch is imported once. ``InProcessTrainer`` runs the
-same work in the caller's process, for simulations and tests of approved plans; it cannot stop a plan that loops.
+``ChildTrainer`` keeps one child for each plan in turn, so that torch is imported once, in the box of ``sandbox``.
+``InProcessTrainer`` runs the same work in the caller's process, for simulations and tests of approved plans; it has no
+box, and cannot stop a plan that loops.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -14,25 +14,33 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
-from ..utils.errors import StorageError, TrainingError
+from ..utils.errors import FederationError, SandboxError, TrainingError
 from ..utils.plan_bundle import manifest_in
 from ..utils.tensors import Digest
 from .exposures import Exposed, Exposures
+from .order_files import OrderFiles, open_files
 from .order_line import DATA, send
 from .orders import WorkOrder, WorkResult, order_to_json, result_from_json
+from .premises import view_of
+from .sandbox.box import Program
+from .sandbox.policy import Tier
+from .sandbox.sandbox import Sandbox
+from .sandbox.scratch import sweep
+from .sandbox.view import View
 from .workbench import Workbench
-from .worker import error_from_json
+from .worker import CANNOT_NARROW, ONE_THREAD, error_from_json
+from .worker_log import WorkerLog
 
 __all__ = ["ChildTrainer", "InProcessTrainer", "Trainer", "WorkOrder", "WorkResult"]
 
 LOG_FILE = "worker.log"
-_MAX_LOG_BYTES = 10 << 20
 _MAX_ANSWER_BYTES = 16 << 20
 _CANCEL_SECONDS = 0.1  # how often a withdrawal is looked for; an answer wakes at once
 _log = logging.getLogger(__name__)
@@ -73,7 +81,9 @@ class InProcessTrainer:
         with self._one_at_a_time:
             if cancelled.is_set():
                 raise TrainingError(f"{order.ref}: withdrawn")
-            result = self._workbench.perform(order)
+            with open_files(order) as opened:
+                result = self._workbench.perform(order, opened.files)
+                opened.keep_state()
         if time.monotonic() - started > timeout_seconds:
             raise TrainingError(f"{order.ref}: training did not finish within {timeout_seconds:g} s")
         return result
@@ -87,32 +97,40 @@ class InProcessTrainer:
 
 
 class ChildTrainer:
-    """Runs orders in a child process.
+    """Runs orders in a child process, in the site's box.
 
     Args:
         log_folder: takes the child's stdout and stderr as ``worker.log``; it stays at the site.
+        sandbox: the box.
         preload_torch: ``warm_up``, and the end of a child that was killed, start one that imports torch while nobody
             waits.
+        premises: what such a child is started with, before it is known which plan it will run.
     """
 
-    def __init__(self, log_folder: Path, *, preload_torch: bool = False) -> None:
-        self._log_folder, self._preload = log_folder, preload_torch
+    def __init__(
+        self,
+        log_folder: Path,
+        sandbox: Sandbox,
+        *,
+        preload_torch: bool = False,
+        premises: Callable[[], View] = lambda: View(frozenset()),
+    ) -> None:
+        self._log_folder, self._sandbox, self._premises, self._preload = log_folder, sandbox, premises, preload_torch
+        sweep(log_folder)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._child: _Child | None = None
-        self._plan: Digest | None = None  # what the child has run; None as long as it is fresh
         self._exposures = Exposures()
 
     def warm_up(self) -> None:
         """Start a child that imports torch, if that was asked for and there is none yet."""
         with self._lock:
-            if self._preload and self._child is None and not self._closed.is_set():
-                self._child = _Child(self._log_folder, preload_torch=True)
+            self._warm_up()
 
     @property
     def pid(self) -> int | None:
-        """The child's process id, while there is one."""
-        return self._child.process.pid if self._child else None
+        """The child's process id, while there is one: of its box, where that is a process of its own."""
+        return self._child.pid if self._child else None
 
     def run(self, order: WorkOrder, timeout_seconds: float, cancelled: threading.Event) -> WorkResult:
         """Perform one order in the child; another plan gets a fresh one."""
@@ -120,21 +138,21 @@ class ChildTrainer:
         with self._lock:
             if self._closed.is_set():
                 raise TrainingError(f"{order.ref}: the envoy is shutting down")
-            manifest = manifest_in(order.bundle, order.ref.plan)
-            data = self._exposures.of(order, manifest, deadline, cancelled)
-            child = self._child_for(order.ref.plan)
-            try:
-                child.send(order, data)
-                answer = self._wait(child, order, deadline, timeout_seconds, cancelled)
-            except BaseException:
-                self._retire()
-                raise
-        if "error" in answer:
-            raise error_from_json(answer)
-        try:
-            return result_from_json(answer)
-        except (ValueError, TypeError, KeyError) as error:
-            raise TrainingError(f"{order.ref}: the worker's answer cannot be read ({type(error).__name__})") from error
+            data = self._exposures.of(order, manifest_in(order.bundle, order.ref.plan), deadline, cancelled)
+            with open_files(order) as opened:
+                try:
+                    answer = self._ask(order, opened.files, data, deadline, timeout_seconds, cancelled)
+                    if CANNOT_NARROW in answer:
+                        _log.warning("a fresh training process is started: %s", answer[CANNOT_NARROW])
+                        self._let_go()
+                        answer = self._ask(order, opened.files, data, deadline, timeout_seconds, cancelled)
+                except BaseException:
+                    self._let_go()
+                    self._warm_up()
+                    raise
+                result = _result(order, answer)
+                opened.keep_state()
+        return result
 
     def close(self) -> None:
         """End the child, also in the middle of an order of another thread."""
@@ -144,14 +162,20 @@ class ChildTrainer:
         if child is not None:
             child.kill()
         with self._lock:
-            if self._child is not None:
-                self._child.end()
-                self._child = None
+            self._let_go()
             self._exposures.forget()
 
-    def _wait(
-        self, child: _Child, order: WorkOrder, deadline: float, timeout_seconds: float, cancelled: threading.Event
+    def _ask(
+        self,
+        order: WorkOrder,
+        files: OrderFiles,
+        data: Exposed | None,
+        deadline: float,
+        timeout_seconds: float,
+        cancelled: threading.Event,
     ) -> dict[str, object]:
+        child = self._child_for(order)
+        child.send(order, files, data)
         while True:
             left = deadline - time.monotonic()
             answer = child.receive(min(_CANCEL_SECONDS, max(0.0, left)))
@@ -162,66 +186,116 @@ class ChildTrainer:
             if left <= 0:
                 raise TrainingError(f"{order.ref}: training did not finish within {timeout_seconds:g} s and was ended")
 
-    def _child_for(self, plan: Digest) -> _Child:
-        if self._child is not None and (self._plan not in (None, plan) or not self._child.is_alive):
-            self._child.end()
-            self._child = None
+    def _child_for(self, order: WorkOrder) -> _Child:
+        """The one that runs this plan already, one that waits for its first order, or a fresh one."""
+        view = view_of(order)
+        if self._child is not None and not (self._child.is_alive and self._child.may_run(order.ref.plan, view)):
+            self._let_go()
         if self._child is None:
-            self._child = _Child(self._log_folder, preload_torch=False)
-        self._plan = plan
+            self._child = _Child(self._log_folder, self._sandbox, view, preload_torch=False)
         return self._child
 
-    def _retire(self) -> None:
+    def _warm_up(self) -> None:
+        if not self._preload or self._child is not None or self._closed.is_set():
+            return
+        try:
+            if self._sandbox.can_narrow:
+                self._child = _Child(self._log_folder, self._sandbox, self._premises(), preload_torch=True)
+        except FederationError as error:  # the first order says it again, to the director too
+            _log.warning("no training process waits for work: %s", error)
+
+    def _let_go(self) -> None:
         if self._child is not None:
             self._child.end()
-        self._child, self._plan = None, None
-        if self._preload and not self._closed.is_set():
-            self._child = _Child(self._log_folder, preload_torch=True)
+            self._child = None
+
+
+def _result(order: WorkOrder, answer: dict[str, object]) -> WorkResult:
+    if CANNOT_NARROW in answer:
+        raise SandboxError(f"{order.ref}: the training process cannot be confined: {answer[CANNOT_NARROW]}")
+    if "error" in answer:
+        raise error_from_json(answer)
+    try:
+        return result_from_json(answer)
+    except (ValueError, TypeError, KeyError) as error:
+        raise TrainingError(f"{order.ref}: the worker's answer cannot be read ({type(error).__name__})") from error
 
 
 class _Child:
-    """One worker process and the two lines to it."""
+    """One worker process in its box, and the two lines to it.
 
-    def __init__(self, log_folder: Path, *, preload_torch: bool) -> None:
+    Args:
+        log_folder: takes what it prints.
+        sandbox: the box.
+        view: what it may see; with ``preload_torch``, what it can give up all but one plan's of.
+        preload_torch: import torch at once, and wait.
+    """
+
+    def __init__(self, log_folder: Path, sandbox: Sandbox, view: View, *, preload_torch: bool) -> None:
+        self._sandbox, self._view, self._is_wide = sandbox, view, preload_torch
+        self._plan: Digest | None = None  # what it has run; None as long as it is fresh
+        self._data: Digest | None = None  # which exposed dataset it was given
+        self._answer = bytearray()
+        self._ended = False
+        self._log = WorkerLog(log_folder / LOG_FILE)
         theirs, self._socket = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
-        arguments = [str(theirs.fileno()), str(lifeline), *(["torch"] if preload_torch else [])]
+        program = Program(
+            module="fedveil.envoy.worker",
+            arguments=(str(theirs.fileno()), str(lifeline), *(["torch"] if preload_torch else [])),
+            view=view,
+            descriptors=(theirs.fileno(), lifeline),
+            output=self._log.writable,
+            environment=ONE_THREAD if preload_torch else {},
+        )
         try:
-            with theirs, _log_file(log_folder) as log:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "fedveil.envoy.worker", *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(theirs.fileno(), lifeline),
-                    start_new_session=True,
-                )
-        except OSError as error:
+            self._boxed = sandbox.start(program)
+        except BaseException:
             self._socket.close()
             os.close(self._lifeline)
-            raise StorageError(f"the training process cannot be started: {error.strerror}") from error
+            self._log.close()
+            raise
         finally:
+            theirs.close()
             os.close(lifeline)
-        self._answer = bytearray()
-        self._data: Digest | None = None  # which exposed dataset it was given
-        self._ended = False
+        self._log.handed_over()
 
     @property
     def is_alive(self) -> bool:
-        return self.process.poll() is None
+        return self._boxed.is_alive
 
-    def send(self, order: WorkOrder, data: Exposed | None) -> None:
-        """Hand an order over, and the dataset's file where the child has not had it yet."""
+    @property
+    def pid(self) -> int:
+        return self._boxed.process.pid
+
+    def may_run(self, plan: Digest, view: View) -> bool:
+        """Has it run nothing but this plan, and may it see this and nothing else, or give up what is too much?"""
+        if self._plan is not None:
+            return self._plan == plan and (self._view == view or self._boxed.tier is Tier.NONE)
+        return self._boxed.tier is Tier.NONE or (self._view.covers(view) if self._is_wide else self._view == view)
+
+    def send(self, order: WorkOrder, files: OrderFiles, data: Exposed | None) -> None:
+        """Hand an order and its files over, and the dataset's file where the child has not had it yet."""
+        rights = None
+        if self._is_wide:
+            self._is_wide, self._view = False, view_of(order)
+            rights = self._sandbox.narrowed(self._view, self._boxed)
+        self._plan = order.ref.plan
         is_new = data is not None and data.key != self._data
+        document = {"order": order_to_json(order), "rights": None if rights is None else asdict(rights)}
         try:
-            send(self._socket, order_to_json(order), {DATA: data.file} if data is not None and is_new else {})
+            held = {DATA: data.file} if data is not None and is_new else {}
+            send(self._socket, document, files.named() | held)
             self._data = None if data is None else data.key
         except OSError as error:
             raise TrainingError(f"{order.ref}: {self._how_it_died()}") from error
 
     def receive(self, seconds: float) -> dict[str, object] | None:
-        """The answer, or None if it did not come in this time."""
-        if not select.select([self._socket], [], [], seconds)[0]:
+        """The answer, or None if it did not come in this time; what is printed meanwhile goes to the log."""
+        lines = [self._socket.fileno(), *([self._log.readable] if self._log.may_say_more else [])]
+        ready = select.select(lines, [], [], seconds)[0]
+        self._log.copy()
+        if self._socket.fileno() not in ready:
             return None
         try:
             piece = self._socket.recv(1 << 20)
@@ -232,6 +306,7 @@ class _Child:
             raise TrainingError(self._how_it_died() if not piece else "the worker's answer is too long")
         if not self._answer.endswith(b"\n"):
             return None
+        self._log.copy()
         line, self._answer = bytes(self._answer), bytearray()
         try:
             answer = json.loads(line)
@@ -243,23 +318,21 @@ class _Child:
 
     def kill(self) -> None:
         """End the process and all that it started."""
-        if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+        self._boxed.kill()
 
     def end(self) -> None:
         """Kill it, and let its lines go."""
         if self._ended:
             return
         self._ended = True
-        self.kill()
-        self.process.wait()
+        self._boxed.end()
+        self._log.close()
         self._socket.close()
         os.close(self._lifeline)
 
     def _how_it_died(self) -> str:
         try:
-            code = self.process.wait(timeout=2)
+            code = self._boxed.exit_code(2)
         except subprocess.TimeoutExpired:
             return "the training process hung up; see the worker log"
         if code >= 0:
@@ -267,11 +340,3 @@ class _Child:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
         hint = "; out of memory?" if -code == signal.SIGKILL else ""
         return f"the training process was ended by {name}{hint}"
-
-
-def _log_file(folder: Path) -> BinaryIO:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOG_FILE
-    if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
-        path.replace(path.with_suffix(".log.1"))
-    return path.open("ab")

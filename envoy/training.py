@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -328,13 +327,13 @@ def state_bytes(state: SiteState) -> bytes:
     return save(dict(state))
 
 
-def read_state(path: Path) -> SiteState:
+def read_state(raw: bytes) -> SiteState:
     """Read what ``state_bytes`` made.
 
     Raises:
         StorageError: it is damaged.
     """
     try:
-        return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"the site's state {path.name} cannot be read: {type(error).__name__}") from error
+        return load(raw)
+    except SafetensorError as error:
+        raise StorageError(f"the site's state cannot be read: {type(error).__name__}") from error

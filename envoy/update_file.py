@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -17,25 +16,25 @@ from ..utils.tensors import FLOAT_BYTES, Vector
 
 
 class UpdateFile:
-    """Keeps one file mapped from round to round; another path or length maps anew."""
+    """Keeps one file mapped from round to round; another file or length maps anew."""
 
     def __init__(self) -> None:
-        self._key: tuple[Path, int, int, int] | None = None
+        self._key: tuple[int, int, int] | None = None
         self._vector: Vector = np.empty(0, np.float32)
 
-    def vector(self, path: Path, size: int) -> Vector:
+    def vector(self, descriptor: int, size: int) -> Vector:
         """The file as a writable vector; it holds what an earlier round left there.
 
         Args:
-            path: made if it is not there.
+            descriptor: open for reading and writing.
             size: elements, at least 1.
 
         Raises:
             StorageError: there is no room for it.
         """
         try:
-            if self._key is None or self._key != _identity(path, size):
-                self._map(path, size)
+            if self._key is None or self._key != _identity(descriptor, size):
+                self._map(descriptor, size)
         except OSError as error:
             raise StorageError(f"no room for an update of {size * FLOAT_BYTES} bytes: {error.strerror}") from error
         return self._vector
@@ -44,22 +43,14 @@ class UpdateFile:
         """Let the mapping go once nothing uses its vector."""
         self._vector, self._key = np.empty(0, np.float32), None
 
-    def _map(self, path: Path, size: int) -> None:
+    def _map(self, descriptor: int, size: int) -> None:
         self.close()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(descriptor, size * FLOAT_BYTES)
-            os.posix_fallocate(descriptor, 0, size * FLOAT_BYTES)
-            self._vector = np.frombuffer(mmap.mmap(descriptor, size * FLOAT_BYTES), np.float32)
-        finally:
-            os.close(descriptor)
-        self._key = _identity(path, size)
+        os.ftruncate(descriptor, size * FLOAT_BYTES)
+        os.posix_fallocate(descriptor, 0, size * FLOAT_BYTES)
+        self._vector = np.frombuffer(mmap.mmap(descriptor, size * FLOAT_BYTES), np.float32)
+        self._key = _identity(descriptor, size)
 
 
-def _identity(path: Path, size: int) -> tuple[Path, int, int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return (path, status.st_dev, status.st_ino, size) if status.st_size == size * FLOAT_BYTES else None
+def _identity(descriptor: int, size: int) -> tuple[int, int, int] | None:
+    status = os.fstat(descriptor)
+    return (status.st_dev, status.st_ino, size) if status.st_size == size * FLOAT_BYTES else None

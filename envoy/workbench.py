@@ -1,35 +1,29 @@
 """Performs orders: opens the plan and the dataset once, then maps a model, trains, and leaves an update in its file.
 
-One workbench serves one plan at a time. It runs in the worker process, or in the caller's own for simulations. torch
-is imported by the first order of a ``TrainingPlan``, or by ``preload_torch`` while nobody waits.
+One workbench serves one plan at a time. It runs in the worker process, or in the caller's own for simulations. What it
+reads and writes beside the plan comes as open files (``order_files``, ``exposed_data``). torch is imported by the first
+order of a ``TrainingPlan``, or by ``preload_torch`` while nobody waits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..gradient_leakage.vae.codec import Codec, read_codec
 from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import PlanError, StorageError
-from ..utils.messages import TaskKind
-from ..utils.plan_bundle import Bundle, Setting, mapped, open_bundle
+from ..utils.plan_bundle import Bundle, Setting, open_bundle
 from ..utils.tensors import Layout, Vector, read_model
 from . import array_training
 from .exposed_data import exposed_for
+from .order_files import OrderFiles, contents, whole, write
 from .orders import WorkOrder, WorkResult
 from .plan_loading import plan_of
 from .plans import ArrayPlan, Plan, TrainingPlan
 from .records import DatasetRecord, LoadedDataset
-from .site_state import pending_path, state_before
 from .update_file import UpdateFile
-
-if TYPE_CHECKING:
-    from .training import SiteState
 
 
 def preload_torch() -> None:
@@ -54,11 +48,12 @@ class Workbench:
         self._dataset: LoadedDataset | None = None
         self._update_file = UpdateFile()
 
-    def perform(self, order: WorkOrder, exposed: LoadedDataset | None = None) -> WorkResult:
+    def perform(self, order: WorkOrder, files: OrderFiles, exposed: LoadedDataset | None = None) -> WorkResult:
         """Carry one order out.
 
         Args:
             order: what is to be done.
+            files: the order's, open.
             exposed: what the plan may see of the dataset; None: it is read here, from the order's record.
 
         Raises:
@@ -69,16 +64,15 @@ class Workbench:
         """
         bundle, plan = self._open(order)
         data = self._data(order, bundle) if exposed is None else exposed
-        vector, exact = read_model(bundle.layout, mapped(order.model_path))
-        out = self._update_file.vector(order.update_path, bundle.layout.size) if _trains(order) else None
+        vector, exact = read_model(bundle.layout, contents(files.model, f"the model of {order.ref}"))
+        out = None if files.update is None else self._update_file.vector(files.update, bundle.layout.size)
         if isinstance(plan, ArrayPlan):
             seed = order.seed_for("training")
             given = array_training.ArrayRound(order.kind, seed, bundle.layout, vector, exact, data)
             return array_training.run_round(plan, given, out)
         if isinstance(plan, TrainingPlan):
-            return self._train_with_torch(
-                order, plan, bundle.layout, (vector, exact), data, out, bundle.manifest.privacy
-            )
+            privacy = bundle.manifest.privacy
+            return self._train_with_torch(order, files, plan, bundle.layout, (vector, exact), data, out, privacy)
         raise PlanError(f"{type(plan).__name__} is neither a TrainingPlan nor an ArrayPlan")
 
     def close(self) -> None:
@@ -104,6 +98,7 @@ class Workbench:
     def _train_with_torch(
         self,
         order: WorkOrder,
+        files: OrderFiles,
         plan: TrainingPlan,
         layout: Layout,
         model: tuple[Vector, bytes],
@@ -113,7 +108,6 @@ class Workbench:
     ) -> WorkResult:
         from . import training
 
-        before = state_before(order.state_folder, order.ref)
         given = training.LocalRound(
             kind=order.kind,
             model_seed=order.model_seed,
@@ -122,15 +116,15 @@ class Workbench:
             vector=model[0],
             exact=model[1],
             data=data,
-            state=training.read_state(before) if before else {},
+            state={} if files.before is None else training.read_state(whole(files.before, "the site's state")),
             device=order.device,
             privacy=privacy,
-            codec=_codec_of(order) if privacy is not None else None,
+            codec=_codec_of(order, files) if privacy is not None else None,
         )
         with _torch_threads(order.threads):
             result, state = training.run_round(plan, given, out)
-        if state and _trains(order):
-            _write_state(pending_path(order.state_folder, order.ref), state)
+        if state and files.after is not None:
+            write(files.after, training.state_bytes(state), "the site's state")
         return result
 
 
@@ -147,32 +141,11 @@ def _torch_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _codec_of(order: WorkOrder) -> Codec | None:
+def _codec_of(order: WorkOrder, files: OrderFiles) -> Codec | None:
     """The round's codec, from the file that the envoy fetched."""
-    if order.codec is None:
+    if order.codec is None or files.codec is None:
         return None
-    try:
-        codec = read_codec(order.codec.path.read_bytes())
-    except OSError as error:
-        raise StorageError(f"the codec of {order.ref} cannot be read: {error.strerror}") from error
+    codec = read_codec(whole(files.codec, f"the codec of {order.ref}"))
     if codec.digest != order.codec.digest:
         raise StorageError(f"the codec of {order.ref} was changed after it was fetched")
     return codec.for_round(order.codec.seed)
-
-
-def _trains(order: WorkOrder) -> bool:
-    return order.kind is TaskKind.TRAIN
-
-
-def _write_state(path: Path, state: SiteState) -> None:
-    from .training import state_bytes
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(state_bytes(state))
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise StorageError(f"the site's state cannot be kept in {path.parent}: {error.strerror}") from error

@@ -1,13 +1,17 @@
-"""The child that runs a plan's code: ``python -m fedveil.envoy.worker ORDERS_FD LIFELINE_FD [torch]``.
+"""The child that runs a plan's code: ``fedveil.envoy.worker`` with ORDERS_FD LIFELINE_FD [torch], inside a box.
 
-Orders come and outcomes go as JSON lines over a socket that only parent and child hold; the dataset comes with an order
-as an open file (``exposed_data.py``), before any of the plan's code runs. stdout and stderr belong to the plan and end
-in a log file at the site. The child dies with its parent, also while the plan loops. Its sandbox comes later; until
-then a plan is approved code that runs with the envoy's rights.
+Orders come and outcomes go as JSON lines over a socket that only parent and child hold; with each order come its
+files, open, and the dataset as an open file (``exposed_data.py``), before any of the plan's code runs. stdout and
+stderr belong to the plan and end in a log file at the site. The child dies with its parent, also while the plan loops.
+
+It runs in the site's box (``sandbox``): ``sandbox.entry`` gave up what the site said before this module was loaded. A
+child that was started before its plan was known can read every plan of the site; it gives up all but the order's own
+before it opens that, and where it cannot, says so and runs nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -17,14 +21,19 @@ import sys
 from typing import Any
 
 from ..utils import errors
-from ..utils.errors import FederationError, TrainingError
+from ..utils.errors import FederationError, SandboxError, TrainingError
 from .exposed_data import read_exposed
+from .order_files import OrderFiles
 from .order_line import DATA, OrderLine
 from .orders import order_from_json, result_to_json
 from .records import LoadedDataset
 from .refusals import WORDS_OF_THE_PLAN
+from .sandbox.entry import Rights
 from .workbench import Workbench, preload_torch
 
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""The environment of a child that is to give up rights later: every thread would have to."""
+CANNOT_NARROW = "cannot_narrow"
 _log = logging.getLogger(__name__)
 
 
@@ -59,12 +68,14 @@ class _Desk:
     def __init__(self) -> None:
         self._workbench = Workbench()
         self._exposed: LoadedDataset | None = None
+        self._is_fresh = True
 
-    def answer(self, order: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
+    def answer(self, document: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
         try:
-            self._take(files)
-            exposed = LoadedDataset.empty() if self._exposed is None else self._exposed
-            return result_to_json(self._workbench.perform(order_from_json(order), exposed))
+            self._confine(document["rights"])
+            return self._perform(document["order"], files)
+        except SandboxError as error:
+            return {CANNOT_NARROW: str(error)}
         except FederationError as error:
             _log.exception("the order failed")
             return {"error": type(error).__name__, "message": str(error)}
@@ -73,12 +84,35 @@ class _Desk:
             _log.exception("the order failed")
             shown = f"training failed with {type(error).__name__}; see the worker log"
             return {"error": "TrainingError", "message": shown}
+        finally:
+            for file in files.values():
+                with contextlib.suppress(OSError):  # the plan may have closed it
+                    os.close(file)
 
-    def _take(self, files: dict[str, int]) -> None:
-        """The dataset, where one comes with the order: with the first, and when it is another than before."""
-        if DATA in files:
+    def _confine(self, rights: dict[str, list[str]] | None) -> None:
+        if rights is not None:
+            try:
+                Rights.from_json(rights).take()
+            except OSError as error:
+                raise SandboxError(str(error)) from error
+        if self._is_fresh:
+            _let_numpy_use_all_cores()
+        self._is_fresh = False
+
+    def _perform(self, order: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
+        if DATA in files:  # with the first order, and when it is another dataset than before
             self._exposed = None
-            self._exposed = read_exposed(files[DATA])
+            self._exposed = read_exposed(files.pop(DATA))
+        exposed = LoadedDataset.empty() if self._exposed is None else self._exposed
+        return result_to_json(self._workbench.perform(order_from_json(order), OrderFiles(**files), exposed))
+
+
+def _let_numpy_use_all_cores() -> None:
+    """As it would have done by itself, but for ``ONE_THREAD``."""
+    if all(os.environ.get(name) == value for name, value in ONE_THREAD.items()):
+        import threadpoolctl
+
+        threadpoolctl.threadpool_limits(os.cpu_count(), user_api="blas")
 
 
 def die_with_parent(lifeline: int) -> None:
@@ -91,7 +125,3 @@ def die_with_parent(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([lifeline], [], [], 0)[0]:
         os._exit(1)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

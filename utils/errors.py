@@ -34,6 +34,7 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     │   └── VetoedError             or ended it
     ├── PlanError                   the plan cannot be built, read or run
     │   └── TrainingError           the plan raised, hung or died while it trained
+    ├── SandboxError                no box that the site asks for works here, so no plan runs
     ├── DatasetError                no such dataset, empty, or not what the plan declares
     ├── StorageError                the disk is full, or a state directory is not what it should be
     │   └── SuspectLogError         an audit log was changed, cut, forked, or is of another key
@@ -67,6 +68,7 @@ __all__ = [
     "PlanError",
     "PrivacyError",
     "ProtocolError",
+    "SandboxError",
     "StorageError",
     "SumAbortedError",
     "SumRefusedError",
@@ -206,6 +208,10 @@ class PlanError(FederationError):
 
 class TrainingError(PlanError):
     """The plan raised, hung or died while it trained."""
+
+
+class SandboxError(FederationError):
+    """The site has no box that meets its own minimum, so no plan runs; says what is missing and what to do."""
 
 
 class DatasetError(FederationError):

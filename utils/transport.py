@@ -67,6 +67,7 @@ _STATUS: dict[type[errors.FederationError], grpc.StatusCode] = {
     errors.UnsendableUpdateError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.StorageError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.PlanError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.SandboxError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UnreachableError: grpc.StatusCode.UNAVAILABLE,
     errors.TooManyCallsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }

@@ -14,6 +14,8 @@ from fedveil.envoy.exposed_data import expose, new_file, read_exposed, write_exp
 from fedveil.envoy.exposures import Exposures
 from fedveil.envoy.orders import WorkOrder
 from fedveil.envoy.records import LoadedDataset
+from fedveil.envoy.sandbox.policy import SandboxPolicy, Tier
+from fedveil.envoy.sandbox.sandbox import Sandbox
 from fedveil.envoy.splits import SplitRule
 from fedveil.envoy.trainer import ChildTrainer, InProcessTrainer
 from fedveil.utils.data_spec import DataKind, DataSpec
@@ -92,7 +94,7 @@ def order(tmp_path, people):
 
 @pytest.fixture
 def trainer(tmp_path):
-    child = ChildTrainer(tmp_path / "log")
+    child = ChildTrainer(tmp_path / "log", Sandbox.of_tier(Tier.NONE, SandboxPolicy(), tmp_path))
     yield child
     child.close()
 

@@ -25,6 +25,8 @@ from fedveil.envoy.journal import read_outbox
 from fedveil.envoy.orders import WorkOrder, WorkResult
 from fedveil.envoy.policy import OPEN_POLICY, PLAIN_ALLOWED, CodecRule, ProtectionPolicy, Step
 from fedveil.envoy.protection import Closed, Off, Open, Verdict
+from fedveil.envoy.sandbox.policy import SandboxPolicy, Tier
+from fedveil.envoy.sandbox.sandbox import Sandbox
 from fedveil.envoy.session import Session
 from fedveil.envoy.site_state import RESIDUAL, pending_path, state_before
 from fedveil.envoy.trainer import ChildTrainer, Trainer
@@ -652,7 +654,8 @@ threading.Thread(target=overwrite, daemon=True).start()
 def test_a_plan_gets_no_unprotected_byte_out_by_patching_or_racing_the_chain(tmp_path, body):
     site = Site(tmp_path / "site", bundle_of(tmp_path / "plan", body))
     site.policy = ProtectionPolicy((CHECK, CLIP), max_norm=1.0)
-    site.training = ChildTrainer(tmp_path / "site" / "state")
+    unboxed = Sandbox.of_tier(Tier.NONE, SandboxPolicy(), tmp_path / "site")
+    site.training = ChildTrainer(tmp_path / "site" / "state", unboxed)
     site.start()
     try:
         for number in range(1, 6):
@@ -696,7 +699,8 @@ os._exit(0)
 def test_a_plan_that_answers_in_the_workers_place_gets_none_of_its_words_out(tmp_path, answer, error, reason):
     site = Site(tmp_path / "site", bundle_of(tmp_path / "plan", ANSWERING.replace("ANSWER", repr(answer))))
     site.policy = ProtectionPolicy((CHECK, CLIP, NOISE), max_norm=1.0, noise_multiplier=1.0)
-    site.training = ChildTrainer(tmp_path / "site" / "state")
+    unboxed = Sandbox.of_tier(Tier.NONE, SandboxPolicy(), tmp_path / "site")
+    site.training = ChildTrainer(tmp_path / "site" / "state", unboxed)
     site.start()
     try:
         refusal = site.refuses(site.task())

@@ -10,6 +10,8 @@ import pytest
 from fedveil.envoy.config import ApprovalSettings, EnvoyConfig, TrainingSettings, Work
 from fedveil.envoy.orders import WorkResult
 from fedveil.envoy.policy import OPEN_POLICY, PLAIN_ALLOWED
+from fedveil.envoy.sandbox.policy import SandboxPolicy, Tier
+from fedveil.envoy.sandbox.sandbox import Sandbox
 from fedveil.envoy.session import Session
 from fedveil.envoy.trainer import ChildTrainer, InProcessTrainer
 from fedveil.utils import messages as m
@@ -755,7 +757,8 @@ def test_a_plan_that_does_wrong_is_declined_in_words_without_its_traceback(tmp_p
 def test_plans_that_raise_or_loop_in_a_process_of_their_own_are_declined_and_a_good_one_follows(tmp_path):
     site = Site(tmp_path / "site", bundle_of(tmp_path / "bad", "raise KeyError('patient 17')"))
     site.config = replace(site.config, training=TrainingSettings(preload_torch=False, max_train_seconds=2.0))
-    site.trainer = ChildTrainer(tmp_path / "site" / "state")
+    unboxed = Sandbox.of_tier(Tier.NONE, SandboxPolicy(), tmp_path / "site")
+    site.trainer = ChildTrainer(tmp_path / "site" / "state", unboxed)
     bad, looping, good = (
         site.bundle,
         bundle_of(tmp_path / "looping", "while True: pass"),

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import select
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from fedveil.envoy.datasets import DataOptions, inspect
 from fedveil.envoy.orders import WorkOrder, order_from_json, order_to_json
+from fedveil.envoy.sandbox.policy import SandboxPolicy, Tier
+from fedveil.envoy.sandbox.sandbox import Sandbox
 from fedveil.envoy.site_state import adopt_state, pending_path, state_before
 from fedveil.envoy.trainer import ChildTrainer, InProcessTrainer
 from fedveil.envoy.update_file import UpdateFile
@@ -77,9 +80,14 @@ def site(tmp_path):
     return Site(tmp_path)
 
 
+def unboxed(folder):
+    """No box: these tests are about the process; tests/envoy/sandbox is about the box."""
+    return Sandbox.of_tier(Tier.NONE, SandboxPolicy(), folder)
+
+
 @pytest.fixture
 def trainer(tmp_path):
-    child = ChildTrainer(tmp_path / "log")
+    child = ChildTrainer(tmp_path / "log", unboxed(tmp_path))
     yield child
     child.close()
 
@@ -196,7 +204,7 @@ def test_the_death_of_the_child_is_a_training_error(site, trainer, body, message
 def test_a_child_that_died_between_two_orders_is_replaced(site, trainer):
     run(trainer, site.order())
     os.kill(trainer.pid, signal.SIGKILL)
-    trainer._child.process.wait()
+    trainer._child._boxed.process.wait()
     assert run(trainer, site.order()).num_examples == 5
 
 
@@ -231,8 +239,10 @@ def test_the_child_dies_with_its_parent_also_in_a_loop_that_never_lets_python_ru
 import json, sys, threading
 from pathlib import Path
 from fedveil.envoy.orders import order_from_json
+from fedveil.envoy.sandbox.policy import SandboxPolicy, Tier
+from fedveil.envoy.sandbox.sandbox import Sandbox
 from fedveil.envoy.trainer import ChildTrainer
-trainer = ChildTrainer(Path(sys.argv[2]))
+trainer = ChildTrainer(Path(sys.argv[2]), Sandbox.of_tier(Tier.NONE, SandboxPolicy(), Path(sys.argv[2])))
 trainer.run(order_from_json(json.loads(sys.argv[1])), 600, threading.Event())
 """
     arguments = [json.dumps(order_to_json(order)), str(site.folder / "log")]
@@ -302,7 +312,7 @@ def test_a_torch_plan_trains_on_a_dataset_and_its_state_counts_once_there_is_a_r
     found = inspect("points", tmp_path / "points.csv", DataOptions(label_column="label"), 0.0)
     record = found.record
     (tmp_path / "index").write_bytes(found.index.to_json())
-    trainer = ChildTrainer(tmp_path / "log", preload_torch=True)
+    trainer = ChildTrainer(tmp_path / "log", unboxed(tmp_path), preload_torch=True)
     try:
         orders = [
             site.order(source=NET, number=n, dataset=record, index_path=tmp_path / "index", values={"batch_size": 8})
@@ -338,14 +348,23 @@ def test_a_state_is_in_force_once_it_is_adopted_and_older_ones_are_forgotten(tmp
         adopt_state(tmp_path, TaskRef(RunId("../evil"), 1, 1, "0" * 64))
 
 
+@contextlib.contextmanager
+def opened(path):
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    yield descriptor
+    os.close(descriptor)
+
+
 def test_an_update_file_is_used_again_and_made_anew_when_it_was_taken_away(tmp_path):
     file, path = UpdateFile(), tmp_path / "update.f32"
-    file.vector(path, 3)[...] = [1, 2, 3]
-    assert file.vector(path, 3).tolist() == [1, 2, 3]
+    with opened(path) as descriptor:
+        file.vector(descriptor, 3)[...] = [1, 2, 3]
+        assert file.vector(descriptor, 3).tolist() == [1, 2, 3]
     path.rename(tmp_path / "sent")
-    assert file.vector(path, 3).tolist() == [0, 0, 0]
-    assert np.fromfile(tmp_path / "sent", "<f4").tolist() == [1, 2, 3]
-    assert file.vector(path, 5).shape == (5,)
+    with opened(path) as descriptor:
+        assert file.vector(descriptor, 3).tolist() == [0, 0, 0]
+        assert np.fromfile(tmp_path / "sent", "<f4").tolist() == [1, 2, 3]
+        assert file.vector(descriptor, 5).shape == (5,)
     assert path.stat().st_size == 20
     file.close()
 
@@ -355,5 +374,8 @@ def test_a_full_disk_is_an_error_and_no_signal(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(StorageError, match="no room for an update of 40 bytes: No space left"):
-        UpdateFile().vector(tmp_path / "update.f32", 10)
+    with (
+        opened(tmp_path / "update.f32") as descriptor,
+        pytest.raises(StorageError, match="no room for an update of 40 bytes: No space left"),
+    ):
+        UpdateFile().vector(descriptor, 10)

@@ -1,0 +1,1 @@
+"""The box in which a plan's code runs at a site."""
