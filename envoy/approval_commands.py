@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from ..utils.command_line import errors_in_words
 from ..utils.errors import ConfigError, DatasetError, NotApprovedError
@@ -42,10 +41,7 @@ def list_plans(folder: FolderOption = _DEFAULT) -> None:
     if not rows:
         _say("Nothing was proposed to this site yet.")
         return
-    table = Table(*COLUMNS)
-    for row in rows:
-        table.add_row(*row)
-    _CONSOLE.print(table, markup=False)
+    _say(*("  ".join(row) for row in [COLUMNS, *rows]))
 
 
 def show_plan(

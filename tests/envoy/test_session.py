@@ -1,5 +1,6 @@
 """The envoy at work, against a director in memory that refuses, forgets, and breaks the line."""
 
+import os
 import queue
 import threading
 import time
@@ -20,6 +21,7 @@ from fedveil.utils.errors import (
     DigestMismatchError,
     IdentityError,
     MalformedMessageError,
+    NotApprovedError,
     PlanError,
     ProtocolError,
     StorageError,
@@ -795,3 +797,136 @@ def test_a_model_that_is_not_of_the_plans_layout_is_declined(tmp_path, bundle):
     finally:
         site.end()
     assert refusal.error == "LayoutMismatchError"
+
+
+# the data manager's word
+
+
+def vetoing(site, named="", **how):
+    began = time.monotonic()
+    ended = site.session.veto(named, "wrong data", "ada", **how)
+    return ended, time.monotonic() - began
+
+
+@pytest.mark.parametrize("named", ["", "lungs-1", "lungs-1/1", "PLAN"])
+def test_a_veto_ends_local_work_wipes_what_it_left_and_tells_the_director_no_reason(tmp_path, named):
+    site = Site(tmp_path / "site", bundle_of(tmp_path / "plan", "print('training begins'); time.sleep(600)"))
+    site.trainer = ChildTrainer(tmp_path / "site" / "state")
+    site.start()
+    log = tmp_path / "site" / "state" / "worker.log"
+    try:
+        task = site.task()
+        site.give(task)
+        until(lambda: site.session.status().task and site.trainer.pid and log.exists())
+        (tmp_path / "site" / "work" / "update.f32").write_bytes(b"half an update")
+        pid = site.trainer.pid
+        ended, seconds = vetoing(site, named.replace("PLAN", site.bundle.digest[:12]))
+        assert ended == (str(task.ref),)
+        assert seconds <= 2.0
+        until(lambda: site.director.refusals)
+        assert site.director.refusals == [m.Refusal(task.ref, "VetoedError", "this site's data manager ended it")]
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert not (tmp_path / "site" / "work" / "update.f32").exists()
+        assert site.director.headers == []
+        assert "was vetoed" in site.session.status().last_error
+    finally:
+        site.end()
+
+
+def test_the_director_is_told_the_reason_where_the_data_manager_says_so(site):
+    started = threading.Event()
+
+    def long(order, seconds, cancelled):
+        started.set()
+        assert cancelled.wait(SECONDS)
+        raise TrainingError("withdrawn")
+
+    site.trainer.before = long
+    site.start()
+    site.give(site.task())
+    assert started.wait(SECONDS)
+    vetoing(site, tell=True)
+    until(lambda: site.director.refusals)
+    assert site.director.refusals[0].reason == "wrong data"
+
+
+def test_what_was_made_ready_before_a_veto_does_not_leave_after_it(site):
+    site.director.fail("request_upload", *[UnreachableError("down")] * 1_000_000)
+    site.start()
+    task = site.task()
+    site.give(task)
+    until(lambda: site.session._journal.finished(task.ref))
+    vetoing(site)
+    site.director.failures.clear()
+    until(lambda: site.director.refusals)
+    assert site.session._journal.finished(task.ref) is None
+    assert not list((site.folder / "work").glob("*.f32"))
+    assert site.director.receipts == {}
+
+
+def test_a_veto_of_a_task_that_waits_ends_it_before_it_begins_and_the_other_goes_on(site):
+    release = threading.Event()
+    site.trainer.before = lambda *_: release.wait(SECONDS)
+    site.start()
+    site.give(site.task())
+    until(lambda: site.trainer.orders)
+    second = site.give(site.task(2))
+    until(lambda: second in site.session._commissions)
+    site.session._approvals.veto = lambda *_: release.set()
+    vetoing(site, "lungs-1/2")
+    until(lambda: site.director.refusals)
+    until(lambda: site.director.receipts)
+    assert [refusal.ref for refusal in site.director.refusals] == [second]
+    assert [order.ref.round for order in site.trainer.orders] == [1]
+
+
+def test_a_veto_of_nothing_says_so(site):
+    site.start()
+    with pytest.raises(NotApprovedError, match="nothing is at work here"):
+        vetoing(site)
+    with pytest.raises(NotApprovedError, match="no proposal"):
+        vetoing(site, "other-7")
+
+
+def test_a_task_without_approval_is_declined_counted_and_not_trained(site):
+    site.approvals = OwnPlans()
+    site.start()
+    assert site.refused(site.task()).error == "NotApprovedError"
+    assert site.session.status().not_approved == 1
+    assert site.trainer.orders == []
+
+
+def test_settings_that_a_patch_changed_are_those_of_the_training(site):
+    class Patched(OwnPlans):
+        def admit(self, task):
+            return replace(super().admit(task), settings={"local_epochs": 3})
+
+    site.approvals = Patched(site.bundle.digest)
+    site.start()
+    site.received(site.task())
+    assert site.trainer.orders[0].settings == {"local_epochs": 3}
+
+
+def test_a_plan_that_was_changed_on_disk_after_its_approval_does_not_run(site):
+    site.start()
+    site.received(site.task())
+    site.end()
+    path = open_bundle(site.folder / "plans" / site.bundle.digest).blob_path("toy.py")
+    path.write_bytes(path.read_bytes().replace(b"+ 1", b"+ 2"))
+    site.restart()
+    assert site.refused(site.task(2)).error == "PlanError"
+    assert [order.ref.round for order in site.trainer.orders] == [1]
+
+
+def test_what_is_told_as_approved_goes_with_lines_and_heartbeats(site):
+    class Approving(OwnPlans):
+        def approved(self):
+            return ("ab" * 32,)
+
+    site.approvals = Approving(site.bundle.digest)
+    told = []
+    site.director.beat = lambda heartbeat: told.append(heartbeat.approved)
+    site.start()
+    until(lambda: told)
+    assert told[0] == ("ab" * 32,)
