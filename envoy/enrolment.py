@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -187,8 +188,16 @@ def renewal_chain_of(reply: JoinReply) -> bytes:
     return certificate_pem(read_certificate(reply.renewal_certificate, "the answer"), *issuers)
 
 
-def keep_credentials(folder: Path, credentials: Credentials, now: float) -> None:
+def keep_credentials(
+    folder: Path, credentials: Credentials, now: float, write_down: Callable[[], None] = lambda: None
+) -> None:
     """Check credentials, and put them in the place of those that were there; a crash leaves the one or the other.
+
+    Args:
+        folder: the envoy's.
+        credentials: to be kept.
+        now: seconds since 1970.
+        write_down: puts it into the audit log, once they are known to be good and before they are kept.
 
     Raises:
         IdentityError: their parts do not belong together, or the leaf is not good now; nothing was kept.
@@ -196,6 +205,7 @@ def keep_credentials(folder: Path, credentials: Credentials, now: float) -> None
     """
     _check(credentials, now)
     check_validity(credentials.leaf, "the certificate", now)
+    write_down()
     write_private_file(folder / CREDENTIALS_FILE, _credentials_document(credentials))
 
 

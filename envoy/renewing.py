@@ -15,9 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from cryptography.hazmat.primitives import hashes
+
 from ..utils.errors import FederationError, IdentityError, UnreachableError
 from ..utils.identity import when
 from ..utils.messages import JoinReply, RenewRequest
+from .audit_door import logging_to
 from .client import DirectorClient
 from .config import EnvoyConfig
 from .enrolment import Credentials, keep_credentials, load_credentials
@@ -51,12 +54,18 @@ def renew(folder: Path, held: Credentials, ask: Ask, now: float) -> Credentials:
         IdentityError: it refused, or its answer does not fit, or there is nothing left to ask with; the message says
             what to do. What was held stays.
         NotAuthorizedError: this member was revoked.
-        StorageError: the new credentials cannot be written; what was held stays.
+        StorageError: the new credentials, or the site's audit log, cannot be written; what was held stays.
     """
     request, keys = prepare_renewal(held, now)
     reply = _asked(held, request, ask, now)
     new = renewed(held, keys, reply)
-    keep_credentials(folder, new, now)
+
+    def write_down() -> None:
+        with logging_to(folder, lambda: now) as log:
+            certificate = new.leaf.fingerprint(hashes.SHA256()).hex()
+            log.append("renewed", {"certificate": certificate, "expires_at": new.expires_at})
+
+    keep_credentials(folder, new, now, write_down)
     _LOG.info("renewed the certificate of %s: good until %s", new.peer.name, when(new.expires_at))
     return new
 

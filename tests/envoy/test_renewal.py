@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.director.database import open_database
 from fedveil.director.identity_store import IdentityStore
@@ -114,6 +115,8 @@ def test_a_renewed_member_has_a_new_leaf_for_a_new_key_and_is_who_it_was(
     assert (new.renewal_chain, new.renewal_key) == (held.renewal_chain, held.renewal_key)  # not due
     assert federation.asked[0][1].renewal_request == b""
     assert "PRIVATE" not in repr(prepare_renewal(held, NOW))
+    log = (tmp_path / "audit.jsonl").read_text()
+    assert f'"certificate":"{new.leaf.fingerprint(hashes.SHA256()).hex()}"' in log
     assert stat.S_IMODE((tmp_path / "credentials.json").stat().st_mode) == 0o600
 
 
@@ -168,6 +171,11 @@ def test_a_full_disk_loses_nothing(
         patch.setattr(enrolment, "write_private_file", full)
         with pytest.raises(StorageError, match="No space"):
             renew(tmp_path, held, federation.ask, federation.now)
+    (tmp_path / "audit.jsonl").rename(tmp_path / "away")
+    (tmp_path / "audit.jsonl").mkdir()  # where nothing can be logged, nothing is kept
+    with pytest.raises(StorageError):
+        renew(tmp_path, held, federation.ask, federation.now)
+    (tmp_path / "audit.jsonl").rmdir()
     assert load_credentials(tmp_path, federation.now) == held
     assert federation.registrar.renew(ENVOY, prepare_renewal(held, NOW)[0], NOW)  # what is held still renews
 
