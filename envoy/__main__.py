@@ -159,7 +159,10 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         aggregator = AggregatorIdentity(identity, opening_key(key), log)
         root = read_certificate(credentials.root, "the root")
         store = ApprovalStore(folder, credentials.public_identity, key.sign)
-        guard = ApprovalGuard(name, credentials.peer.federation, root, store, config.steering, log)
+        unasked = config.approval.allows_unasked
+        guard = ApprovalGuard(
+            name, credentials.peer.federation, root, store, config.steering, log, allows_unasked=unasked
+        )
         session = Session(name, folder, link, trainer, config, gate, identity, aggregator, log, approvals=guard)
 
         def end(*_: object) -> None:

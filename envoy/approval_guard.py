@@ -26,13 +26,26 @@ from ..utils.proposal import Patch, Proposal, check_patches, read_patch, read_pr
 from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest, digest_of
 from .approval_store import ApprovalStore
-from .approvals import Decision, Limits, State, Word, begun_by, check_dataset, check_rounds, check_standing, check_task
+from .approvals import (
+    Decision,
+    Limits,
+    State,
+    Word,
+    begun_by,
+    check_dataset,
+    check_rounds,
+    check_standing,
+    check_task,
+    limits_for,
+)
 from .privacy_books import SpendingLimit
+from .recipes.catalogue import check_recipe
 from .site_events import SiteEvents
 from .steering import SteeringPolicy, check_patch, check_private, check_sites, effective
 
 _LOG = logging.getLogger(__name__)
 _MOST_CACHED = 1000
+UNASKED = "[approval] of envoy.toml"  # who decided, where a declarative plan runs unasked
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +100,14 @@ class Approvals(Protocol):
         """
         ...
 
+    def came(self, proposal: Digest, manifest: Manifest) -> bool:
+        """The plan of a proposal is here; True where the site lets it run without asking anybody.
+
+        Raises:
+            StorageError: that cannot be written down; then it waits for the data manager.
+        """
+        ...
+
     def named(self, prefix: str) -> Digest:
         """The proposal whose digest, or whose plan's, begins so.
 
@@ -111,6 +132,7 @@ class ApprovalGuard:
         steering: what may be changed between rounds.
         log: the site's audit log.
         clock: seconds since 1970.
+        allows_unasked: ``[approval]``'s word on a plan and a number of rounds; by default nothing runs unasked.
     """
 
     def __init__(
@@ -122,7 +144,9 @@ class ApprovalGuard:
         steering: SteeringPolicy,
         log: SiteEvents,
         clock: Callable[[], float] = time.time,
+        allows_unasked: Callable[[Manifest, int], bool] = lambda *_: False,
     ) -> None:
+        self._allows_unasked = allows_unasked
         self._name, self._federation, self._root = name, federation, root
         self._store, self._steering, self._log, self._clock = store, steering, log, clock
         self._vetoed: set[Digest] = set()
@@ -208,6 +232,31 @@ class ApprovalGuard:
         if manifest.privacy is not None:
             check_private(admission.patches)
         self._store.begin(admission.proposal, admission.limits, begun_by(task, admission.settings))
+
+    def came(self, proposal: Digest, manifest: Manifest) -> bool:
+        """Approve a declarative plan that ``[approval]`` lets run, unless somebody decided on it, or against its plan.
+
+        Raises:
+            PlanError: a recipe that this software does not have.
+            StorageError: it cannot be kept or logged.
+        """
+        books = self._store.books()
+        standing, now = books.standings[proposal], self._clock()
+        said = standing.proposal
+        has_no = any(
+            one.proposal.plan == said.plan and one.decision is not None and one.decision.word is Word.REJECTED
+            for one in books.standings.values()
+        )
+        is_asked = standing.decision is not None or has_no or standing.state(now) is not State.OFFERED
+        if is_asked or manifest.recipe is None or manifest.digest != said.plan:
+            return False
+        if not self._allows_unasked(manifest, said.max_rounds):
+            return False
+        check_recipe(manifest.recipe, manifest.data)
+        limits = limits_for(said, manifest.data.name)
+        decision = Decision(proposal, Word.APPROVED, limits, UNASKED, now)
+        self._store.decide(decision, lambda: self._log.approved(proposal, said.plan, limits.to_document(), decision.by))
+        return True
 
     def named(self, prefix: str) -> Digest:
         """The proposal that begins so.

@@ -101,6 +101,7 @@ class _Offered:
 
     ref: m.TaskRef  # of its plan; no task
     codec: Digest | None
+    proposal: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,12 +371,15 @@ class Session:
             self._witnessing.wake()
         if proposal is not None:
             _LOG.info("offered proposal=%s study=%s; see `envoy plan show`", proposal.digest, proposal.study)
-            self._tasks.put(_Offered(m.TaskRef(offer.run, 1, 1, proposal.plan), proposal.codec))
+            self._tasks.put(_Offered(m.TaskRef(offer.run, 1, 1, proposal.plan), proposal.codec, proposal.digest))
 
     def _fetch(self, offered: _Offered) -> None:
         """Have a proposal's plan here. One that is not right can be seen, and not approved."""
         try:
-            self._fetcher.proposed(offered.ref, offered.codec, Patience(self._ended))
+            bundle = self._fetcher.proposed(offered.ref, offered.codec, Patience(self._ended))
+            if self._approvals.came(offered.proposal, bundle.manifest):
+                _LOG.info("approved unasked proposal=%s plan=%s", offered.proposal, bundle.manifest.name)
+                self._witnessing.wake()
         except FederationError as error:
             if not self._ended.is_set():
                 self._complain(f"plan {offered.ref.plan[:12]}… was proposed and is not here: {error}")

@@ -51,6 +51,11 @@ class OwnPlans:
     def begin(self, task: m.Task, admission: Admission, manifest: Manifest) -> None:
         """Nothing is counted."""
 
+    def came(self, proposal: Digest, manifest: Manifest) -> bool:
+        """Nothing is decided here: they are approved as they are offered."""
+        del proposal, manifest
+        return False
+
     def named(self, prefix: str) -> Digest:
         """The one that begins so."""
         found = [one for one, plan in self._approved.items() if one.startswith(prefix) or plan.startswith(prefix)]

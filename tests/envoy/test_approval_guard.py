@@ -11,10 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.envoy.approval_guard import ApprovalGuard
 from fedveil.envoy.approval_store import APPROVALS_FILE, ApprovalStore
 from fedveil.envoy.approvals import MAX_UNDECIDED, Decision, Limits, State, Word, limits_for
+from fedveil.envoy.config import ApprovalSettings, Asking
 from fedveil.envoy.steering import Change, SteeringPolicy
 from fedveil.utils import messages as m
 from fedveil.utils.certificates import certificate_pem, issue_identity, make_issuer, make_root, public_bytes
-from fedveil.utils.data_spec import DataKind
+from fedveil.utils.data_spec import DataKind, DataSpec
 from fedveil.utils.errors import (
     ConfigError,
     FederationError,
@@ -22,15 +23,19 @@ from fedveil.utils.errors import (
     MalformedMessageError,
     NotApprovedError,
     NotAuthorizedError,
+    PlanError,
     StorageError,
     VetoedError,
 )
 from fedveil.utils.identity import PeerId, Role
 from fedveil.utils.messages import AskedProtection, EnvoyName, RunId
+from fedveil.utils.plan_bundle import Manifest, PlanFile, PlanKind
 from fedveil.utils.proposal import Output, Patch, Proposal, Step, sign
+from fedveil.utils.recipe import Choice, Recipe
 from fedveil.utils.secure_sum.terms import SumTerms
 from fedveil.utils.signed_document import SignedDocument
-from fedveil.utils.tensors import Digest
+from fedveil.utils.tensors import Digest, Layout
+from fedveil.utils.tensors import Role as TensorRole
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -119,6 +124,7 @@ class SiteWithApprovals:
     folder: object
     now: float = NOW + 1
     steering: SteeringPolicy = SteeringPolicy()  # noqa: RUF009 - frozen
+    allows: object = staticmethod(lambda *_: False)
 
     def __post_init__(self):
         self.log = Log()
@@ -127,7 +133,7 @@ class SiteWithApprovals:
     def start(self):
         self.store = ApprovalStore(self.folder, public_bytes(SITE_KEY.public_key()), SITE_KEY.sign)
         self.guard = ApprovalGuard(
-            SITE, "lungs", ROOT.certificate, self.store, self.steering, self.log, lambda: self.now
+            SITE, "lungs", ROOT.certificate, self.store, self.steering, self.log, lambda: self.now, self.allows
         )
 
     def restart(self):
@@ -540,3 +546,106 @@ def test_a_decision_without_the_sites_key_is_not_believed(site):
 
 def test_the_approvals_are_their_owners_alone(site):
     assert (site.folder / APPROVALS_FILE).stat().st_mode & 0o077 == 0
+
+
+# declarative plans that a site lets run unasked
+
+LAYOUT = Layout.of([("weight", (2, 2), TensorRole.PARAMETER)])
+
+
+def declarative(model="small-cnn", name="Pneumonia"):
+    recipe = Recipe(
+        Choice(model, {"width": 16}),
+        Choice("cross-entropy", {"label_smoothing": 0.0}),
+        Choice("sgd", {"momentum": 0.0, "weight_decay": 0.0}),
+        (),
+        ("loss",),
+    )
+    files = tuple(PlanFile(path, 1, OTHER) for path in ("initial.safetensors", "layout.json"))
+    data = DataSpec("x-rays", DataKind.IMAGES, (1, 28, 28), ("normal", "pneumonia"))
+    return Manifest(name, PlanKind.DECLARATIVE, "", files, {}, LAYOUT.digest, data, "0.1.0", recipe=recipe)
+
+
+ALLOWING = ApprovalSettings(Asking.ALLOW, ("Pneumonia",), ("x-rays",), 3)
+
+
+@pytest.fixture
+def allowing(tmp_path):
+    made = SiteWithApprovals(tmp_path, allows=ALLOWING.allows_unasked)
+    yield made
+    made.guard.close()
+
+
+def offered(site, manifest, **changes):
+    proposal = replace(PROPOSAL, plan=manifest.digest, **changes)
+    site.offer(proposal)
+    return proposal
+
+
+def test_a_declarative_plan_within_the_sites_limits_runs_unasked_and_is_logged(allowing):
+    manifest = declarative()
+    proposal = offered(allowing, manifest)
+    assert allowing.guard.approved() == ()
+    assert allowing.guard.came(proposal.digest, manifest)
+    assert allowing.guard.approved() == (proposal.digest,)
+    assert [one[0] for one in allowing.log.said] == ["offered", "approved"]
+    assert allowing.log.said[1][-1] == "[approval] of envoy.toml"
+    limits = allowing.store.books().standings[proposal.digest].limits
+    assert (limits.datasets, limits.max_rounds) == (("x-rays",), 3)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "changes"),
+    [(declarative(name="Other"), {}), (declarative(), {"max_rounds": 4})],
+    ids=["another-recipe", "more-rounds"],
+)
+def test_what_is_beyond_these_limits_waits_for_the_data_manager(allowing, manifest, changes):
+    proposal = offered(allowing, manifest, **changes)
+    assert not allowing.guard.came(proposal.digest, manifest)
+    assert allowing.guard.approved() == ()
+
+
+def test_a_plan_with_code_never_runs_unasked_whatever_the_settings_say(tmp_path):
+    site = SiteWithApprovals(tmp_path, allows=lambda *_: True)
+    declared = declarative()
+    files = (*declared.files, PlanFile("plan.py", 1, OTHER))
+    manifest = replace(declared, kind=PlanKind.TORCH, entry="plan.py:P", files=files, recipe=None)
+    proposal = offered(site, manifest)
+    assert not site.guard.came(proposal.digest, manifest)
+    other = offered(site, declared, study="other")
+    assert not site.guard.came(other.digest, declarative(name="Swapped"))
+    site.guard.close()
+
+
+def test_by_default_a_declarative_plan_waits_too(site):
+    manifest = declarative()
+    proposal = offered(site, manifest)
+    assert not site.guard.came(proposal.digest, manifest)
+
+
+def test_once_the_data_manager_said_no_to_a_plan_it_does_not_run_unasked_again(allowing):
+    manifest = declarative()
+    proposal = offered(allowing, manifest)
+    allowing.guard.came(proposal.digest, manifest)
+    allowing.guard.veto([proposal.digest], "pneumonia-1", "no", "ada")
+    assert not allowing.guard.came(proposal.digest, manifest)
+    again = offered(allowing, manifest, purpose="detect pneumonia, again")
+    assert not allowing.guard.came(again.digest, manifest)
+    assert allowing.guard.approved() == ()
+
+
+def test_an_approval_of_its_own_that_cannot_be_logged_is_not_given(allowing):
+    manifest = declarative()
+    proposal = offered(allowing, manifest)
+    allowing.log.is_full = True
+    with pytest.raises(StorageError):
+        allowing.guard.came(proposal.digest, manifest)
+    assert allowing.guard.approved() == ()
+
+
+def test_a_recipe_that_this_software_does_not_have_is_not_approved(allowing):
+    manifest = declarative(model="transformer")
+    proposal = offered(allowing, manifest)
+    with pytest.raises(PlanError, match="unknown model transformer"):
+        allowing.guard.came(proposal.digest, manifest)
+    assert allowing.guard.approved() == ()
