@@ -41,6 +41,8 @@ from .datasets import DatasetRegistry
 from .enrolment import CREDENTIALS_FILE, JOINING_FILE
 from .policy import SumRule
 from .records import DatasetFormat, DatasetRecord
+from .sandbox.policy import Tier
+from .sandbox.probing import probe_tiers
 
 _COPIES = 4  # of a model: it, the update, the payload, what a code lost
 _LEAF, _IDENTITY, _RENEWAL = "this site's certificate", "this site's identity", "the certificate to renew by"
@@ -85,6 +87,8 @@ def examine(folder: Path, join_file: Path | None, around: Surroundings) -> Itera
     if join_file is None:
         yield _protection(config)
         yield from _permissions(folder)
+    if config is not None:
+        yield _sandbox(folder, config)
     if papers is not None:
         yield from _certificates(papers, around.clock(), is_member=join_file is None)
         yield from _network(folder, config, papers, around)
@@ -241,6 +245,23 @@ def _permissions(folder: Path) -> Iterator[Finding]:
         yield failed("permissions", f"others than its owner may read or write {path}", f"chmod 600 {path}")
     if not open_ones:
         yield passed("permissions", "keys and records are readable by their owner alone")
+
+
+def _sandbox(folder: Path, config: EnvoyConfig) -> Finding:
+    """Which box plans run in here; each tier is tried."""
+    minimum = config.sandbox.minimum
+    tried = probe_tiers(config.sandbox, folder if folder.is_dir() else None)
+    best = next(one for one in tried if one.works)
+    lacking = [one for one in tried if not one.works]
+    what = "; ".join(f"{one.tier.value} does not: {one.reason}" for one in lacking)
+    fix = "; or ".join(one.fix for one in lacking if one.fix)
+    if not best.tier.meets(minimum):
+        return failed("sandbox", f"no box of {minimum.value} or better works here, so no plan runs: {what}", fix)
+    if best.tier is Tier.NONE:
+        return warned("sandbox", f"plans run in no box, as envoy.toml allows: {what}", fix)
+    if lacking:
+        return warned("sandbox", f"plans run in {best.tier.value}; {what}", f"{fix}, for the stronger box")
+    return passed("sandbox", f"plans run in {best.tier.value}")
 
 
 def _certificates(papers: Papers, now: float, *, is_member: bool) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ import pytest
 from fedveil.director.__main__ import app as director
 from fedveil.envoy.__main__ import app
 from fedveil.envoy.doctor import Surroundings, examine
+from fedveil.envoy.sandbox.box import bubblewrap
 from fedveil.utils import messages as m
 from fedveil.utils import transport, wire
 from fedveil.utils.addresses import Address
@@ -217,6 +218,18 @@ def test_a_chain_without_noise_is_worth_a_warning(federation, site: Path):
 
 def test_a_site_without_a_roster_is_told_that_it_sums_with_nobody(federation, site: Path):
     assert "envoy roster fetch" in fails(look(site), "roster")
+
+
+def test_a_machine_without_the_box_that_the_site_asks_for_is_found(federation, site: Path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no bwrap there
+    bubblewrap.cache_clear()
+    dials(site, federation.address, '[sandbox]\nminimum = "bubblewrap"\n')
+    said = fails(look(site), "sandbox")
+    assert "bubblewrap is not installed" in said
+    assert "apt install bubblewrap" in said
+    dials(site, federation.address, '[sandbox]\nminimum = "none"\n')
+    assert of(look(site), "sandbox").status is Status.WARN
+    bubblewrap.cache_clear()
 
 
 def test_a_dataset_that_is_gone_or_was_written_since_is_found(federation, site: Path, tmp_path: Path):
