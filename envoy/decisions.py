@@ -23,8 +23,10 @@ from ..utils.tensors import Digest, digest_of
 from .approval_store import ApprovalStore
 from .approvals import Decision, Limits, Standing, Word, limits_for
 from .audit_door import logging_to
+from .config import load_config
 from .enrolment import Credentials, load_credentials
 from .fetching import CODECS_FOLDER, PLANS_FOLDER
+from .plan_scan import require_allowed, scan
 from .privacy_ledger import LEDGER_FILE, PrivacyLedger
 
 
@@ -70,13 +72,14 @@ def approvable(folder: Path, digest: str, wish: Wish) -> Approvable:
     Raises:
         NotApprovedError: none begins so, several do, or it is over.
         IdentityError: its signature is not right any more.
-        PlanError: its plan or codec is not here, or was changed on disk.
+        PlanError: its plan or codec is not here, or was changed on disk; or it imports what this site does not allow.
         ConfigError: limits that are looser than the proposal, or not for what it asks.
     """
     with opened(folder) as (credentials, store):
         standing = store.books().find(digest)
     _check_may_approve(standing, credentials, time.time())
     bundle = proposed_bundle(folder, standing)
+    require_allowed(scan(bundle, load_config(folder).approval.imports), bundle.manifest.name)
     _check_codec(folder, standing)
     limits = limits_for(
         standing.proposal,
