@@ -43,8 +43,10 @@ def test_uploads_that_never_begin_hold_up_their_own_name_alone(federation):
         yield from ()
 
     def upload() -> None:
-        with pytest.raises(FederationError):
+        with pytest.raises(FederationError) as caught:
             silent.client.upload(nothing())
+        if isinstance(caught.value, TooManyCallsError) and not release.is_set():  # a beat below had its place
+            upload()
 
     threads = [threading.Thread(target=upload, daemon=True) for _ in range(MAX_CALLS)]
     for thread in threads:
