@@ -327,3 +327,21 @@ def test_a_proposal_whose_signature_is_not_right_any_more_is_not_approved(site):
     store.close()
     code, text = site.type("plan", "approve", other.digest[:8], "--yes")
     assert (code, "does not fit the text" in text) == (1, True)
+
+
+def test_what_a_plan_imports_and_calls_is_shown_before_it_is_approved(site):
+    proposal = site.offer("\n        open('/etc/passwd')")
+    for words in (("show", proposal.digest[:8]), ("approve", proposal.digest[:8], "--yes")):
+        text = " ".join(site.type("plan", *words)[1].split())
+        assert "imports: fedveil, numpy" in text
+        assert "call: toy.py:13: open()" in text
+
+
+def test_a_plan_that_imports_what_the_site_does_not_allow_is_not_approved(site):
+    proposal = site.offer("\n        import socket")
+    assert "forbidden: toy.py:13: import of socket" in site.type("plan", "show", proposal.digest[:8])[1]
+    code, text = site.type("plan", "approve", proposal.digest[:8], "--yes")
+    assert (code, "import of socket is not allowed" in " ".join(text.split())) == (1, True)
+    assert site.standing(proposal).decision is None
+    (site.folder / "envoy.toml").write_text('[approval]\nimports = ["socket"]\n')
+    assert site.type("plan", "approve", proposal.digest[:8], "--yes")[0] == 0
