@@ -334,8 +334,12 @@ class RealProxy:
 
     def start(self) -> Self:
         with (self.folder / "proxy.out").open("ab") as out:
+            dies_with_us = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
             self._process = subprocess.Popen(
-                [*self._command, str(self.folder / "proxy.conf")], stdout=out, stderr=out, start_new_session=True
+                [*dies_with_us, *self._command, str(self.folder / "proxy.conf")],
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         deadline, pause = time.monotonic() + 30.0, threading.Event()
         while True:
