@@ -8,6 +8,7 @@ vetoed stays refused by this process also where the disk is too full to write it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -20,7 +21,7 @@ from cryptography import x509
 
 from ..utils import messages as m
 from ..utils.data_spec import DataKind
-from ..utils.errors import FederationError, MalformedMessageError, NotApprovedError, VetoedError
+from ..utils.errors import FederationError, MalformedMessageError, NotApprovedError, StorageError, VetoedError
 from ..utils.plan_bundle import Manifest
 from ..utils.proposal import Patch, Proposal, check_patches, read_patch, read_proposal
 from ..utils.signed_document import SignedDocument
@@ -29,6 +30,7 @@ from .approval_store import ApprovalStore
 from .approvals import (
     Decision,
     Limits,
+    Standing,
     State,
     Word,
     begun_by,
@@ -150,6 +152,7 @@ class ApprovalGuard:
         self._name, self._federation, self._root = name, federation, root
         self._store, self._steering, self._log, self._clock = store, steering, log, clock
         self._vetoed: set[Digest] = set()
+        self._good: set[Digest] = set()  # approved, when that was last asked
         self._read: dict[tuple[bytes, bytes], Patch] = {}
         self._lock = threading.Lock()
 
@@ -195,9 +198,20 @@ class ApprovalGuard:
 
     def approved(self) -> tuple[Digest, ...]:
         """Sorted; rounds that are used up do not matter: an attempt or an evaluation may still follow."""
-        now = self._clock()
-        found = self._store.books().standings.items()
+        now, standings = self._clock(), self._store.books().standings
+        self._log_expired(standings, now)
+        found = standings.items()
         return tuple(sorted(digest for digest, one in found if one.is_approved(now) and digest not in self._vetoed))
+
+    def _log_expired(self, standings: Mapping[Digest, Standing], now: float) -> None:
+        """What was approved when this was last looked at, and has expired since; with a full disk, a later time."""
+        with self._lock:
+            over = [one for one in sorted(self._good) if standings[one].state(now) is State.EXPIRED]
+            with contextlib.suppress(StorageError):
+                for digest in over:
+                    self._log.expired(digest)
+                    self._good.discard(digest)
+            self._good |= {digest for digest, one in standings.items() if one.is_approved(now)}
 
     def admit(self, task: m.Task) -> Admission:
         """Check a task against the approval of its proposal, and its patches against ``[steering]``."""

@@ -62,8 +62,7 @@ def renew(folder: Path, held: Credentials, ask: Ask, now: float) -> Credentials:
 
     def write_down() -> None:
         with logging_to(folder, lambda: now) as log:
-            certificate = new.leaf.fingerprint(hashes.SHA256()).hex()
-            log.append("renewed", {"certificate": certificate, "expires_at": new.expires_at})
+            log.renewed(new.leaf.fingerprint(hashes.SHA256()).hex(), new.expires_at)
 
     keep_credentials(folder, new, now, write_down)
     _LOG.info("renewed the certificate of %s: good until %s", new.peer.name, when(new.expires_at))

@@ -361,6 +361,18 @@ def test_after_its_day_an_approval_is_over(site):
 # rounds
 
 
+def test_an_approval_that_runs_out_is_logged_once(approved):
+    expired = ("expired", PROPOSAL.digest)
+    assert approved.guard.approved() == (PROPOSAL.digest,)
+    approved.now = PROPOSAL.expires_at + 1
+    approved.log.is_full = True
+    assert approved.guard.approved() == ()
+    approved.log.is_full = False
+    for _ in range(3):
+        assert approved.guard.approved() == ()
+    assert approved.log.said.count(expired) == 1
+
+
 def test_no_round_beyond_those_approved_is_begun_over_all_runs(site):
     site.offer()
     site.approve(rounds=2)

@@ -12,14 +12,17 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from fedveil.director.database import open_database
 from fedveil.director.identity_store import IdentityStore
 from fedveil.director.registrar import Registrar
 from fedveil.director.revocations import Revocations
 from fedveil.envoy import enrolment
+from fedveil.envoy.audit import LOG_FILE
 from fedveil.envoy.enrolment import Credentials, load_credentials, prepare_join, save_credentials
 from fedveil.envoy.renewal import prepare_renewal, renewal_due, renewed
 from fedveil.envoy.renewing import Renewer, renew
+from fedveil.utils.audit_chain import AuditChain, read_entries
 from fedveil.utils.certificates import Authority, key_pem, make_issuer, make_root
 from fedveil.utils.errors import (
     FederationError,
@@ -178,6 +181,19 @@ def test_a_full_disk_loses_nothing(
     (tmp_path / "audit.jsonl").rmdir()
     assert load_credentials(tmp_path, federation.now) == held
     assert federation.registrar.renew(ENVOY, prepare_renewal(held, NOW)[0], NOW)  # what is held still renews
+
+
+def test_a_renewal_is_logged_before_it_is_kept(
+    federation: Federation, held: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = renew(tmp_path, held, federation.ask, federation.now)
+    last = list(read_entries(tmp_path / LOG_FILE))[-1].event
+    assert (last["what"], last["expires_at"]) == ("renewed", new.expires_at)
+    assert last["certificate"] == new.leaf.fingerprint(SHA256()).hex()
+    monkeypatch.setattr(AuditChain, "_write", full)
+    with pytest.raises(StorageError, match="No space"):
+        renew(tmp_path, new, federation.ask, federation.now)
+    assert load_credentials(tmp_path, federation.now) == new
 
 
 def test_an_answer_that_was_lost_is_harmless(federation: Federation, held: Credentials, tmp_path: Path) -> None:
