@@ -12,7 +12,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.hashes import SHA256
 from fedveil.director.database import open_database
 from fedveil.director.identity_store import IdentityStore
 from fedveil.director.registrar import Registrar
@@ -189,7 +188,7 @@ def test_a_renewal_is_logged_before_it_is_kept(
     new = renew(tmp_path, held, federation.ask, federation.now)
     last = list(read_entries(tmp_path / LOG_FILE))[-1].event
     assert (last["what"], last["expires_at"]) == ("renewed", new.expires_at)
-    assert last["certificate"] == new.leaf.fingerprint(SHA256()).hex()
+    assert last["certificate"] == new.leaf.fingerprint(hashes.SHA256()).hex()
     monkeypatch.setattr(AuditChain, "_write", full)
     with pytest.raises(StorageError, match="No space"):
         renew(tmp_path, new, federation.ask, federation.now)
