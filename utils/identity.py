@@ -4,8 +4,8 @@ A name is the SPIFFE URI ``spiffe://FEDERATION/ROLE/NAME`` in the certificate's 
 a field of a message. ``certificates`` makes certificates, ``join_file`` carries them to a site, this module reads and
 checks them. ``now`` is seconds since 1970 and always an argument.
 
-Revocation (a registry looked up at each call) and rosters (each site's own list of identity keys it accepts) come
-later: both belong beside ``peer_of``, between the certificate and the ``PeerId`` that the doors act upon.
+Whether a name was revoked is the director's to look up at each call (``director/standing.py``); whose identity keys a
+site believes is its own roster's to say.
 """
 
 from __future__ import annotations
