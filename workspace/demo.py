@@ -24,6 +24,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ..director.sum_settings import SecureSumSettings
+from ..envoy.approvals import Standing
 from ..envoy.datasets import DatasetRegistry
 from ..envoy.inspection import inspect
 from ..envoy.records import DataOptions
@@ -88,7 +89,15 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, object]:
     home = options.out / "federation"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    with LocalFederation(home, "demo") as federation:
+
+    def say(folder: Path, standing: Standing) -> None:
+        said = standing.proposal
+        console.print(
+            f"{folder.name} approves {said.study} ({said.digest[:12]}…): its plan is the demo's own. Between hospitals"
+            " a data manager reads it first: `envoy plan show`, `envoy plan approve`"
+        )
+
+    with LocalFederation(home, "demo", say) as federation:
         federation.found()
         federation.start_director()
         images = find_images(options.data, options.image_size, options.out / "cache")

@@ -6,6 +6,7 @@ It needs root, `ip` (Debian: iproute2) and a kernel that lets namespaces be made
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import time
@@ -112,6 +113,25 @@ def accept_rosters(hospitals: list[Any]) -> None:
         assert "3 envoys accepted" in hospital.types(f"envoy roster accept {digest[1]}")
 
 
+def is_whole(plans: Path) -> bool:
+    """Is the one plan that was proposed here, with all of its files?"""
+    for manifest in plans.glob("*/manifest.json"):
+        files = json.loads(manifest.read_bytes())["files"]
+        return all((manifest.parent / "blobs" / file["sha256"]).exists() for file in files)
+    return False
+
+
+def approve(hospitals: list[Any], wait_until: Callable[..., None]) -> None:
+    """At each hospital, what was proposed to it; its plan comes a moment after the proposal."""
+    for hospital in hospitals:
+        wait_until(lambda here=hospital: "offered" in here.types("envoy plan list"), "the proposal", 60)
+        digest = re.search(r"^([0-9a-f]{12})  ", hospital.types("envoy plan list"), re.MULTILINE)[1]
+        plans = hospital.home / "folder" / "plans"
+        wait_until(lambda here=plans: is_whole(here), "its plan", 60)
+        assert "purpose" in hospital.types(f"envoy plan show {digest}")
+        assert "Approved" in hospital.types(f"envoy plan approve {digest} --yes")
+
+
 @pytest.mark.slow
 def test_three_hospitals_on_hosts_of_their_own_train_together_as_the_readme_says(hosts, wait_until):
     director, *hospitals = hosts
@@ -119,6 +139,7 @@ def test_three_hospitals_on_hosts_of_their_own_train_together_as_the_readme_says
     accept_rosters(hospitals)
     (director.home / "experiment.toml").write_text(EXPERIMENT, "utf-8")
     assert "brightness-1 is queued" in director.types("director experiment submit experiment.toml")
+    approve(hospitals, wait_until)
     wait_until(lambda: "finished" in director.types("director experiment list"), "the end of the run", 60)
     status = director.types("director status")
     assert all(name in status for name in HOSPITALS)
@@ -139,6 +160,7 @@ def test_without_a_roster_that_they_accepted_hospitals_sum_with_nobody(hosts, wa
     set_up(director, hospitals, wait_until)
     (director.home / "experiment.toml").write_text(EXPERIMENT, "utf-8")
     director.types("director experiment submit experiment.toml")
+    approve(hospitals, wait_until)
     wait_until(lambda: "failed" in director.types("director experiment list"), "the end of the run", 60)
     shown = " ".join(director.types("director experiment show brightness-1").split())
     assert "envoy roster" in shown
@@ -165,6 +187,7 @@ def test_a_site_whose_cable_is_pulled_is_lost_in_five_seconds_and_back_when_it_i
 
     wait_until(lambda: director.types("director status").count(" yes ") == 2, "both hospitals")
     director.types("director experiment submit experiment.toml")
+    approve(hospitals, wait_until)
     wait_until(lambda: 2 in answers(), "a round of two")
     hospitals[1].cable("down")
     pulled_at = time.time()
