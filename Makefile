@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 GENERATED := protos/federation_pb2.py protos/federation_pb2.pyi protos/federation_pb2_grpc.py \
   protos/secure_sum_pb2.py protos/secure_sum_pb2.pyi
 
-.PHONY: help setup demo test check bench protos
+.PHONY: help setup system-packages demo test check bench protos
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -21,10 +21,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP) ## the virtual environment that all other targets use
 
-demo: $(STAMP) ## three hospitals train a pneumonia detector together, over mutual TLS, in a minute
+# bubblewrap and other programs: installed where that can be done without asking, else named.
+system-packages:
+	.ci/system-packages
+
+demo: $(STAMP) system-packages ## three hospitals train a pneumonia detector together, over mutual TLS, in a minute
 	$(BIN)/fedveil demo
 
-test: $(STAMP) ## all tests
+test: $(STAMP) system-packages ## all tests
 	$(BIN)/pytest
 
 check: $(STAMP) ## lint, format, types, and protobuf stubs equal to the committed ones

@@ -131,6 +131,22 @@ def bench_chain(
         json_file.write_text(figures + "\n", "utf-8")
 
 
+@bench.command("sandbox")
+def bench_sandbox(
+    turns: Annotated[int, typer.Option(min=1, help="Measurements of each tier, in turn; medians are told.")] = 15,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """What the box of a plan's code costs, in each tier that works here."""
+    from .benchmarks.sandbox import as_markdown, measure_sandbox
+
+    with errors_in_words():
+        costs = measure_sandbox(turns)
+    for line in as_markdown(costs):
+        typer.echo(line)
+    if json_file:
+        json_file.write_text(json.dumps([asdict(cost) for cost in costs], indent=2) + "\n", "utf-8")
+
+
 @bench.command("secagg")
 def bench_secagg(
     params: Annotated[int, typer.Option(help="Numbers in the vector that is summed.")] = 10_000_000,
