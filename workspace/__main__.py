@@ -133,7 +133,7 @@ def bench_chain(
 
 @bench.command("sandbox")
 def bench_sandbox(
-    turns: Annotated[int, typer.Option(min=1, help="Measurements of each tier, in turn; medians are told.")] = 15,
+    turns: Annotated[int, typer.Option(min=1, help="Measurements of each tier, in turn; the quickest are told.")] = 15,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """What the box of a plan's code costs, in each tier that works here."""
