@@ -13,6 +13,7 @@ from fedveil.director.audit import LOG_FILE, audit_key
 from fedveil.utils import messages as m
 from fedveil.utils.certificates import public_bytes
 from fedveil.utils.evidence import read_evidence, write_evidence
+from fedveil.utils.proposal import Step
 from fedveil.utils.roster import key_fingerprint
 from fedveil.workspace.__main__ import app as fedveil
 from typer.testing import CliRunner
@@ -31,7 +32,10 @@ def exported(federation, tmp_path: Path) -> Path:
     run = federation.submit()
     envoy.send(envoy.task(), 1.0)
     assert federation.finished(run).state == "finished"
-    federation.submit(quorum=3)
+    waiting = federation.submit(quorum=3)
+    with federation.operator() as operator:
+        operator.steer(waiting, Step.PAUSE, reason="seen enough")
+        operator.steer(waiting, Step.RESUME)
     out = tmp_path / "evidence.zip"
     said = typed(director, "audit", "export", out, "--folder", federation.folder)
     key = public_bytes(audit_key(federation.folder).public_key())
@@ -55,7 +59,7 @@ def test_a_bundle_holds_the_facts_and_is_checked_offline(federation, exported, t
     key = key_fingerprint(found.key)
     said = typed(fedveil, "audit", "verify", exported, "--key", key, "--against", federation.folder / LOG_FILE)
     assert "all as it was signed" in said
-    assert "2 proposals and 0 patches, each signed by an operator" in said
+    assert "2 proposals and 2 patches, each signed by an operator" in said
     assert "2 runs, each in the log as it was submitted; 1 plans' manifests" in said
     assert "are one log" in said
     assert "another was expected" in typed(fedveil, "audit", "verify", exported, "--key", "ab" * 32, status=1)
@@ -76,6 +80,7 @@ def test_nothing_in_a_bundle_is_a_key_a_path_or_an_update(federation, exported):
         (lambda m: m | {"audit.jsonl": m["audit.jsonl"].replace(b"toy-1", b"toy-9", 1)}, "entry 1: was changed"),
         (lambda m: m | {"audit.jsonl": m["audit.jsonl"][: m["audit.jsonl"].rindex(b"\n", 0, -1) + 1]}, "cut off"),
         (lambda m: m | {"runs.json": m["runs.json"].replace(b'"run":"toy-1"', b'"run":"toy-8"')}, "nothing of it"),
+        (lambda m: {k: v for k, v in m.items() if not k.startswith("patches/toy-2/0001")}, "number 1 was expected"),
         (lambda m: m | {"settings/toy-1.toml": b"name = 1"}, "toy-1: its SHA-256"),
         (lambda m: m | {k: b"{}" for k in m if k.startswith("plans/")}, "its SHA-256"),
         (
