@@ -1,8 +1,8 @@
 """The data managers of a federation on one machine, of which all sites have the same owner: each approves what comes.
 
 What they do is what ``envoy plan approve --yes`` does, with the same files, checks and signatures; only the reading is
-spared. Each approval is told to whoever runs the federation, who prints it: nothing is approved silently. Between
-hospitals that is for each own data manager.
+spared. Each approval is told to whoever runs the federation; the demo prints it. Between hospitals that is for each own
+data manager.
 """
 
 from __future__ import annotations
