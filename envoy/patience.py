@@ -57,6 +57,24 @@ class Patience:
         self._pause = _FIRST_SECONDS
 
 
+def a_few_times(attempt: Callable[[], _T]) -> _T:
+    """Call a first time over a new connection: again, within two seconds, while nobody answers.
+
+    gRPC gives a first connection 0.2 s and the next ones more; a busy machine or a long way may need that.
+
+    Raises:
+        UnreachableError: nobody answered any of the calls.
+        FederationError: what the other side refused.
+    """
+    pause = threading.Event()
+    for seconds in (0.1, 0.2, 0.4, 0.8):
+        try:
+            return attempt()
+        except UnreachableError:
+            pause.wait(seconds)
+    return attempt()
+
+
 @contextmanager
 def asking_the_director() -> Iterator[None]:
     """A call alone, with nothing of this site's disk in it: a ``StorageError`` is the director's, which makes room.

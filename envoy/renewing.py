@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from .audit_door import logging_to
 from .client import DirectorClient
 from .config import EnvoyConfig
 from .enrolment import Credentials, keep_credentials, load_credentials
+from .patience import a_few_times
 from .renewal import may_renew_offline, prepare_renewal, renewal_due, renewed
 from .renewing_link import RenewingLink
 
@@ -77,7 +79,7 @@ def over_the_network(held: Credentials, config: EnvoyConfig, folder: Path) -> As
         for address in config.dialled(held.addresses):
             client = DirectorClient(address, chain, key, held.root, config.way_to(address, folder))
             try:
-                return client.renew(request)
+                return a_few_times(partial(client.renew, request))
             except UnreachableError as error:
                 failure = error
             finally:

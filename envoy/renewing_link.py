@@ -16,6 +16,7 @@ from ..utils.errors import FederationError
 from ..utils.tensors import Digest
 from .client import DirectorClient
 from .enrolment import Credentials
+from .patience import a_few_times
 
 
 class RenewingLink:
@@ -41,7 +42,7 @@ class RenewingLink:
         """
         new = self._dial(credentials)
         try:
-            new.hello()
+            a_few_times(new.hello)
         except BaseException:
             new.close()
             raise

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from fedveil.envoy.patience import Patience
+from fedveil.envoy.patience import Patience, a_few_times
 from fedveil.utils.errors import NotInvitedError, ProtocolError, UnreachableError
 
 
@@ -88,3 +88,19 @@ def test_an_end_wakes_whoever_pauses():
     ended.set()
     thread.join(10.0)
     assert paused == [False]
+
+
+def test_a_first_call_over_a_new_connection_is_made_a_few_times_and_not_for_ever():
+    answers = [UnreachableError("slow"), UnreachableError("slow"), "here"]
+
+    def attempt() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, UnreachableError):
+            raise answer
+        return answer
+
+    assert a_few_times(attempt) == "here"
+    answers.extend(UnreachableError("away") for _ in range(9))
+    with pytest.raises(UnreachableError, match="away"):
+        a_few_times(attempt)
+    assert len(answers) == 4
