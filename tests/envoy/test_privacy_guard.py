@@ -8,7 +8,7 @@ import pytest
 from fedveil.envoy.orders import WorkResult
 from fedveil.envoy.outbox import Departure
 from fedveil.envoy.policy import Measures, Step
-from fedveil.envoy.privacy_books import Budget, WithoutGuarantee
+from fedveil.envoy.privacy_books import Budget, SpendingLimit, WithoutGuarantee
 from fedveil.envoy.privacy_guard import PrivacyGuard, releases_of
 from fedveil.envoy.privacy_ledger import LEDGER_FILE, PrivacyLedger
 from fedveil.envoy.privacy_report import report
@@ -72,6 +72,17 @@ def budget(tmp_path):
 def test_what_a_task_releases_follows_from_public_numbers_alone(kind, plan, measures, accounted, is_bare):
     found = releases_of(kind, plan, measures)
     assert (found.accounted, found.is_bare) == (accounted, is_bare)
+
+
+def test_an_approvals_epsilon_stops_a_proposals_runs_within_a_larger_budget(guard, budget, tmp_path):
+    budget(Budget(100.0, 1e-5, Unit.PATIENT))
+    once = stopping([Release(SampledGaussian(0.1, 2.0, 5), Unit.PATIENT).protecting(Unit.PATIENT)], 1e-5, Unit.PATIENT)
+    limit = SpendingLimit(once.value, frozenset({m.RunId("lungs")}))
+    guard.reserve(task(), manifest(PRIVATE), PLAIN, limit=limit).settle(RESULT)
+    with pytest.raises(BudgetExhaustedError, match="what this site approved of epsilon"):
+        guard.reserve(task(2), manifest(PRIVATE), PLAIN, limit=limit)
+    guard.reserve(task(2), manifest(PRIVATE), PLAIN).settle(RESULT)
+    assert len(PrivacyLedger(tmp_path / LEDGER_FILE).books().of("x-rays").spendings) == 2
 
 
 NOISE = NoiseTerms(0.5, 4.0, 6)
