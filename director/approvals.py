@@ -14,9 +14,6 @@ from ..utils.messages import EnvoyName
 from ..utils.proposal import Proposal
 from ..utils.tensors import Digest
 
-IS_NEEDED = False  # until every envoy says what its site approved
-"""Are envoys asked only for what their sites said that they approved?"""
-
 
 @dataclass(slots=True)
 class Approvals:
@@ -37,11 +34,11 @@ class Approvals:
 
     def askable(self, proposal: Digest | None, envoys: Collection[EnvoyName]) -> frozenset[EnvoyName]:
         """Whom of these a round may ask."""
-        return self.by(proposal) & frozenset(envoys) if IS_NEEDED else frozenset(envoys)
+        return self.by(proposal) & frozenset(envoys)
 
     def silent(self, envoys: Iterable[EnvoyName]) -> frozenset[EnvoyName]:
         """Who of these said nothing about approvals yet: after a restart of the director, all of them for a moment."""
-        return frozenset(envoy for envoy in envoys if envoy not in self._said) if IS_NEEDED else frozenset()
+        return frozenset(envoy for envoy in envoys if envoy not in self._said)
 
 
 def invited(sites: Sequence[EnvoyName], members: Iterable[EnvoyName]) -> frozenset[EnvoyName]:

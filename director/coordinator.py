@@ -529,7 +529,7 @@ class Coordinator:
         try:
             steering = self._history.steering(queued.run)
             run = ActiveRun(replace(queued, started_at=now), self._artifacts, steering=steering)
-            self._sum.start(run)
+            self._sum.start(run, self._opening.willing(run))
         except FederationError as error:
             ending = Ending(RunState.FAILED, f"{type(error).__name__}: {error}")
             self._history.finish_run(queued.run, ending, now)

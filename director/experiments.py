@@ -160,10 +160,29 @@ class ExperimentSettings:
                 'secure_sum.groups with secure_aggregation = "off": the rule compares the updates themselves; leave'
                 " groups out"
             )
+        if self.study is not None:
+            self._check_approvals(self.study)
         if self.stop.patience is not None and self.stop.patience >= self.rounds.max_rounds:
             raise ConfigError(
                 f"stop.patience is {self.stop.patience}, which can never end a run of {self.rounds.max_rounds} rounds; "
                 "lower it or leave it out"
+            )
+
+    @property
+    def min_approvals(self) -> int:
+        """How many sites that are there must have approved before the first round."""
+        asked = self.study.min_approvals if self.study is not None else None
+        return self.rounds.min_participants if asked is None else asked
+
+    def _check_approvals(self, study: StudySettings) -> None:
+        """A run that starts has sites enough for its rounds, and one that waits can start."""
+        least, most = self.rounds.min_participants, len(study.sites)
+        if most and most < self.min_approvals:
+            raise ConfigError(f"study.sites names {most} sites, and {self.min_approvals} are needed; name more")
+        if self.min_approvals < least:
+            raise ConfigError(
+                f"study.min_approvals is {self.min_approvals}, and rounds.min_participants {least}; raise the one, or"
+                " leave it out"
             )
 
     def _check_sums(self) -> None:

@@ -75,6 +75,10 @@ class Opening:
             self._lines.push(task.cohort, task)
         return opened
 
+    def willing(self, run: ActiveRun) -> frozenset[EnvoyName]:
+        """The members that a run asks and whose sites approved it, be they there or not."""
+        return self._approvals.askable(run.record.proposal_digest, invited(run.sites, self._members()))
+
     def num_asked(self, run: ActiveRun, this: Round) -> int:
         """How many envoys an open round's study asks: all members, unless it names them."""
         return len(run.sites_of(this) or self._members())

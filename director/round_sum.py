@@ -36,15 +36,15 @@ class RoundSum:
         self.handover: Handover | None = None  # while an aggregator elsewhere opens it
         self._opened: frozenset[tuple[m.TaskRef, m.EnvoyName]] = frozenset()  # who is in the last one that was opened
 
-    def start(self, run: ActiveRun) -> None:
-        """A run starts.
+    def start(self, run: ActiveRun, willing: Collection[m.EnvoyName]) -> None:
+        """A run starts, for which these approved.
 
         Raises:
             ConfigError: it asks for groups, and too few organizations have joined.
         """
         self._require(run)
         if self._sums is not None:
-            self._sums.draw_groups(run)
+            self._sums.draw_groups(run, willing)
 
     def askable(self, run: ActiveRun, there: frozenset[m.EnvoyName]) -> frozenset[m.EnvoyName]:
         """Whom a round can ask, of those who are there."""

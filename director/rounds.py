@@ -201,7 +201,10 @@ def due(this: Round, policy: RoundPolicy, now: float, withheld: int = 0) -> Roun
     """
     timed_out = now - this.since >= policy.timeout_seconds
     if this.state is RoundState.PLANNED and timed_out:
-        return _fail(this, f"fewer than {policy.min_participants} envoys were there for {policy.timeout_seconds:g} s")
+        return _fail(
+            this,
+            f"fewer than {policy.min_participants} envoys that approved were there for {policy.timeout_seconds:g} s",
+        )
     if not this.state.takes_answers:
         return this
     has_quorum = len(this.received) >= policy.min_participants

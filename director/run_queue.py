@@ -1,7 +1,8 @@
 """The runs that wait for their turn: what is proposed to whom, who approved it, and which run starts next.
 
-A run waits until as many sites approved its proposal as its rounds need answers; nothing but the proposal's own expiry
-ends that wait. A later run whose approvals are complete goes first. Used under the coordinator's lock.
+A run waits until enough sites approved its proposal: as many as its rounds need answers, unless it says more. Nothing
+but the proposal's own expiry ends that wait. A later run whose approvals are complete goes first. Used under the
+coordinator's lock.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from ..utils.config import parse_toml
 from ..utils.errors import FederationError, ProtocolError
 from ..utils.proposal import Proposal, proposal_of
 from ..utils.tensors import Digest
-from . import approvals
 from .approvals import Approvals, invited, offered
 from .experiments import ExperimentSettings
 from .history import History
@@ -89,9 +89,9 @@ class RunQueue:
 
     def waits_for(self, record: RunRecord, there: Collection[m.EnvoyName]) -> str:
         """What a queued run waits for, in words."""
-        if not approvals.IS_NEEDED or self._is_ready(record, there):
+        if self._is_ready(record, there):
             return "waits for its turn"
-        return f"waits for approval: {len(self._willing(record, there))} of {_quorum(record)} sites"
+        return f"waits for approval: {len(self._willing(record, there))} of {_needed(record)} sites"
 
     def _willing(self, record: RunRecord, there: Collection[m.EnvoyName]) -> frozenset[m.EnvoyName]:
         sites = self._history.steering(record.run).sites(_proposal(record).sites if record.proposal else ())
@@ -100,7 +100,7 @@ class RunQueue:
     def _is_ready(self, record: RunRecord, there: Collection[m.EnvoyName]) -> bool:
         if self._history.steering(record.run).pause is not None:
             return False
-        return not approvals.IS_NEEDED or len(self._willing(record, there)) >= _quorum(record)
+        return len(self._willing(record, there)) >= _needed(record)
 
     def _ending(self, record: RunRecord, there: Collection[m.EnvoyName], now: float) -> Ending | None:
         stop = self._history.steering(record.run).stop
@@ -108,10 +108,10 @@ class RunQueue:
             return stopped(stop.reason)
         if record.proposal is None:
             reason = "submitted before there were proposals; no site can approve it: submit it again"
-            return Ending(RunState.FAILED, reason) if approvals.IS_NEEDED else None
+            return Ending(RunState.FAILED, reason)
         if now < _proposal(record).expires_at:
             return None
-        count = f"{len(self._willing(record, there))} of {_quorum(record)} sites had approved it"
+        count = f"{len(self._willing(record, there))} of {_needed(record)} sites had approved it"
         return Ending(RunState.FAILED, f"its proposal expired on {day(_proposal(record).expires_at)}; {count}")
 
     def _live(self) -> dict[Digest, RunRecord]:
@@ -128,9 +128,9 @@ def day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
-def _quorum(record: RunRecord) -> int:
+def _needed(record: RunRecord) -> int:
     try:
-        return parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}").rounds.min_participants
+        return parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}").min_approvals
     except FederationError:
         return 0  # it starts, and fails with what is wrong with its settings
 

@@ -23,6 +23,7 @@ class StudySettings:
     legal_basis: str = ""  # one line: the permit, agreement or article that allows it
     sites: tuple[EnvoyName, ...] = ()  # who is asked; empty: every site that approves
     outputs: tuple[Output, ...] = (Output.MODEL, Output.METRICS)  # what the study gives
+    min_approvals: int | None = None  # before the first round; left out: as many as rounds.min_participants
     valid_days: float = 90.0  # from its submission on; no task of it is done later
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeAlias
 
@@ -68,15 +68,17 @@ class Sums:
         """
         return self._sum(run, this, now) if run.settings.is_secure and this.cohort else None
 
-    def draw_groups(self, run: ActiveRun) -> None:
-        """At the start of a run: who is summed with whom, until its end.
+    def draw_groups(self, run: ActiveRun, willing: Collection[EnvoyName]) -> None:
+        """At the start of a run: who is summed with whom, until its end; among those that approved it.
 
         Raises:
             ConfigError: too few organizations have joined for so many groups.
         """
         asked = run.settings.secure_sum
         if run.settings.is_secure and asked.groups:
-            run.groups = groups_of(self._roster(), run.record.seed, asked.groups, asked.floors)
+            roster = self._roster()
+            roster = Roster(roster.federation, tuple(one for one in roster.entries if one.name in willing))
+            run.groups = groups_of(roster, run.record.seed, asked.groups, asked.floors)
 
     def askable(self, run: ActiveRun, there: frozenset[EnvoyName]) -> frozenset[EnvoyName]:
         """Whom a round can ask, of those who are there: with groups, those whose group can be summed."""

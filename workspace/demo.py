@@ -51,6 +51,7 @@ secure_aggregation = "required"
 [study]
 purpose = "show a federation on one machine"
 legal_basis = "public or made-up pictures"
+min_approvals = 4
 
 [rounds]
 max_rounds = {rounds}

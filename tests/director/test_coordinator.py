@@ -13,12 +13,16 @@ from fedveil.director.database import open_database
 from fedveil.director.experiment_desk import ExperimentDesk
 from fedveil.director.history import History
 from fedveil.director.identity_store import IdentityStore
+from fedveil.director.lines import Line
 from fedveil.director.records import RunRecord, RunState
 from fedveil.director.uploads import Uploads
 from fedveil.utils import messages as m
 from fedveil.utils.artifacts import ArtifactStore
 from fedveil.utils.errors import StorageError
+from fedveil.utils.identity import PeerId, Role
 from fedveil.utils.plan_bundle import open_bundle
+from fedveil.utils.proposal import Output, Proposal
+from fedveil.utils.signed_document import SignedDocument
 from fedveil.utils.tensors import bytes_of, digest_of
 from fedveil.workspace.plan_builder import build_plan
 
@@ -58,6 +62,11 @@ class Desk:
         self.coordinator.close()
         self.engine.dispose()
 
+    def open_line(self, envoy: m.EnvoyName, held: tuple[m.TaskRef, ...] = ()) -> Line:
+        """An envoy is there, whose site approved all that was proposed."""
+        approved = tuple(run.proposal_digest for run in self.history.runs())
+        return self.coordinator.open_line(envoy, held, approved)
+
     def queue(self, folder: Path, run: str) -> None:
         build_plan(PLAN, folder / "plan", {"elements": 4})
         bundle = open_bundle(folder / "plan")
@@ -65,6 +74,24 @@ class Desk:
             self.artifacts.put([bundle.blob(file.path)])
         plan = self.artifacts.put([bundle.manifest.to_json()])
         initial = bundle.manifest.file("initial.safetensors").sha256
+        proposal = Proposal(
+            "toys",
+            run,
+            plan,
+            "00" * 32,
+            "a test",
+            "",
+            100,
+            False,
+            "director",
+            None,
+            m.AskedProtection(),
+            (),
+            (Output.MODEL,),
+            PeerId("toys", Role.OPERATOR, "alice"),
+            0.0,
+            4e9,
+        )
         record = RunRecord(
             m.RunId(run),
             "toy",
@@ -78,6 +105,7 @@ class Desk:
             None,
             "",
             initial,
+            proposal=SignedDocument(proposal.to_json(), bytes(64), b""),
         )
         self.coordinator.enqueue(record)
 
@@ -116,7 +144,7 @@ def test_housekeeping_that_fails_is_put_off_and_the_round_stays_closed(desk, mon
         raise StorageError("the disk is full")
 
     monkeypatch.setattr(desk.history, "add_traffic", full)
-    line = desk.coordinator.open_line(A, ())
+    line = desk.open_line(A)
     for _ in range(2):
         desk.answer(desk.task(line))
     assert desk.ended("toy-1").state is RunState.FINISHED
@@ -132,7 +160,7 @@ def test_a_database_that_is_full_for_a_moment_loses_no_round(desk, monkeypatch):
         close_round(*arguments, **values)
 
     monkeypatch.setattr(desk.history, "close_round", full_once)
-    line = desk.coordinator.open_line(A, ())
+    line = desk.open_line(A)
     for _ in range(2):
         desk.answer(desk.task(line))
     record = desk.ended("toy-1")
@@ -146,7 +174,7 @@ def test_an_error_that_nobody_expected_ends_the_director_instead_of_standing_sti
         raise MemoryError
 
     monkeypatch.setattr(desk.uploads, "stored", surprise)
-    desk.answer(desk.task(desk.coordinator.open_line(A, ())))
+    desk.answer(desk.task(desk.open_line(A)))
     assert desk.broke.wait(20)
 
 
@@ -154,7 +182,7 @@ def test_a_run_whose_model_is_gone_fails_alone_when_the_director_starts_again(tm
     first = Desk(tmp_path, database_url)
     first.queue(tmp_path, "toy-1")
     first.coordinator.start()
-    line = first.coordinator.open_line(A, ())
+    line = first.open_line(A)
     first.answer(first.task(line))
     assert first.task(line).ref.round == 2
     record = first.history.run(m.RunId("toy-1"))
@@ -163,7 +191,7 @@ def test_a_run_whose_model_is_gone_fails_alone_when_the_director_starts_again(tm
     second = Desk(tmp_path, database_url)
     second.queue(tmp_path, "toy-2")
     second.coordinator.start()
-    line = second.coordinator.open_line(A, ())
+    line = second.open_line(A)
     assert second.ended("toy-1").state is RunState.FAILED
     assert "UnknownArtifactError" in second.history.run(m.RunId("toy-1")).reason
     for _ in range(2):
@@ -176,7 +204,7 @@ def test_an_update_that_was_damaged_while_the_director_was_away_is_asked_for_aga
     first = Desk(tmp_path, database_url)
     first.queue(tmp_path, "toy-1")
     first.coordinator.start()
-    task = first.task(first.coordinator.open_line(A, ()))
+    task = first.task(first.open_line(A))
     first.coordinator._conclude = lambda *_: None  # killed before the sum
     first.answer(task)
     first.close()
@@ -184,7 +212,7 @@ def test_an_update_that_was_damaged_while_the_director_was_away_is_asked_for_aga
     spool.write_bytes(spool.read_bytes()[:-1] + b"\x7f")
     second = Desk(tmp_path, database_url)
     second.coordinator.start()
-    line = second.coordinator.open_line(A, ())
+    line = second.open_line(A)
     again = second.task(line)
     assert (again.ref.round, again.ref.attempt) == (1, 2)
     second.answer(again)
@@ -194,13 +222,13 @@ def test_an_update_that_was_damaged_while_the_director_was_away_is_asked_for_aga
 
 
 def test_a_task_that_the_envoy_holds_is_not_sent_again(desk):
-    line = desk.coordinator.open_line(A, ())
+    line = desk.open_line(A)
     task = desk.task(line)
-    assert desk.coordinator.open_line(A, (task.ref,)).next(0.3) is None
+    assert desk.open_line(A, (task.ref,)).next(0.3) is None
 
 
 def test_a_director_that_stood_still_for_a_minute_loses_nobody(desk):
-    line = desk.coordinator.open_line(A, ())
+    line = desk.open_line(A)
     task = desk.task(line)
     desk.ahead = 60.0
     jumped = time.time() + 50.0
@@ -224,7 +252,7 @@ def test_a_run_whose_model_is_gone_does_not_hide_the_others(desk, researcher):
         researcher("toys").root,
         max_model_bytes=1 << 20,
     )
-    desk.task(desk.coordinator.open_line(A, ()))  # before its round is open, a run without its model fails
+    desk.task(desk.open_line(A))  # before its round is open, a run without its model fails
     record = desk.history.run(m.RunId("toy-1"))
     assert operator.show(record.run).model_bytes > 0
     desk.artifacts.path(record.model).unlink()

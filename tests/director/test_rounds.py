@@ -66,7 +66,7 @@ def lost(envoy: EnvoyName) -> Callable[[Round], Round]:
     ("this", "policy", "now", "state", "reason"),
     [
         (PLANNED, TWO, 159.9, RoundState.PLANNED, ""),
-        (PLANNED, TWO, 160.0, RoundState.FAILED, "fewer than 2 envoys were there for 60 s"),
+        (PLANNED, TWO, 160.0, RoundState.FAILED, "fewer than 2 envoys that approved were there for 60 s"),
         (after(got(A), got(B), got(C)), TWO, 111.0, RoundState.AGGREGATING, ""),
         (after(got(A), got(B), declined(C)), TWO, 111.0, RoundState.AGGREGATING, ""),
         (after(got(A), got(B), lost(C)), TWO, 111.0, RoundState.AGGREGATING, ""),

@@ -20,12 +20,14 @@ from fedveil.director.database import open_database
 from fedveil.director.experiment_desk import ExperimentDesk
 from fedveil.director.history import History
 from fedveil.director.identity_store import IdentityStore
+from fedveil.director.lines import Line
 from fedveil.director.records import RoundRecord, RunRecord, RunState
 from fedveil.director.rounds import RoundState
 from fedveil.director.sums import Sums
 from fedveil.director.uploads import Uploads
 from fedveil.gradient_leakage.vae.codec import Codec, codec_bytes, round_seed
 from fedveil.gradient_leakage.vae.fitting import seeded
+from fedveil.utils import identity
 from fedveil.utils import messages as m
 from fedveil.utils.artifacts import ArtifactStore
 from fedveil.utils.certificates import public_bytes
@@ -41,6 +43,7 @@ from fedveil.utils.errors import (
 )
 from fedveil.utils.metrics import mean_of
 from fedveil.utils.plan_bundle import open_bundle
+from fedveil.utils.proposal import Output, Proposal
 from fedveil.utils.roster import Roster, RosterEntry
 from fedveil.utils.secure_sum import encoding, participant
 from fedveil.utils.secure_sum.fixed_point import FixedPoint
@@ -49,6 +52,7 @@ from fedveil.utils.secure_sum.signed import Kind, signed
 from fedveil.utils.secure_sum.spec import rounding_key, spec_of
 from fedveil.utils.secure_sum.statements import Unmasking
 from fedveil.utils.secure_sum.tallies import MetricShape
+from fedveil.utils.signed_document import SignedDocument
 from fedveil.utils.tensors import Layout, Role, digest_of, read_model
 from fedveil.workspace.plan_builder import build_plan
 from fedveil.workspace.secagg_run import read_sums
@@ -184,10 +188,18 @@ class Desk:
 
     def open(self) -> None:
         """All sites are there, with what they hold."""
+        approved = tuple(run.proposal_digest for run in self.history.runs())
+        for name in self.sites:  # who approves before a run starts is in its groups
+            self.coordinator.beat(name, m.Heartbeat(approved=approved))
         self.coordinator.start()
         for name, site in self.sites.items():
             held = (site.task.ref,) if site.task is not None else ()
-            self.lines[name] = self.coordinator.open_line(name, held)
+            self.lines[name] = self.open_line(name, held)
+
+    def open_line(self, envoy: m.EnvoyName, held: tuple[m.TaskRef, ...] = ()) -> Line:
+        """An envoy is there, whose site approved all that was proposed."""
+        approved = tuple(run.proposal_digest for run in self.history.runs())
+        return self.coordinator.open_line(envoy, held, approved)
 
     def queue(self, settings: str) -> None:
         """One run, toy-1."""
@@ -197,6 +209,24 @@ class Desk:
             self.artifacts.put([bundle.blob(file.path)])
         plan = self.artifacts.put([bundle.manifest.to_json()])
         initial = bundle.manifest.file("initial.safetensors").sha256
+        proposal = Proposal(
+            FEDERATION,
+            "toy",
+            plan,
+            "00" * 32,
+            "a test",
+            "",
+            100,
+            False,
+            "director",
+            None,
+            m.AskedProtection(),
+            (),
+            (Output.MODEL,),
+            identity.PeerId(FEDERATION, identity.Role.OPERATOR, "alice"),
+            0.0,
+            4e9,
+        )
         self.coordinator.enqueue(
             RunRecord(
                 run=m.RunId("toy-1"),
@@ -211,6 +241,7 @@ class Desk:
                 ended_at=None,
                 reason="",
                 model=initial,
+                proposal=SignedDocument(proposal.to_json(), bytes(64), b""),
             )
         )
 
@@ -489,10 +520,10 @@ def test_an_item_comes_again_on_a_new_line_until_it_is_answered(desks):
     desk.step("advert", NAMES[:4])
     a = desk.sites[NAMES[0]]
     item = desk.item(a.name)
-    line = desk.coordinator.open_line(a.name, (a.task.ref,))
+    line = desk.open_line(a.name, (a.task.ref,))
     assert line.next(20) == item
     desk.tell(a, a.answer(item.content))
-    assert desk.coordinator.open_line(a.name, (a.task.ref,)).next(0.2) is None
+    assert desk.open_line(a.name, (a.task.ref,)).next(0.2) is None
 
 
 def _wrong_statements(desk: Desk) -> dict[str, tuple[Site, m.SumStatement, type[FederationError]]]:
@@ -900,7 +931,7 @@ def test_a_group_that_fails_is_left_out_where_three_remain_and_its_sites_are_tol
     late = desk.sites[first[1]]
     with pytest.raises(WrongRoundError, match=r"group 1 of .* is left out"):
         desk.tell(late, late.said[:-1])
-    assert isinstance(desk.coordinator.open_line(late.name, (late.task.ref,)).next(5), m.Withdrawal)
+    assert isinstance(desk.open_line(late.name, (late.task.ref,)).next(5), m.Withdrawal)
     for stage in STAGES:
         desk.step(stage, [name for group in others for name in group])
     ended = desk.ended()

@@ -48,6 +48,7 @@ seed = "toy"
 secure_aggregation = "{secure}"
 [study]
 purpose = "a test"
+min_approvals = {approvals}
 [rounds]
 max_rounds = {rounds}
 min_participants = {quorum}
@@ -68,12 +69,13 @@ def experiment(
     optimizer: str = "fedavg",
     secure: str = "off",
 ) -> str:
-    """The text of experiment.toml; always of the same seed."""
+    """The text of experiment.toml; always of the same seed. It begins once all sites approved it."""
     sample = f"cohort_size = {cohort}" if cohort else ""
     return _EXPERIMENT.format(
         name=name,
         rounds=rounds,
         quorum=quorum,
+        approvals=len(FOUR if secure == "required" else SITES),
         cohort=sample,
         timeout=timeout,
         optimizer=optimizer,

@@ -55,6 +55,7 @@ secure_aggregation = "off"
 seed = "1"
 [study]
 purpose = "a test"
+min_approvals = {approvals}
 [rounds]
 max_rounds = {rounds}
 min_participants = {quorum}
@@ -80,8 +81,8 @@ class Puppet:
     name: str
     client: DirectorClient
     approves: bool = True  # whatever it is offered
+    approved: tuple[Digest, ...] = ()
     items: queue.Queue[m.WorkItem] = field(default_factory=queue.Queue)
-    _approved: tuple[Digest, ...] = ()
     _kept: list[m.WorkItem] = field(default_factory=list)
     _ends: threading.Event = field(default_factory=threading.Event)
 
@@ -91,7 +92,7 @@ class Puppet:
 
         def listen() -> None:
             try:
-                for item in self.client.work(()):
+                for item in self.client.work((), self.approved):
                     if isinstance(item, m.Offer) and self.approves:
                         self.approve(item)
                     self.items.put(item)
@@ -102,7 +103,7 @@ class Puppet:
         def beat() -> None:
             while not self._ends.wait(1.0):
                 try:
-                    self.client.beat(m.Heartbeat(approved=self._approved))
+                    self.client.beat(m.Heartbeat(approved=self.approved))
                 except FederationError:
                     return
 
@@ -110,10 +111,15 @@ class Puppet:
             threading.Thread(target=work, daemon=True).start()
         assert stands.wait(10.0)
 
-    def approve(self, offer: m.Offer) -> None:
-        """Say at once that its site approved what is proposed to it."""
-        self._approved = (*self._approved, digest_of(offer.proposal.content))
-        self.client.beat(m.Heartbeat(approved=self._approved))
+    def approve(self, *offers: m.Offer) -> None:
+        """Say that its site approved these, and what it approved before."""
+        self.approved += tuple(digest_of(offer.proposal.content) for offer in offers)
+        self.client.beat(m.Heartbeat(approved=self.approved))
+
+    def withdraw(self) -> None:
+        """Its site approves nothing any more."""
+        self.approved = ()
+        self.client.beat(m.Heartbeat())
 
     def task(self) -> m.Task:
         """The next task."""
@@ -197,10 +203,11 @@ class Federation:
         self._puppets.append(puppet)
         return puppet
 
-    def attending(self, *names: str) -> list[Puppet]:
-        """Envoys that hold a line."""
+    def attending(self, *names: str, approve: bool = True) -> list[Puppet]:
+        """Envoys that hold a line, and approve what is proposed to them."""
         puppets = [self.puppet(name) for name in names]
         for puppet in puppets:
+            puppet.approves = approve
             puppet.attend()
         return puppets
 
@@ -215,11 +222,14 @@ class Federation:
         timeout: float = 60.0,
         attempts: int = 1,
         *,
+        approvals: int | None = None,
         further: str = "",
         codec: Path | None = None,
     ) -> m.RunId:
         """Queue an experiment, with further tables of its settings and the codec that they name."""
-        settings = EXPERIMENT.format(quorum=quorum, rounds=rounds, timeout=timeout, attempts=attempts)
+        settings = EXPERIMENT.format(
+            quorum=quorum, rounds=rounds, timeout=timeout, attempts=attempts, approvals=approvals or quorum
+        )
         with self.operator() as operator:
             return operator.submit(settings + further, self.bundle, codec)
 

@@ -28,9 +28,10 @@ def test_a_new_work_stream_of_an_envoy_ends_its_older_one(federation):
     assert next(newer) == m.Idle()
     assert list(older) == []
     run = federation.submit()
-    offer, task = next(newer), next(newer)
+    offer = next(newer)
     assert isinstance(offer, m.Offer)
-    puppet.send(task, 1.0)
+    puppet.approve(offer)
+    puppet.send(next(newer), 1.0)
     assert federation.finished(run).state == "finished"
 
 

@@ -34,6 +34,7 @@ name = "drop"
 secure_aggregation = "off"
 [study]
 purpose = "a test"
+min_approvals = 2
 [rounds]
 max_rounds = 1
 min_participants = 1

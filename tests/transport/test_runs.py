@@ -61,19 +61,69 @@ def one_round(federation) -> None:
 # runs that cannot go on
 
 
-def test_without_any_envoy_a_run_fails_with_the_reason(federation):
+def test_without_approvals_a_run_waits_longer_than_any_round_and_says_for_how_many(federation):
     run = federation.submit(quorum=2, timeout=0.3, attempts=2)
+
+    def says(reason: str) -> bool:
+        with federation.operator() as operator:
+            view = operator.show(run)
+        assert (view.state, view.rounds) == ("queued", ())
+        return view.reason == reason
+
+    federation.until(lambda: says("waits for approval: 0 of 2 sites"))
+    (first,) = federation.attending("site-a")
+    federation.until(lambda: says("waits for approval: 1 of 2 sites"))
+    (other,) = federation.attending("site-b", approve=False)
+    time.sleep(0.7)  # longer than a round waits
+    assert says("waits for approval: 1 of 2 sites")
+    other.approve(other.offer())
+    first.send(first.task(), 1.0)
+    other.send(other.task(), 1.0)
+    assert federation.finished(run).state == "finished"
+
+
+def test_a_later_run_that_is_approved_goes_first(federation):
+    (envoy,) = federation.attending("site-a", approve=False)
+    first, second = federation.submit(), federation.submit()
+    offers = {offer.run: offer for offer in (envoy.offer(), envoy.offer())}
+    envoy.approve(offers[second])
+    envoy.send(envoy.task(), 1.0)
+    assert federation.finished(second).state == "finished"
+    with federation.operator() as operator:
+        assert operator.show(first).state == "queued"
+    envoy.approve(offers[first])
+    envoy.send(envoy.task(), 1.0)
+    assert federation.finished(first).state == "finished"
+
+
+def test_a_site_that_withdraws_its_approval_is_not_asked_in_the_next_round_and_one_that_approves_late_is(federation):
+    a, b = federation.attending("site-a", "site-b")
+    (late,) = federation.attending("site-c", approve=False)
+    run = federation.submit(quorum=2, rounds=2)
+    first = a.task()
+    assert first.cohort == ("site-a", "site-b")
+    b.send(first, 1.0)
+    b.withdraw()
+    late.approve(late.offer())
+    a.send(first, 1.0)
+    second = a.task()
+    assert second.cohort == ("site-a", "site-c")
+    a.send(second, 1.0)
+    late.send(second, 1.0)
+    assert federation.finished(run).state == "finished"
+
+
+def test_with_too_few_envoys_left_a_run_fails_with_the_reason(federation):
+    a, b = federation.attending("site-a", "site-b")
+    run = federation.submit(quorum=2, rounds=2, timeout=1.0, attempts=2)
+    task = a.task()
+    b.withdraw()
+    a.send(task, 1.0)
+    b.send(task, 1.0)
     view = federation.finished(run)
     assert view.state == "failed"
-    assert view.reason == "round 1 (attempt 2) of toy-1: fewer than 2 envoys were there for 0.3 s"
-    assert [(one.attempt, one.state) for one in view.rounds] == [(1, "failed"), (2, "failed")]
-    one_round(federation)
-
-
-def test_with_too_few_envoys_a_run_fails_with_the_reason(federation):
-    federation.attending("site-a")
-    view = federation.finished(federation.submit(quorum=2, timeout=0.3))
-    assert view.reason == "round 1 of toy-1: fewer than 2 envoys were there for 0.3 s"
+    assert view.reason == "round 2 (attempt 2) of toy-1: fewer than 2 envoys that approved were there for 1 s"
+    assert [(one.attempt, one.state) for one in view.rounds] == [(1, "closed"), (1, "failed"), (2, "failed")]
 
 
 def test_with_too_few_answers_in_time_a_run_fails_with_the_reason_and_answers_come_too_late(federation):
@@ -89,7 +139,7 @@ def test_with_too_few_answers_in_time_a_run_fails_with_the_reason_and_answers_co
 
 def test_when_time_is_over_a_quorum_is_enough(federation):
     envoys = federation.attending("site-a", "site-b")
-    run = federation.submit(quorum=1, timeout=0.5)
+    run = federation.submit(quorum=1, timeout=0.5, approvals=2)
     envoys[0].send(envoys[0].task(), 1.0)
     view = federation.finished(run)
     assert (view.state, view.rounds[0].received, view.rounds[0].invited) == ("finished", 1, 2)
@@ -124,7 +174,7 @@ def test_when_too_many_decline_the_reason_says_so_and_why(federation):
 
 def test_an_envoy_that_declined_may_still_answer(federation):
     envoys = federation.attending("site-a", "site-b")
-    run = federation.submit(quorum=1)
+    run = federation.submit(quorum=1, approvals=2)
     task = envoys[0].task()
     envoys[0].client.decline(m.Refusal(task.ref, "StorageError", "the site's disk is full"))
     envoys[0].send(task, 1.0)

@@ -268,7 +268,7 @@ def test_bytes_that_are_no_message_are_refused(opened, method: str):
 
 def test_an_update_after_the_round_closed_is_refused(federation):
     good, late = federation.attending("site-a", "site-b")
-    run = federation.submit(quorum=1, rounds=2)
+    run = federation.submit(quorum=1, rounds=2, approvals=2)
     task = late.task()
     turn = late.turn(task)
     good.task()
