@@ -809,8 +809,9 @@ def vetoing(site, named="", **how):
 
 
 @pytest.mark.parametrize("named", ["", "lungs-1", "lungs-1/1", "PLAN"])
-def test_a_veto_ends_local_work_wipes_what_it_left_and_tells_the_director_no_reason(tmp_path, named, unboxed):
+def test_a_veto_ends_local_work_wipes_what_it_left_and_tells_the_director_no_reason(tmp_path, named):
     site = Site(tmp_path / "site", bundle_of(tmp_path / "plan", "print('training begins'); time.sleep(600)"))
+    unboxed = Sandbox.of_tier(Tier.NONE, SandboxPolicy(), tmp_path / "site")
     site.trainer = ChildTrainer(tmp_path / "site" / "state", unboxed)
     site.start()
     log = tmp_path / "site" / "state" / "worker.log"
