@@ -9,6 +9,7 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -74,7 +75,9 @@ class Boxed:
         self.kill()
         self.process.wait()
         self._ended = True
-        if self.first is not None:
+        if self.first is None:
+            _wait_for_group(self.process.pid)
+        else:
             select.select([self.first[1]], [], [], _SILENT_SECONDS)
             os.close(self.first[1])
         if self.group is not None:
@@ -106,6 +109,15 @@ def first_process(told: int) -> tuple[int, int] | None:
         number = int(json.loads(said)["child-pid"])
         return number, os.pidfd_open(number)
     return None
+
+
+def _wait_for_group(leader: int) -> None:
+    """Until none of a killed group is left, for a while."""
+    deadline = time.monotonic() + _SILENT_SECONDS
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < deadline:
+            os.killpg(leader, 0)
+            time.sleep(0.002)
 
 
 def _cpu_seconds(process: int) -> float:

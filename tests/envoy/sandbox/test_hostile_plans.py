@@ -14,6 +14,7 @@ import pytest
 from fedveil.envoy.orders import order_to_json
 from fedveil.envoy.sandbox import landlock
 from fedveil.envoy.sandbox.cgroup import make_group
+from fedveil.envoy.sandbox.limits import threads_of
 from fedveil.envoy.sandbox.policy import SandboxPolicy, Tier
 from fedveil.utils.errors import TrainingError
 
@@ -274,7 +275,9 @@ def try_bomb():
     )
     assert "BlockingIOError" in results["bomb"]
     line = next(x for x in (site.folder / "state" / "worker.log").read_text().splitlines() if x.startswith("MADE "))
-    assert int(line.split()[1]) <= site.policy.processes
+    # Another user than root is counted with what it runs already, where the box has no namespace of its own.
+    beside = threads_of(os.getuid()) if os.getuid() and site.tier is Tier.LANDLOCK else 0
+    assert int(line.split()[1]) <= site.policy.processes + beside
     started = time.monotonic()
     site.trainer.close()
     assert time.monotonic() - started < 2
@@ -386,10 +389,16 @@ def fill():
 
 
 HOLDING_ON = """
+import stat
 def hold_on():
     signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64))
     LIBC.prctl(1, 0, 0, 0, 0)
-    os.closerange(3, 64)
+    for number in range(3, 64):
+        try:
+            if stat.S_ISFIFO(os.fstat(number).st_mode):  # the line that ends it when the envoy is gone
+                os.close(number)
+        except OSError:
+            pass
     print("IT LOOPS", flush=True)
     while True:
         pass
