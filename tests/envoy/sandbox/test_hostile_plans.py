@@ -190,6 +190,7 @@ def site(tmp_path, request, works, monkeypatch, hostile_site):
     tier = request.param
     works(tier)
     monkeypatch.setenv("A_SECRET_OF_THE_ENVOY", "secret")
+    monkeypatch.delenv("TMPDIR", raising=False)  # a plan without a box then leaves its files in the site's folder
     return hostile_site(tmp_path / "site", tier)
 
 
