@@ -73,7 +73,7 @@ def order_to_json(order: WorkOrder) -> dict[str, Any]:
         "kind": order.kind.value,
         "seed": order.seed.hex(),
         "envoy": order.envoy,
-        "bundle": str(order.bundle),
+        "bundle": str(order.bundle.absolute()),  # in its box the child is elsewhere
         "model_path": str(order.model_path),
         "update_path": str(order.update_path),
         "state_folder": str(order.state_folder),
