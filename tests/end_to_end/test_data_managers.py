@@ -27,7 +27,8 @@ def standing(folder: Path):
 
 def test_a_run_waits_until_enough_data_managers_approved_and_begins_without_a_restart(federation, settings, wait_until):
     federation.data_managers.end()
-    run = federation.submit(settings(rounds=1, quorum=2), federation.plan())
+    text = settings(rounds=1, quorum=2).replace("min_approvals = 3", "min_approvals = 2")
+    run = federation.submit(text, federation.plan())
     folders = [federation.folder / name for name in federation.sites]
     for folder in folders:
         wait_until(lambda here=folder: " offered " in types(here, "plan", "list"), "the proposal")

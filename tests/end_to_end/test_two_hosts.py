@@ -176,7 +176,7 @@ def test_a_site_whose_cable_is_pulled_is_lost_in_five_seconds_and_back_when_it_i
         file = hospital.home / "folder" / "envoy.toml"
         file.write_text(file.read_text("utf-8").replace('rule = "required"', 'rule = "allowed"'), "utf-8")
         hospital.restart()
-    plain = EXPERIMENT.replace("[rounds]", 'secure_aggregation = "off"\n[rounds]')
+    plain = EXPERIMENT.replace("[study]", 'secure_aggregation = "off"\n[study]')
     plain = plain.replace("max_rounds = 3", "max_rounds = 5000").replace("min_participants = 3", "min_participants = 1")
     (director.home / "experiment.toml").write_text(plain, "utf-8")
     folder = director.home / "folder"
