@@ -66,8 +66,13 @@ class Opened:
 
 
 @contextlib.contextmanager
-def open_files(order: WorkOrder) -> Iterator[Opened]:
+def open_files(order: WorkOrder, *, wipes_update: bool = False) -> Iterator[Opened]:
     """Open an order's files; they are closed when the work is done, and a state that was not kept goes.
+
+    Args:
+        order: whose files they are.
+        wipes_update: what lies in the update's place is another plan's, and not for this one to read: a new file is
+            made, so that whoever has the old one open writes to nobody's either.
 
     Raises:
         PlanError: there is no model.
@@ -83,6 +88,8 @@ def open_files(order: WorkOrder) -> Iterator[Opened]:
         codec = None if order.codec is None else _opened(stack, order.codec.path, os.O_RDONLY)
         update = new = None
         if trains:
+            if wipes_update:
+                _remove(order.update_path)
             update = _opened(stack, order.update_path, os.O_RDWR | os.O_CREAT, makes_folder=True)
             new, after = _temporary(stack, order.state_folder)
         files = OrderFiles(
@@ -151,6 +158,13 @@ def _opened(stack: contextlib.ExitStack, path: Path, flags: int, *, makes_folder
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise StorageError(f"{path} cannot be read: it is no file")
     return descriptor
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
 
 
 def _temporary(stack: contextlib.ExitStack, folder: Path) -> tuple[int, Path]:

@@ -139,7 +139,9 @@ class ChildTrainer:
             if self._closed.is_set():
                 raise TrainingError(f"{order.ref}: the envoy is shutting down")
             data = self._exposures.of(order, manifest_in(order.bundle, order.ref.plan), deadline, cancelled)
-            with open_files(order) as opened:
+            # Its pages stay warm from round to round of one plan; another plan reads nothing of what this one made.
+            is_anothers = self._child is None or not self._child.has_run(order.ref.plan)
+            with open_files(order, wipes_update=is_anothers) as opened:
                 try:
                     answer = self._ask(order, opened.files, data, deadline, timeout_seconds, cancelled)
                     if CANNOT_NARROW in answer:
@@ -267,6 +269,10 @@ class _Child:
     @property
     def pid(self) -> int:
         return self._boxed.process.pid
+
+    def has_run(self, plan: Digest) -> bool:
+        """Was it this plan that it ran last? One that is fresh ran none."""
+        return self._plan == plan
 
     def may_run(self, plan: Digest, view: View) -> bool:
         """Has it run nothing but this plan, and may it see this and nothing else, or give up what is too much?"""

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fedveil.envoy.orders import order_to_json
 from fedveil.envoy.sandbox import landlock
@@ -362,6 +364,32 @@ def try_fill():
 """,
     )
     assert "No space left" in results["fill"]
+
+
+@pytest.mark.parametrize("site", [Tier.BUBBLEWRAP, Tier.NONE], indirect=True, ids=lambda tier: tier.value)
+def test_a_plan_finds_nothing_of_the_update_that_another_plan_made_before_it(site):
+    site.run(site.order())
+    first = np.fromfile(site.folder / "work" / "update.f32", np.float32)
+    assert (first == 1).all()
+    assert first.size == 4
+    body = """
+LEFT = []
+def look():
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink("/proc/self/fd/" + name).endswith("update.f32"):
+                LEFT.append(os.pread(int(name), 100, 0).hex())
+        except FileNotFoundError:
+            pass
+    print("LEFT", sorted(set(LEFT)), flush=True)
+"""
+    second = site.order(body, "look()", has_data=False)
+    site.run(second)
+    lines = (site.folder / "state" / "worker.log").read_text().splitlines()
+    assert [line for line in lines if line.startswith("LEFT")] in (["LEFT ['']"], [f"LEFT ['{bytes(16).hex()}']"])
+    kept = (site.folder / "work" / "update.f32").stat().st_ino
+    site.run(replace(second, ref=replace(second.ref, round=2)))
+    assert (site.folder / "work" / "update.f32").stat().st_ino == kept  # the same plan's pages stay warm
 
 
 def test_processes_that_fill_the_memory_together_end_at_the_limit(tmp_path, works, hostile_site):
