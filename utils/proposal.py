@@ -30,6 +30,7 @@ PROPOSAL_SCHEMA, PATCH_SCHEMA = "fedveil.proposal/1", "fedveil.patch/1"
 MAX_ROUNDS = 100_000
 MAX_PATCHES = 200
 MAX_LINE = 500
+LATEST = 250_000_000_000.0  # of any time that is named; in the year 9892: a calendar can show it
 _MAX_SITES = 10_000
 _HEX = frozenset("0123456789abcdef")
 _CONTEXTS = {PROPOSAL_SCHEMA: b"fedveil-proposal/1\0", PATCH_SCHEMA: b"fedveil-patch/1\0"}
@@ -81,8 +82,8 @@ class Proposal:
         if not self.outputs or len(set(self.outputs)) != len(self.outputs):
             raise MalformedMessageError("outputs: expected at least one, each once")
         _check_aggregator(self.aggregator)
-        if not 0 <= self.proposed_at < self.expires_at < math.inf:
-            raise MalformedMessageError("a proposal that expires before it was made")
+        if not 0 <= self.proposed_at < self.expires_at <= LATEST:
+            raise MalformedMessageError("a proposal that expires before it was made, or after the year 9000")
         object.__setattr__(self, "digest", digest_of(self.to_json()))
 
     def to_json(self) -> bytes:
@@ -162,8 +163,8 @@ class Patch:
             )
         if (self.to_round is not None) is not (self.step is Step.ROLL_BACK) or (self.to_round or 0) < 0:
             raise MalformedMessageError("to_round: expected a round, from 0 on, with rollback and nowhere else")
-        if not 0 <= self.signed_at < math.inf:
-            raise MalformedMessageError("signed_at: expected seconds since 1970")
+        if not 0 <= self.signed_at <= LATEST:
+            raise MalformedMessageError("signed_at: expected seconds since 1970, before the year 9000")
 
     def to_json(self) -> bytes:
         """Its bytes."""
@@ -240,7 +241,7 @@ def proposal_of(content: bytes) -> Proposal:
             proposed_at=_number(whole["proposed_at"]),
             expires_at=_number(whole["expires_at"]),
         )
-    except (KeyError, TypeError, ValueError, IdentityError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, IdentityError, ConfigError) as error:
         raise MalformedMessageError(f"not a proposal: {error}") from error
     if proposal.to_json() != content:
         raise MalformedMessageError("not a proposal: unknown fields, or its JSON is not canonical")
@@ -282,7 +283,7 @@ def patch_of(content: bytes) -> Patch:
             signed_by=parse_spiffe(_text(whole, "signed_by")),
             signed_at=_number(whole["signed_at"]),
         )
-    except (KeyError, TypeError, ValueError, IdentityError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, IdentityError) as error:
         raise MalformedMessageError(f"not a patch: {error}") from error
     if patch.to_json() != content:
         raise MalformedMessageError("not a patch: unknown fields, or its JSON is not canonical")

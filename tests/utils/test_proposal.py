@@ -9,9 +9,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.utils.certificates import certificate_pem, issue_identity, make_issuer, make_root
 from fedveil.utils.errors import FederationError, IdentityError, MalformedMessageError, NotAuthorizedError
-from fedveil.utils.identity import PeerId, Role
+from fedveil.utils.identity import PeerId, Role, when
 from fedveil.utils.messages import AskedProtection, EnvoyName, RunId
 from fedveil.utils.proposal import (
+    LATEST,
     Output,
     Patch,
     Proposal,
@@ -143,6 +144,9 @@ def test_a_proposal_is_no_patch():
         {"aggregator": "somebody"},
         {"asked": {"max_norm": -1, "noise_multiplier": 0}},
         {"asked": 3},
+        {"expires_at": 1e300},
+        {"expires_at": 10**400},
+        {"proposed_at": -1},
     ],
 )
 def test_what_is_no_proposal_is_malformed(change):
@@ -163,11 +167,22 @@ def test_what_is_no_proposal_is_malformed(change):
         {"to_round": 3},
         {"step": Step.PAUSE},
         {"reason": "two\nlines"},
+        {"signed_at": 1e300},
     ],
 )
 def test_what_is_no_patch_cannot_be_made(change):
     with pytest.raises(MalformedMessageError):
         replace(PATCH, **change)
+
+
+def test_a_patch_with_a_number_beyond_all_floats_is_malformed():
+    raw = canonical_json(json.loads(PATCH.to_json()) | {"settings": {"learning_rate": 10**400}})
+    with pytest.raises(MalformedMessageError, match="not a patch"):
+        read_patch(replace(sign(PATCH, KEY, chain_of(ALICE)), content=raw), ROOT.certificate, "lungs", NOW)
+
+
+def test_every_time_that_a_proposal_may_name_can_be_shown():
+    assert when(replace(PROPOSAL, expires_at=LATEST).expires_at).startswith("9892-")
 
 
 def test_patches_come_whole_and_in_order():
