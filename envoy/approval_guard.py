@@ -36,6 +36,7 @@ from .approvals import (
     begun_by,
     check_dataset,
     check_rounds,
+    check_run,
     check_standing,
     check_task,
     limits_for,
@@ -219,10 +220,10 @@ class ApprovalGuard:
             raise NotApprovedError(f"{task.ref} names no proposal that this site could have approved")
         if task.proposal in self._vetoed:
             raise VetoedError(f"{task.ref}: this site's data manager ended it")
-        standing, limits = check_standing(
-            self._store.books().standings.get(task.proposal), task.proposal, self._clock()
-        )
+        books = self._store.books()
+        standing, limits = check_standing(books.standings.get(task.proposal), task.proposal, self._clock())
         check_task(standing, task, self._name)
+        check_run(books, task)
         patches = tuple(self._patch(document) for document in task.patches)
         check_patches(patches, task.ref.run, task.proposal)
         for patch in patches:

@@ -298,6 +298,20 @@ def check_task(standing: Standing, task: Task, name: EnvoyName) -> None:
             )
 
 
+def check_run(books: ApprovalBooks, task: Task) -> None:
+    """Was this run worked on under no other proposal? What stays at the site between rounds is kept by run.
+
+    Raises:
+        NotApprovedError: it was.
+    """
+    for digest, other in books.standings.items():
+        if digest != task.proposal and task.ref.run in other.runs:
+            raise NotApprovedError(
+                f"run {task.ref.run} was begun here under proposal {digest[:12]}…, and comes with another; the director"
+                " starts a run of its own for each proposal"
+            )
+
+
 def check_rounds(standing: Standing, limits: Limits, begun: Begun) -> bool:
     """Is there a round left for this? True where it was counted already.
 

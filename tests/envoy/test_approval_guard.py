@@ -358,6 +358,17 @@ def test_after_its_day_an_approval_is_over(site):
         site.do(round_(2))
 
 
+def test_a_run_that_was_begun_under_one_proposal_is_not_gone_on_with_under_another(approved):
+    approved.do()
+    other = replace(PROPOSAL, purpose="something else")
+    approved.offer(other)
+    approved.approve(other)
+    with pytest.raises(NotApprovedError, match=r"run pneumonia-1 was begun here under proposal .* comes with another"):
+        approved.do(round_(2, proposal=other.digest))
+    approved.do(replace(TASK, ref=replace(TASK.ref, run=RunId("pneumonia-2")), proposal=other.digest))
+    approved.do(round_(2))
+
+
 # rounds
 
 
