@@ -154,9 +154,9 @@ def _allowed_imports(folder: Path) -> tuple[str, ...]:
 
 def _data_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
     """What the plan reads, against what is here."""
+    from ..utils.visible import visible
     from .datasets import DatasetRegistry
     from .decisions import dataset_of
-    from .plan_difference import visible
 
     name = dataset_of(manifest)
     if name is None:

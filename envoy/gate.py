@@ -22,6 +22,7 @@ from ..gradient_leakage.structure import check_structure
 from ..utils.errors import ConfigError, DatasetError, PlanError, StorageError
 from ..utils.plan_bundle import Bundle, mapped
 from ..utils.tensors import Digest, canonical_json, digest_of, read_model
+from ..utils.visible import visible
 from .canaries import Canaries, canaries_for
 from .journal import DATABASE_FILE
 from .leak_test import LeakTest, measure
@@ -43,6 +44,7 @@ CREATE TABLE IF NOT EXISTS leak_test (
     PRIMARY KEY (plan, chain, setting)
 ) STRICT, WITHOUT ROWID;
 """
+_MAX_OBSTACLE = 500  # a plan's process may have worded it
 _log = logging.getLogger(__name__)
 
 
@@ -192,7 +194,7 @@ class LeakGate:
             )
         except (ConfigError, PlanError) as error:
             _log.warning("no leak test plan=%s error=%s", plan.digest, error)
-            return Outcome(None, str(error), 0.0)
+            return Outcome(None, visible(str(error)[:_MAX_OBSTACLE]), 0.0)
         _log.info("leak test plan=%s score=%s obstacle=%s", plan.digest, test.score, test.obstacle)
         return Outcome.of(test)
 

@@ -43,6 +43,7 @@ from ..gradient_leakage.vae.codec import Codec, codec_bytes, read_codec
 from ..utils.errors import ConfigError, PlanError, StorageError, TrainingError
 from ..utils.plan_bundle import Bundle, PlanKind
 from ..utils.tensors import Role, Vector, canonical_json, digest_of
+from ..utils.visible import visible
 from .canaries import Canaries
 from .recipes.catalogue import engine_of
 from .sandbox.box import Program
@@ -315,7 +316,7 @@ def _rows(file: BinaryIO) -> list[dict[str, Any]]:
     rows = []
     file.seek(0)
     for line in file.read(_MAX_ROWS_BYTES).decode("utf-8", "replace").splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict):
                 rows.append(row)
@@ -332,13 +333,13 @@ def _attempt(row: dict[str, Any]) -> Attempt:
         gain, ssim = (None if row[key] is None else float(row[key]) for key in ("gain", "ssim"))
         return Attempt(
             sent=Sent(row["sent"]),
-            attack=str(row["attack"]),
+            attack=visible(str(row["attack"])[:100]),
             is_defended=bool(row["is_defended"]),
             gain=gain,
             ssim=ssim,
             identified=int(row["identified"]),
             targets=int(row["targets"]),
-            reason=str(row["reason"])[:300],
+            reason=visible(str(row["reason"])[:300]),
             is_unfit=bool(row["is_unfit"]),
             iterations=int(row["iterations"]),
             pictures=str(row["pictures"]),

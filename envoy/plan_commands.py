@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..utils.command_line import errors_in_words
@@ -179,7 +180,7 @@ def table_of(test: LeakTest) -> Table:
         table.add_row(
             each.sent.value,
             "yes" if each.is_defended else "no",
-            each.attack,
+            escape(each.attack),
             str(each.iterations or ""),
             "" if each.ssim is None else f"{each.ssim:.2f}",
             "" if each.gain is None else f"{each.gain:.2f}",

@@ -13,6 +13,7 @@ from ..utils.errors import PlanError
 from ..utils.plan_bundle import INITIAL_FILE, LAYOUT_FILE, Bundle, Manifest
 from ..utils.proposal import Proposal
 from ..utils.tensors import Layout
+from ..utils.visible import visible
 
 MAX_TEXT_BYTES = 1 << 20  # a longer file is compared by its digest
 _BINARY = (INITIAL_FILE, LAYOUT_FILE)  # the layout is told in words
@@ -109,17 +110,6 @@ def text_of(bundle: Bundle, path: str) -> list[str] | None:
         return None
     except OSError as error:
         raise PlanError(f"{path} of plan {bundle.digest[:12]}… cannot be read: {error.strerror}") from error
-
-
-def visible(line: str) -> str:
-    r"""A line with all that a terminal would act upon, or not show, spelled out.
-
-    >>> visible("x = 1 \x1b[8m# hidden")
-    'x = 1 \\x1b[8m# hidden'
-    """
-    if line.isprintable():
-        return line
-    return "".join(char if char.isprintable() or char == "\t" else ascii(char)[1:-1] for char in line)
 
 
 def _fields(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:

@@ -8,8 +8,9 @@ from ..utils.data_spec import DataKind
 from ..utils.identity import when
 from ..utils.plan_bundle import Bundle, Manifest
 from ..utils.privacy.accounting import stopping
+from ..utils.visible import visible
 from .approvals import Limits, Standing, State
-from .plan_difference import asked_for, settings_of, visible
+from .plan_difference import asked_for, settings_of
 from .plan_scan import scan
 
 COLUMNS = ("proposal", "study", "state", "rounds", "until", "proposed by", "purpose")

@@ -24,11 +24,13 @@ from typing import Protocol
 from ..utils.errors import FederationError, SandboxError, TrainingError
 from ..utils.plan_bundle import manifest_in
 from ..utils.tensors import Digest
+from ..utils.visible import visible
 from .exposures import Exposed, Exposures
 from .order_files import OrderFiles, open_files
 from .order_line import DATA, send
 from .orders import WorkOrder, WorkResult, order_to_json, result_from_json
 from .premises import view_of
+from .refusals import WORDS_OF_THE_PLAN
 from .sandbox.box import Program
 from .sandbox.policy import Tier
 from .sandbox.sandbox import Sandbox
@@ -42,6 +44,7 @@ __all__ = ["ChildTrainer", "InProcessTrainer", "Trainer", "WorkOrder", "WorkResu
 
 LOG_FILE = "worker.log"
 _MAX_ANSWER_BYTES = 16 << 20
+_MAX_SAID = 500
 _CANCEL_SECONDS = 0.1  # how often a withdrawal is looked for; an answer wakes at once
 _log = logging.getLogger(__name__)
 
@@ -145,7 +148,7 @@ class ChildTrainer:
                 try:
                     answer = self._ask(order, opened.files, data, deadline, timeout_seconds, cancelled)
                     if CANNOT_NARROW in answer:
-                        _log.warning("a fresh training process is started: %s", answer[CANNOT_NARROW])
+                        _log.warning("a fresh training process is started: %s", _said(answer))
                         self._let_go()
                         answer = self._ask(order, opened.files, data, deadline, timeout_seconds, cancelled)
                 except BaseException:
@@ -214,13 +217,18 @@ class ChildTrainer:
 
 def _result(order: WorkOrder, answer: dict[str, object]) -> WorkResult:
     if CANNOT_NARROW in answer:
-        raise SandboxError(f"{order.ref}: the training process cannot be confined: {answer[CANNOT_NARROW]}")
+        raise SandboxError(f"{order.ref}: the training process cannot be confined: {_said(answer)}")
     if "error" in answer:
         raise error_from_json(answer)
     try:
         return result_from_json(answer)
     except (ValueError, TypeError, KeyError) as error:
         raise TrainingError(f"{order.ref}: the worker's answer cannot be read ({type(error).__name__})") from error
+
+
+def _said(answer: dict[str, object]) -> str:
+    """Why a process cannot be confined; a plan's code may have said it."""
+    return visible(str(answer[CANNOT_NARROW])[:_MAX_SAID])
 
 
 class _Child:
@@ -294,7 +302,7 @@ class _Child:
             send(self._socket, document, files.named() | held)
             self._data = None if data is None else data.key
         except OSError as error:
-            raise TrainingError(f"{order.ref}: {self._how_it_died()}") from error
+            raise self._death(f"{order.ref}: ") from error
 
     def receive(self, seconds: float) -> dict[str, object] | None:
         """The answer, or None if it did not come in this time; what is printed meanwhile goes to the log."""
@@ -308,15 +316,17 @@ class _Child:
         except ConnectionResetError:
             piece = b""
         self._answer += piece
-        if not piece or len(self._answer) > _MAX_ANSWER_BYTES:
-            raise TrainingError(self._how_it_died() if not piece else "the worker's answer is too long")
+        if not piece:
+            raise self._death()
+        if len(self._answer) > _MAX_ANSWER_BYTES:
+            raise TrainingError("the worker's answer is too long")
         if not self._answer.endswith(b"\n"):
             return None
         self._log.copy()
         line, self._answer = bytes(self._answer), bytearray()
         try:
             answer = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TrainingError("the worker's answer is no JSON") from error
         if not isinstance(answer, dict):
             raise TrainingError("the worker's answer is no JSON object")
@@ -336,6 +346,12 @@ class _Child:
         self._socket.close()
         os.close(self._lifeline)
 
+    def _death(self, task: str = "") -> TrainingError:
+        """How it ended is the plan's to choose, a byte each time: it is for the site alone."""
+        error = TrainingError(f"{task}{self._how_it_died()}")
+        error.add_note(WORDS_OF_THE_PLAN)
+        return error
+
     def _how_it_died(self) -> str:
         try:
             code = self._boxed.exit_code(2)
@@ -343,6 +359,7 @@ class _Child:
             return "the training process hung up; see the worker log"
         if code >= 0:
             return f"the training process ended with code {code}; see the worker log"
-        name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+        known = {one.value: one.name for one in signal.Signals}  # most real-time signals have no name
+        name = known.get(-code, f"signal {-code}")
         hint = "; out of memory?" if -code == signal.SIGKILL else ""
         return f"the training process was ended by {name}{hint}"

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..utils import errors
 from ..utils.errors import FederationError, SandboxError, TrainingError
+from ..utils.visible import visible
 from .exposed_data import read_exposed
 from .order_files import OrderFiles
 from .order_line import DATA, OrderLine
@@ -34,6 +35,7 @@ from .workbench import Workbench, preload_torch
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """The environment of a child that is to give up rights later: every thread would have to."""
 CANNOT_NARROW = "cannot_narrow"
+_MAX_MESSAGE = 2000  # the plan's code runs in the process that says it
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +59,7 @@ def error_from_json(document: dict[str, Any]) -> FederationError:
     """The error that a worker met, as the class it was; noted as the plan's, whose words stay at the site."""
     name = document["error"]
     kind = getattr(errors, name) if name in errors.__all__ else TrainingError
-    error: FederationError = kind(str(document.get("message", "")))
+    error: FederationError = kind(visible(str(document.get("message", ""))[:_MAX_MESSAGE]))
     error.add_note(WORDS_OF_THE_PLAN)
     return error
 

@@ -13,17 +13,20 @@ import numpy as np
 import pytest
 from fedveil.envoy.datasets import DataOptions, inspect
 from fedveil.envoy.orders import WorkOrder, order_from_json, order_to_json
+from fedveil.envoy.refusals import refusal_of
 from fedveil.envoy.sandbox.policy import SandboxPolicy, Tier
 from fedveil.envoy.sandbox.sandbox import Sandbox
 from fedveil.envoy.site_state import adopt_state, pending_path, state_before
 from fedveil.envoy.trainer import ChildTrainer, InProcessTrainer
 from fedveil.envoy.update_file import UpdateFile
 from fedveil.utils import errors
-from fedveil.utils.errors import LayoutMismatchError, PlanError, StorageError, TrainingError
+from fedveil.utils.errors import FederationError, LayoutMismatchError, PlanError, StorageError, TrainingError
 from fedveil.utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from fedveil.utils.plan_bundle import open_bundle
+from fedveil.utils.tensors import Digest
 from fedveil.workspace.plan_builder import build_plan
 
+TASK = TaskRef(RunId("run-1"), 1, 1, Digest("ab" * 32))
 TOY = """
 import ctypes, os, signal, sys, time
 import numpy as np
@@ -191,6 +194,7 @@ def test_a_withdrawn_order_ends_at_once(site, trainer):
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL; out of memory"),
         ("ctypes.string_at(0)", "ended by SIGSEGV"),
+        ("os.kill(os.getpid(), 40)", "ended by signal 40"),
         ("os._exit(3)", "ended with code 3"),
         ("sys.exit(3)", "raised SystemExit in train"),
     ],
@@ -199,6 +203,46 @@ def test_the_death_of_the_child_is_a_training_error(site, trainer, body, message
     with pytest.raises(TrainingError, match=message):
         run(trainer, site.order(body))
     assert run(trainer, site.order()).num_examples == 5
+
+
+def test_how_a_plan_ends_its_process_is_not_told_to_the_director(site, trainer):
+    told = set()
+    for way in ("os._exit(3)", "os._exit(77)", "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), 40)"):
+        order = site.order(way)
+        with pytest.raises(TrainingError) as raised:
+            run(trainer, order)
+        refusal = refusal_of(TASK, raised.value)
+        told.add((refusal.error, refusal.reason))
+    assert told == {("TrainingError", "the plan could not be carried out; the site's worker log has the details")}
+
+
+SPEAKING = """
+        import json, socket
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                line = socket.socket(fileno=os.dup(int(name)))
+                line.sendall(json.dumps(ANSWER).encode() + b"\\n")
+            except OSError:
+                pass
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("key", ["error", "cannot_narrow"])
+def test_what_a_plan_says_in_its_workers_name_stays_within_a_line_and_moves_no_cursor(site, trainer, key, caplog):
+    said = "no\n2026-11-21 INFO fedveil received\x1b[2J\u202e" + "x" * 10_000
+    answer = {"error": "TrainingError", "message": said} if key == "error" else {key: said}
+    with pytest.raises(FederationError, match=r"no\\n2026-11-21") as raised:
+        run(trainer, site.order(SPEAKING.replace("ANSWER", repr(answer)).strip()))
+    texts = [str(raised.value), *(record.getMessage() for record in caplog.records)]
+    assert all(text.isprintable() and len(text) < 3000 for text in texts)
+    assert "received" not in refusal_of(TASK, raised.value).reason
+
+
+def test_an_answer_that_is_nested_without_end_is_a_training_error(site, trainer):
+    body = SPEAKING.replace("json.dumps(ANSWER)", "('[' * 100000)").strip()
+    with pytest.raises(TrainingError, match="no JSON"):
+        run(trainer, site.order(body))
 
 
 def test_a_child_that_died_between_two_orders_is_replaced(site, trainer):
