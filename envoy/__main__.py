@@ -161,7 +161,14 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         store = ApprovalStore(folder, credentials.public_identity, key.sign)
         unasked = config.approval.allows_unasked
         guard = ApprovalGuard(
-            name, credentials.peer.federation, root, store, config.steering, log, allows_unasked=unasked
+            name,
+            credentials.peer.federation,
+            root,
+            store,
+            config.steering,
+            log,
+            allows_unasked=unasked,
+            taken_back=log.taken_back,
         )
         session = Session(name, folder, link, trainer, config, gate, identity, aggregator, log, approvals=guard)
 

@@ -136,6 +136,8 @@ class ApprovalGuard:
         log: the site's audit log.
         clock: seconds since 1970.
         allows_unasked: ``[approval]``'s word on a plan and a number of rounds; by default nothing runs unasked.
+        taken_back: what was rejected or vetoed last, by the audit log. An approval in the store that is older was put
+            there again, from a copy of the file; or the process was killed between the two. It does not count.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class ApprovalGuard:
         log: SiteEvents,
         clock: Callable[[], float] = time.time,
         allows_unasked: Callable[[Manifest, int], bool] = lambda *_: False,
+        taken_back: Collection[Digest] = (),
     ) -> None:
         self._allows_unasked = allows_unasked
         self._name, self._federation, self._root = name, federation, root
@@ -156,6 +159,10 @@ class ApprovalGuard:
         self._good: set[Digest] = set()  # approved, when that was last asked
         self._read: dict[tuple[bytes, bytes], Patch] = {}
         self._lock = threading.Lock()
+        held = [one for digest, one in store.books().standings.items() if digest in taken_back]
+        self._overruled = {one.proposal.digest: one.decision for one in held if one.limits is not None}
+        for digest in sorted(self._overruled):
+            _LOG.error("approval of proposal=%s does not count: the audit log says that it was taken back", digest)
 
     def offer(self, offer: m.Offer) -> Proposal | None:
         """Keep a proposal, once.
@@ -201,8 +208,12 @@ class ApprovalGuard:
         """Sorted; rounds that are used up do not matter: an attempt or an evaluation may still follow."""
         now, standings = self._clock(), self._store.books().standings
         self._log_expired(standings, now)
-        found = standings.items()
-        return tuple(sorted(digest for digest, one in found if one.is_approved(now) and digest not in self._vetoed))
+        good = [digest for digest, one in standings.items() if one.is_approved(now) and not self._is_overruled(one)]
+        return tuple(sorted(set(good) - self._vetoed))
+
+    def _is_overruled(self, standing: Standing) -> bool:
+        """Is the decision one that the audit log knows to be taken back?"""
+        return standing.decision is not None and standing.decision == self._overruled.get(standing.proposal.digest)
 
     def _log_expired(self, standings: Mapping[Digest, Standing], now: float) -> None:
         """What was approved when this was last looked at, and has expired since; with a full disk, a later time."""
@@ -222,6 +233,11 @@ class ApprovalGuard:
             raise VetoedError(f"{task.ref}: this site's data manager ended it")
         books = self._store.books()
         standing, limits = check_standing(books.standings.get(task.proposal), task.proposal, self._clock())
+        if self._is_overruled(standing):
+            raise NotApprovedError(
+                f"proposal {task.proposal[:12]}… was taken back at this site: its audit log says so, and the approvals"
+                " are older; who wants it runs `envoy plan approve`"
+            )
         check_task(standing, task, self._name)
         check_run(books, task)
         patches = tuple(self._patch(document) for document in task.patches)

@@ -33,7 +33,8 @@ from ..utils.audit_witness import (
 from ..utils.errors import MalformedMessageError, SumRefusedError, SuspectLogError
 from ..utils.identity import PeerId
 from ..utils.messages import EnvoyName, TaskRef
-from .site_events import MAX_WORDS, POLICY, SiteEvents, place_of
+from ..utils.tensors import Digest
+from .site_events import APPROVED, DECISIONS, MAX_WORDS, POLICY, SiteEvents, place_of
 
 LOG_FILE = "audit.jsonl"
 _LOGGED = "logged"  # of the heads that came with heartbeats, the last that stands in the log
@@ -66,6 +67,7 @@ class SiteAudit(SiteEvents):
         self._consented: Event | None = None  # the last
         self._seen = SeenHeads()
         self._suspicion, self._policy = "", ""
+        self._words: dict[str, str] = {}  # the last event of each proposal that a data manager decided on
         self._chain = chain(self._take_in)
         for entry in entries():
             self._take_in(entry)
@@ -115,6 +117,12 @@ class SiteAudit(SiteEvents):
     def policy_digest(self) -> str:
         """Of envoy.toml as it was last logged; empty: it never was."""
         return self._policy
+
+    @property
+    def taken_back(self) -> frozenset[Digest]:
+        """The proposals whose last word in this log is that they were rejected or vetoed."""
+        with self._lock:
+            return frozenset(Digest(digest) for digest, what in self._words.items() if what != APPROVED)
 
     def refresh(self) -> None:
         """Learn what other processes logged meanwhile.
@@ -212,11 +220,17 @@ class SiteAudit(SiteEvents):
             event = self._chain.append({"what": what, **more}, self._clock()).event
             if what == POLICY:
                 self._policy = str(event["envoy_toml"])
+            self._take_word(event)
             return event
+
+    def _take_word(self, event: Event) -> None:
+        if event.get("what") in DECISIONS and event.get("proposal"):
+            self._words[str(event["proposal"])] = str(event["what"])
 
     def _take_in(self, entry: Entry) -> None:
         """What stands in the log already, or was put there by another process."""
         with self._lock:
+            self._take_word(entry.event)
             match entry.event.get("what"):
                 case what if what == CONSENTED:
                     self._consented = entry.event

@@ -15,6 +15,9 @@ from ..utils.identity import PeerId
 from ..utils.messages import RunId, TaskKind, TaskRef
 from ..utils.tensors import Digest
 
+APPROVED, REJECTED, VETOED = "approved", "rejected", "vetoed"
+DECISIONS = frozenset({APPROVED, REJECTED, VETOED})
+"""What a data manager says of a proposal; the last counts."""
 POLICY = "policy"
 MAX_WORDS = 1000  # characters of a reason, a purpose, a sentence
 
@@ -50,11 +53,11 @@ class SiteEvents(ABC):
             by: who decided, by the name that this machine knows.
         """
         said: dict[str, Json] = {"proposal": proposal, "plan": plan, "limits": dict(limits)}
-        self.append("approved", said | {"by": by})
+        self.append(APPROVED, said | {"by": by})
 
     def rejected(self, proposal: Digest, by: str, reason: str) -> None:
         """The data manager rejects a proposal, or takes an approval back."""
-        self.append("rejected", {"proposal": proposal, "by": by, "reason": _words(reason)})
+        self.append(REJECTED, {"proposal": proposal, "by": by, "reason": _words(reason)})
 
     def expired(self, proposal: Digest) -> None:
         """An approval's or a proposal's time is over."""
@@ -98,7 +101,7 @@ class SiteEvents(ABC):
 
     def vetoed(self, what: str, by: str, reason: str, proposal: Digest | None = None) -> None:
         """The data manager ends local work; ``what`` is the run, task or proposal as it was named."""
-        self.append("vetoed", {"vetoed": what, "proposal": proposal, "by": by, "reason": _words(reason)})
+        self.append(VETOED, {"vetoed": what, "proposal": proposal, "by": by, "reason": _words(reason)})
 
     def stopped(self, by: str, reason: str) -> None:
         """The data manager ends all local work, and the envoy."""

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.envoy.approval_guard import ApprovalGuard
 from fedveil.envoy.approval_store import APPROVALS_FILE, ApprovalStore
 from fedveil.envoy.approvals import MAX_UNDECIDED, Decision, Limits, State, Word, limits_for
+from fedveil.envoy.audit import SiteAudit
 from fedveil.envoy.config import ApprovalSettings, Asking
 from fedveil.envoy.steering import Change, SteeringPolicy
 from fedveil.utils import messages as m
@@ -311,6 +312,48 @@ def test_a_decision_that_cannot_be_logged_is_not_made(site):
 def test_limits_are_never_looser_than_what_is_proposed(wish, words):
     with pytest.raises(ConfigError, match=words):
         limits_for(PROPOSAL, "x-rays", **wish)
+
+
+def test_approvals_that_were_put_back_to_before_a_rejection_do_not_count_until_somebody_approves_anew(tmp_path):
+    peer = PeerId("lungs", Role.ENVOY, SITE)
+
+    def opened():
+        log = SiteAudit.open(tmp_path, peer, SITE_KEY, clock=lambda: NOW)
+        store = ApprovalStore(tmp_path, public_bytes(SITE_KEY.public_key()), SITE_KEY.sign)
+        guard = ApprovalGuard(
+            SITE, "lungs", ROOT.certificate, store, SteeringPolicy(), log, lambda: NOW + 1, taken_back=log.taken_back
+        )
+        return log, store, guard
+
+    def approve(log, store):
+        limits = limits_for(PROPOSAL, "x-rays")
+        decision = Decision(PROPOSAL.digest, Word.APPROVED, limits, "ada", NOW + len(log.taken_back))
+        store.decide(decision, lambda: log.approved(PROPOSAL.digest, PLAN, limits.to_document(), "ada"))
+
+    def end(log, guard):
+        guard.close()
+        log.close()
+
+    log, store, guard = opened()
+    guard.offer(m.Offer(RUN, signed(PROPOSAL)))
+    approve(log, store)
+    assert log.taken_back == frozenset()
+    end(log, guard)
+    before = (tmp_path / APPROVALS_FILE).read_bytes()
+    log, store, guard = opened()
+    guard.admit(TASK)
+    guard.veto([PROPOSAL.digest], "pneumonia-1", "no", "ada")
+    end(log, guard)
+    (tmp_path / APPROVALS_FILE).write_bytes(before)
+    log, store, guard = opened()
+    assert store.books().standings[PROPOSAL.digest].limits is not None
+    assert guard.approved() == ()
+    with pytest.raises(NotApprovedError, match="was taken back at this site"):
+        guard.admit(TASK)
+    approve(log, store)
+    assert guard.approved() == (PROPOSAL.digest,)
+    guard.admit(TASK)
+    end(log, guard)
 
 
 # a task is exactly what was approved
