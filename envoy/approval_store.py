@@ -157,6 +157,7 @@ class ApprovalStore:
                     "round": begun.round,
                     "kind": begun.kind.value,
                     "work": begun.work,
+                    "attempt": begun.attempt,
                 }
             )
 

@@ -21,6 +21,8 @@ from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest, canonical_json, digest_of
 
 MAX_REASON = 500
+MAX_ATTEMPTS = 10
+"""Of one round at one site; a director tries three times by default."""
 MAX_UNDECIDED = 64
 """Offers that wait for a decision; one more is not kept."""
 
@@ -103,6 +105,12 @@ class Begun:
     round: int
     kind: TaskKind
     work: Digest  # the model that it began with, seed and settings
+    attempt: int = 1
+
+    @property
+    def one_round(self) -> Begun:
+        """The same for each attempt of it."""
+        return replace(self, attempt=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +130,8 @@ class Standing:
         return frozenset(one.run for one in self.begun)
 
     def rounds_done(self, kind: TaskKind = TaskKind.TRAIN) -> int:
-        """How many rounds were begun under it."""
-        return sum(one.kind is kind for one in self.begun)
+        """How many rounds were begun under it, in however many attempts."""
+        return len({one.one_round for one in self.begun if one.kind is kind})
 
     @property
     def limits(self) -> Limits | None:
@@ -171,7 +179,8 @@ class ApprovalBooks:
                 word = Decision(digest, Word(row["word"]), limits, row["by"], float(row["at"]), row["reason"])
                 made = replace(self.standings[digest], decision=word)
             case "begun":
-                one = Begun(RunId(row["run"]), int(row["round"]), TaskKind(row["kind"]), Digest(row["work"]))
+                kind, attempt = TaskKind(row["kind"]), int(row.get("attempt", 1))
+                one = Begun(RunId(row["run"]), int(row["round"]), kind, Digest(row["work"]), attempt)
                 before = self.standings[Digest(row["proposal"])]
                 made = replace(before, begun=before.begun | {one})
             case "patches":
@@ -315,11 +324,20 @@ def check_run(books: ApprovalBooks, task: Task) -> None:
 def check_rounds(standing: Standing, limits: Limits, begun: Begun) -> bool:
     """Is there a round left for this? True where it was counted already.
 
+    Each attempt may give the same update behind other noise, so attempts of a round have an end too.
+
     Raises:
-        NotApprovedError: all rounds that were approved are done.
+        NotApprovedError: all rounds that were approved are done, or all attempts of this one.
     """
     if begun in standing.begun:
         return True
+    attempts = sum(one.one_round == begun.one_round for one in standing.begun)
+    if attempts:
+        if attempts >= MAX_ATTEMPTS:
+            raise NotApprovedError(
+                f"round {begun.round} of {begun.run} was begun {attempts} times at this site, no more are done"
+            )
+        return False
     done = standing.rounds_done(begun.kind)
     if done >= limits.max_rounds:
         what = "rounds" if begun.kind is TaskKind.TRAIN else "evaluations"
@@ -341,9 +359,9 @@ def check_dataset(limits: Limits, task: Task, dataset: str | None) -> None:
 
 
 def begun_by(task: Task, settings: Mapping[str, float]) -> Begun:
-    """What counts as one round: another attempt of it with the same model, seed and settings is the same."""
+    """What is counted: another attempt of a round with the same model, seed and settings is no other round."""
     work = ["fedveil/round", task.model, task.seed.hex(), sorted(settings.items())]
-    return Begun(task.ref.run, task.ref.round, task.kind, digest_of(canonical_json(work)))
+    return Begun(task.ref.run, task.ref.round, task.kind, digest_of(canonical_json(work)), task.ref.attempt)
 
 
 def _begins(standing: Standing, prefix: str) -> bool:

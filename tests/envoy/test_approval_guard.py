@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.envoy.approval_guard import ApprovalGuard
 from fedveil.envoy.approval_store import APPROVALS_FILE, ApprovalStore
-from fedveil.envoy.approvals import MAX_UNDECIDED, Decision, Limits, State, Word, limits_for
+from fedveil.envoy.approvals import MAX_ATTEMPTS, MAX_UNDECIDED, Decision, Limits, State, Word, limits_for
 from fedveil.envoy.audit import SiteAudit
 from fedveil.envoy.config import ApprovalSettings, Asking
 from fedveil.envoy.steering import Change, SteeringPolicy
@@ -446,6 +446,27 @@ def test_another_attempt_of_a_round_is_the_same_round_and_another_model_under_it
     with pytest.raises(NotApprovedError):
         site.do(replace(TASK, seed=bytes(31) + b"1"))
     site.do(replace(TASK, ref=replace(TASK.ref, attempt=3)))
+
+
+def test_attempts_of_a_round_have_an_end_and_count_as_one_round(site):
+    site.offer()
+    site.approve(rounds=2)
+
+    def attempt(number, round_number=1):
+        ref = replace(TASK.ref, round=round_number, attempt=number)
+        return site.do(replace(TASK, ref=ref))
+
+    for number in range(1, MAX_ATTEMPTS + 1):
+        attempt(number)
+        attempt(number)  # the very same one again is counted once
+    site.restart()
+    with pytest.raises(NotApprovedError, match=f"round 1 of pneumonia-1 was begun {MAX_ATTEMPTS} times"):
+        attempt(MAX_ATTEMPTS + 1)
+    attempt(MAX_ATTEMPTS)
+    assert site.store.books().standings[PROPOSAL.digest].rounds_done() == 1
+    attempt(1, round_number=2)
+    with pytest.raises(NotApprovedError, match="approved 2 rounds"):
+        attempt(1, round_number=3)
 
 
 def test_evaluations_are_counted_apart(site):
