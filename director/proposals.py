@@ -10,6 +10,7 @@ from ..utils.plan_bundle import Manifest
 from ..utils.proposal import Proposal
 from ..utils.tensors import digest_of
 from .experiments import ExperimentSettings
+from .sum_terms import noise_of
 
 MOST_SKEW_SECONDS = 300.0
 """How far the clocks of whoever signs and of the director may be apart."""
@@ -38,6 +39,7 @@ def propose(
             "experiment.toml: the table [study] is missing, and sites approve what a study is for; add [study] with"
             ' purpose = "one line"'
         )
+    noise = noise_of(settings)
     return Proposal(
         federation=federation,
         study=settings.name,
@@ -55,6 +57,7 @@ def propose(
         proposed_by=operator,
         proposed_at=now,
         expires_at=now + study.valid_days * _DAY_SECONDS,
+        sum_noise=0.0 if noise is None else noise.noise_multiplier,
     )
 
 

@@ -205,11 +205,19 @@ class ApprovalGuard:
         return kept
 
     def approved(self) -> tuple[Digest, ...]:
-        """Sorted; rounds that are used up do not matter: an attempt or an evaluation may still follow."""
+        """Sorted; rounds that are used up do not matter: an attempt or an evaluation may still follow.
+
+        The newest, where there are more than a message holds.
+        """
         now, standings = self._clock(), self._store.books().standings
         self._log_expired(standings, now)
-        good = [digest for digest, one in standings.items() if one.is_approved(now) and not self._is_overruled(one)]
-        return tuple(sorted(set(good) - self._vetoed))
+        good = [
+            (one.decision.at, digest)
+            for digest, one in standings.items()
+            if one.decision is not None and one.is_approved(now) and not self._is_overruled(one)
+        ]
+        told = [digest for _, digest in sorted(good, reverse=True) if digest not in self._vetoed]
+        return tuple(sorted(told[: m.MAX_APPROVED]))
 
     def _is_overruled(self, standing: Standing) -> bool:
         """Is the decision one that the audit log knows to be taken back?"""

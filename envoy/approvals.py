@@ -299,6 +299,9 @@ def check_task(standing: Standing, task: Task, name: EnvoyName) -> None:
         _same(task, "aggregator", proposal.aggregator, summed_by, is_same=proposal.aggregator == summed_by)
     if not _is_at_least(task.asked, proposal.asked):
         raise NotApprovedError(f"{task.ref} asks for less protection than was approved")
+    noise = task.sum.noise if task.sum is not None else None
+    if proposal.sum_noise > (0.0 if noise is None else noise.noise_multiplier):
+        raise NotApprovedError(f"{task.ref} is for a sum with less noise than was approved")
     if proposal.sites:
         strange = sorted(set(task.cohort) - set(proposal.sites))
         if strange or name not in proposal.sites:

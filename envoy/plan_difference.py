@@ -57,6 +57,9 @@ def asked_for(proposal: Proposal) -> dict[str, str]:
         "summed by": proposal.aggregator,
         "codec": proposal.codec or "none",
         "protection asked for": bound,
+        "noise in the sum": f"{proposal.sum_noise:g} times its bound, of all sites together"
+        if proposal.sum_noise
+        else "none",
         "rounds": f"{proposal.max_rounds} at most",
         "sites": ", ".join(proposal.sites) or "all that approve",
         "outputs": ", ".join(output.value for output in proposal.outputs),

@@ -28,6 +28,8 @@ NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
 PART_BYTES = 1 << 20
 """Data of one part of a stream: of 1 to 4 MiB, the size with the least CPU a byte and the least memory a stream."""
+MAX_APPROVED = 256
+"""Proposals that a site says it approved, at most."""
 MAX_PART_BYTES = 4 << 20
 
 

@@ -67,6 +67,7 @@ class Proposal:
     proposed_by: PeerId
     proposed_at: float  # seconds since 1970
     expires_at: float  # no task of it is done later
+    sum_noise: float = 0.0  # of each secure sum, at least: all sites' noise together / its bound; 0: none
     digest: Digest = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +83,8 @@ class Proposal:
         if not self.outputs or len(set(self.outputs)) != len(self.outputs):
             raise MalformedMessageError("outputs: expected at least one, each once")
         _check_aggregator(self.aggregator)
+        if not 0 <= self.sum_noise < math.inf or (self.sum_noise and not self.is_secure):
+            raise MalformedMessageError(f"sum_noise is {self.sum_noise:g}, expected at least 0, and 0 without sums")
         if not 0 <= self.proposed_at < self.expires_at <= LATEST:
             raise MalformedMessageError("a proposal that expires before it was made, or after the year 9000")
         object.__setattr__(self, "digest", digest_of(self.to_json()))
@@ -107,6 +110,7 @@ class Proposal:
                 "proposed_by": str(self.proposed_by),
                 "proposed_at": self.proposed_at,
                 "expires_at": self.expires_at,
+                "sum_noise": self.sum_noise,
             }
         )
 
@@ -240,6 +244,7 @@ def proposal_of(content: bytes) -> Proposal:
             proposed_by=parse_spiffe(_text(whole, "proposed_by")),
             proposed_at=_number(whole["proposed_at"]),
             expires_at=_number(whole["expires_at"]),
+            sum_noise=_number(whole["sum_noise"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError, IdentityError, ConfigError) as error:
         raise MalformedMessageError(f"not a proposal: {error}") from error

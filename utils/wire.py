@@ -24,7 +24,6 @@ from .wire_sums import sum_item_from_pb, sum_item_to_pb, terms_from_pb, terms_to
 
 _MAX_LENGTH = 1 << 40
 _MAX_HELD = 64
-_MAX_APPROVED = 256
 _MAX_PATCHES = 200
 _HEAD_BYTES = 136
 _MAX_SIGNING_REQUEST = 16 << 10  # bytes
@@ -486,8 +485,8 @@ def _refs(refs: Iterable[pb.TaskRef]) -> tuple[m.TaskRef, ...]:
 
 
 def _approved(digests: Sequence[bytes]) -> tuple[Digest, ...]:
-    if len(digests) > _MAX_APPROVED:
-        raise MalformedMessageError(f"{len(digests)} proposals approved at once, expected at most {_MAX_APPROVED}")
+    if len(digests) > m.MAX_APPROVED:
+        raise MalformedMessageError(f"{len(digests)} proposals approved at once, expected at most {m.MAX_APPROVED}")
     return tuple(field.digest(digest, "an approved proposal") for digest in digests)
 
 

@@ -33,7 +33,7 @@ from fedveil.utils.messages import AskedProtection, EnvoyName, RunId
 from fedveil.utils.plan_bundle import Manifest, PlanFile, PlanKind
 from fedveil.utils.proposal import Output, Patch, Proposal, Step, sign
 from fedveil.utils.recipe import Choice, Recipe
-from fedveil.utils.secure_sum.terms import SumTerms
+from fedveil.utils.secure_sum.terms import NoiseTerms, SumTerms
 from fedveil.utils.signed_document import SignedDocument
 from fedveil.utils.tensors import Digest, Layout
 from fedveil.utils.tensors import Role as TensorRole
@@ -255,6 +255,17 @@ def test_an_offer_that_cannot_be_logged_is_not_kept(site):
     assert site.store.books().standings == {}
 
 
+def test_more_approvals_than_a_heartbeat_holds_leave_the_newest_in_it(site, monkeypatch):
+    monkeypatch.setattr("fedveil.envoy.approval_guard.m.MAX_APPROVED", 2)
+    made = [replace(PROPOSAL, study=f"study-{number}") for number in range(4)]
+    for one in made:
+        site.now += 1
+        site.offer(one)
+        site.approve(one)
+    assert site.guard.approved() == tuple(sorted(one.digest for one in made[2:]))
+    site.guard.admit(replace(TASK, proposal=made[0].digest))
+
+
 # what is approved
 
 
@@ -378,6 +389,24 @@ def test_approvals_that_were_put_back_to_before_a_rejection_do_not_count_until_s
 def test_a_task_that_is_not_what_was_approved_is_refused(approved, changes, words, kind):
     with pytest.raises(NotApprovedError, match=words):
         approved.do(replace(TASK, kind=kind, **changes))
+
+
+@pytest.mark.parametrize("kind", m.TaskKind)
+def test_a_sum_with_less_noise_than_was_approved_is_refused(site, kind):
+    proposal = replace(PROPOSAL, sum_noise=1.0)
+    site.offer(proposal)
+    site.approve(proposal)
+
+    def summed(noise):
+        bounds = (8.0,) if noise is None else (noise.bound,)
+        terms = SumTerms(bounds=bounds, max_weight=1, equal_weights=True, noise=noise)
+        return replace(TASK, kind=kind, proposal=proposal.digest, sum=terms)
+
+    for noise in (None, NoiseTerms(1.0, 0.9, 3)):
+        with pytest.raises(NotApprovedError, match="a sum with less noise than was approved"):
+            site.guard.admit(summed(noise))
+    for multiplier in (1.0, 1.5):
+        site.guard.admit(summed(NoiseTerms(1.0, multiplier, 3)))
 
 
 def test_more_protection_than_was_approved_is_taken(approved):

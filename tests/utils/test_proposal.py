@@ -147,6 +147,8 @@ def test_a_proposal_is_no_patch():
         {"expires_at": 1e300},
         {"expires_at": 10**400},
         {"proposed_at": -1},
+        {"sum_noise": -1},
+        {"sum_noise": 1.0, "is_secure": False},
     ],
 )
 def test_what_is_no_proposal_is_malformed(change):
