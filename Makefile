@@ -21,11 +21,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP) ## the virtual environment that all other targets use
 
-# bubblewrap and other programs: installed where that can be done without asking, else named.
+# bubblewrap and other programs that tests start: installed for root, else named.
 system-packages:
 	.ci/system-packages
 
-demo: $(STAMP) system-packages ## three hospitals train a pneumonia detector together, over mutual TLS, in a minute
+demo: $(STAMP) ## three hospitals train a pneumonia detector together, over mutual TLS, in a minute
 	$(BIN)/fedveil demo
 
 test: $(STAMP) system-packages ## all tests

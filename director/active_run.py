@@ -89,7 +89,8 @@ class ActiveRun:
         self.layout = Layout.from_json(artifacts.read(self.manifest.file(LAYOUT_FILE).sha256))
         self.codec: Codec | None = read_run_codec(self.settings, self.layout, artifacts)
         check_summable(self.settings, self.layout)
-        self.bounds = first_bounds(self.settings, len(self.payload_sizes))  # of the next round's secure sum
+        self.bounds = self._first_bounds  # that the last closed round's secure sum gave
+        self._bounds_from = 0  # patches that round was opened with
         self.expelled = dict(record.expelled)
         self.groups = Groups(record.groups) if record.groups else None  # that are summed apart
         self.model = record.model
@@ -136,8 +137,9 @@ class ActiveRun:
             closed: the number of the last closed training round.
         """
         self.progress = progress_of(line, closed)
-        first = first_bounds(self.settings, len(self.payload_sizes))
-        self.bounds = next((one.sum.bounds for one in reversed(line) if one.sum is not None), first)
+        summed = next((one for one in reversed(line) if one.sum is not None), None)
+        self.bounds = summed.sum.bounds if summed is not None and summed.sum is not None else self._first_bounds
+        self._bounds_from = summed.round.patches if summed is not None else 0
 
     def return_to(self, line: Sequence[RoundRecord], closed: int) -> None:
         """Go on from the model, and the optimizer's state, that the last round of a line gave; or from the start.
@@ -163,6 +165,15 @@ class ActiveRun:
         return state_from_bytes(self.settings.server_optimizer, self.layout, self._artifacts.read(digest))
 
     @property
+    def _first_bounds(self) -> tuple[float, ...]:
+        return first_bounds(self.settings, len(self.payload_sizes))
+
+    def _bounds_of(self, this: Round) -> tuple[float, ...]:
+        """Of a round's secure sum. Sums under other settings say nothing of how far updates go now: it starts anew."""
+        is_changed = any(patch.settings for patch in self.steering.patches[self._bounds_from : this.patches])
+        return self._first_bounds if is_changed else self.bounds
+
+    @property
     def payload_layout(self) -> Layout:
         """Of what leaves a site: the codec's, or the plan's."""
         return self.codec.payload_layout if self.codec else self.layout
@@ -175,7 +186,7 @@ class ActiveRun:
     def task(self, this: Round, now: float) -> Task:
         """The order that each envoy of the cohort gets; with groups, but for what is its group's own."""
         left = this.since + self.settings.rounds.round_timeout_seconds - now
-        is_secure, is_training = self.settings.is_secure, this.kind is TaskKind.TRAIN
+        is_secure, bounds = self.settings.is_secure, self._bounds_of(this)
         return Task(
             ref=this.ref,
             kind=this.kind,
@@ -189,7 +200,7 @@ class ActiveRun:
             payload=self._payload,
             codec=self._codec_digest,
             asked=self.settings.protection,
-            sum=terms_of(self.settings, self.bounds if is_training else self.bounds[:1]) if is_secure else None,
+            sum=terms_of(self.settings, bounds if this.kind is TaskKind.TRAIN else bounds[:1]) if is_secure else None,
             proposal=self.record.proposal_digest,
             patches=self.steering.first(this.patches).documents,
         )
@@ -314,7 +325,8 @@ class ActiveRun:
             self.state = outcome.optimizer_state
             self.kept.append(Kept(len(self.progress) + 1, outcome.model, outcome.optimizer_state))
             self.progress.append(values_of(outcome.metrics))
-            self.bounds = outcome.sum.bounds if outcome.sum else self.bounds
+            if outcome.sum:
+                self.bounds, self._bounds_from = outcome.sum.bounds, self.patches
         self.model = outcome.model
 
     def _sum(self, this: Round, answers: Sequence[SubmissionRecord], uploads: Uploads, num_envoys: int) -> int:

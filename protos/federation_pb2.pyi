@@ -484,14 +484,6 @@ class ShowRequest(_message.Message):
     run: str
     def __init__(self, run: _Optional[str] = ...) -> None: ...
 
-class StopRequest(_message.Message):
-    __slots__ = ("run", "reason")
-    RUN_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
-    run: str
-    reason: str
-    def __init__(self, run: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
-
 class MetricValue(_message.Message):
     __slots__ = ("name", "value")
     NAME_FIELD_NUMBER: _ClassVar[int]

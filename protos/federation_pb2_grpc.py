@@ -673,11 +673,6 @@ class ControlStub(object):
                 request_serializer=fedveil_dot_protos_dot_federation__pb2.ShowRequest.SerializeToString,
                 response_deserializer=fedveil_dot_protos_dot_federation__pb2.ExperimentView.FromString,
                 _registered_method=True)
-        self.Stop = channel.unary_unary(
-                '/fedveil.v1.Control/Stop',
-                request_serializer=fedveil_dot_protos_dot_federation__pb2.StopRequest.SerializeToString,
-                response_deserializer=fedveil_dot_protos_dot_federation__pb2.ExperimentView.FromString,
-                _registered_method=True)
         self.Steer = channel.unary_unary(
                 '/fedveil.v1.Control/Steer',
                 request_serializer=fedveil_dot_protos_dot_federation__pb2.SignedDocument.SerializeToString,
@@ -731,12 +726,6 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Stop(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Steer(self, request, context):
         """Pause, resume, roll back, or change settings between rounds: a signed patch.
         """
@@ -782,11 +771,6 @@ def add_ControlServicer_to_server(servicer, server):
             'Show': grpc.unary_unary_rpc_method_handler(
                     servicer.Show,
                     request_deserializer=fedveil_dot_protos_dot_federation__pb2.ShowRequest.FromString,
-                    response_serializer=fedveil_dot_protos_dot_federation__pb2.ExperimentView.SerializeToString,
-            ),
-            'Stop': grpc.unary_unary_rpc_method_handler(
-                    servicer.Stop,
-                    request_deserializer=fedveil_dot_protos_dot_federation__pb2.StopRequest.FromString,
                     response_serializer=fedveil_dot_protos_dot_federation__pb2.ExperimentView.SerializeToString,
             ),
             'Steer': grpc.unary_unary_rpc_method_handler(
@@ -941,33 +925,6 @@ class Control(object):
             target,
             '/fedveil.v1.Control/Show',
             fedveil_dot_protos_dot_federation__pb2.ShowRequest.SerializeToString,
-            fedveil_dot_protos_dot_federation__pb2.ExperimentView.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Stop(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/fedveil.v1.Control/Stop',
-            fedveil_dot_protos_dot_federation__pb2.StopRequest.SerializeToString,
             fedveil_dot_protos_dot_federation__pb2.ExperimentView.FromString,
             options,
             channel_credentials,

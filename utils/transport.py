@@ -50,7 +50,7 @@ CHANNEL_OPTIONS = [
     *_COMMON,
     ("grpc.http2.lookahead_bytes", 4 << 20),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 10_000),  # gRPC gives one attempt this long: slow lines, proxies, loaded machines
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 

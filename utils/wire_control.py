@@ -48,17 +48,6 @@ def show_from_wire(raw: bytes) -> m.RunId:
     return m.RunId(field.name(field.parse(pb.ShowRequest, raw).run, "a run"))
 
 
-def stop_to_wire(stop: tuple[m.RunId, str]) -> bytes:
-    """Ends one run, with the operator's reason."""
-    return pb.StopRequest(run=stop[0], reason=field.said(stop[1])).SerializeToString()
-
-
-def stop_from_wire(raw: bytes) -> tuple[m.RunId, str]:
-    """Ends one run, with the operator's reason."""
-    request = field.parse(pb.StopRequest, raw)
-    return m.RunId(field.name(request.run, "a run")), field.line(request.reason, "a reason")
-
-
 def patch_to_wire(patch: SignedDocument) -> bytes:
     """A change to a run, signed by an operator."""
     return field.document_to_pb(patch).SerializeToString()

@@ -43,7 +43,7 @@ from fedveil.utils.errors import (
 )
 from fedveil.utils.metrics import mean_of
 from fedveil.utils.plan_bundle import open_bundle
-from fedveil.utils.proposal import Output, Proposal
+from fedveil.utils.proposal import Output, Patch, Proposal, Step
 from fedveil.utils.roster import Roster, RosterEntry
 from fedveil.utils.secure_sum import encoding, participant
 from fedveil.utils.secure_sum.fixed_point import FixedPoint
@@ -701,6 +701,27 @@ def test_clip_bounds_follow_the_sums_and_survive_a_restart(desks):
     assert again.ended().state is RunState.FINISHED
     assert again.sites[NAMES[0]].task.sum.bounds == (2.0,)
     assert [one.sum.bounds for one in again.rounds()] == [(4.0,), (2.0,), (2.0,)]
+
+
+def test_where_a_patch_changed_how_sites_train_the_clip_bound_starts_anew_also_after_a_restart(desks):
+    settings = SETTINGS.format(rounds=4, attempts=3, evaluates="false").replace("clip = 1.0", "clip = 8.0")
+    desk = desks(settings=settings)
+    desk.play()
+    desk.step("advert", NAMES[:4])  # round 2 is open, and goes by what was before the patch
+    record = next(iter(desk.history.runs()))
+    who = identity.PeerId(FEDERATION, identity.Role.OPERATOR, "operator")
+    patch = Patch(record.run, record.proposal_digest, 1, Step.SET, {"local_epochs": 9}, None, {}, None, "", who, 0.0)
+    desk.coordinator.steer(patch, SignedDocument(patch.to_json(), bytes(64), b"x"))
+    again = desks(desk.sites, settings=None)
+    for stage in STAGES[1:]:
+        again.step(stage, NAMES[:4])
+    bounds = [again.sites[NAMES[0]].task.sum.bounds]
+    again.play()
+    bounds.append(again.sites[NAMES[0]].task.sum.bounds)
+    again.play()
+    assert again.ended().state is RunState.FINISHED
+    assert bounds == [(4.0,), (8.0,)]
+    assert [one.sum.bounds for one in again.rounds()][:3] == [(4.0,), (2.0,), (4.0,)]
 
 
 def test_too_narrow_a_bound_clips_and_doubles(desks):

@@ -298,7 +298,8 @@ class Host:
     """A network namespace, and the commands that are typed there."""
 
     def __init__(self, name: str, home: Path, variables: dict[str, str]) -> None:
-        self._name, self._inside, self.home = name, ["ip", "netns", "exec", name], home
+        # Not `ip netns exec`: that mounts /sys anew, and hides the control groups by which root limits processes.
+        self._name, self._inside, self.home = name, ["nsenter", f"--net=/run/netns/{name}"], home
         self._environment = os.environ | variables | {"COLUMNS": "200", "NO_COLOR": "1"}
         self.processes: list[subprocess.Popen[bytes]] = []
 

@@ -53,6 +53,7 @@ name = "tapped"
 seed = "00"
 [study]
 purpose = "a test"
+min_approvals = 4
 [rounds]
 max_rounds = 2
 min_participants = 3

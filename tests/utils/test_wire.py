@@ -269,7 +269,6 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
         control.submit_reply_from_wire,
     ),
     "show": (names, control.show_to_wire, control.show_from_wire),
-    "stop": (st.tuples(names, lines), control.stop_to_wire, control.stop_from_wire),
     "experiment": (experiments, control.experiment_to_wire, control.experiment_from_wire),
     "experiments": (
         st.lists(experiments, max_size=2).map(tuple),
@@ -574,7 +573,6 @@ def test_no_reason_makes_a_message_unreadable(reason: str):
     assert isinstance(arrived, m.Withdrawal)
     assert arrived.reason == reason or not reason.isprintable() or len(reason) > 2_000
     wire.refusal_from_wire(wire.refusal_to_wire(m.Refusal(REF, reason, reason)))
-    control.stop_from_wire(control.stop_to_wire((REF.run, reason)))
 
 
 def test_one_wait_is_never_longer_than_a_call():
