@@ -38,7 +38,7 @@ from .accepted_roster import accepted_roster
 from .client import DirectorClient
 from .config import CONFIG_FILE, EnvoyConfig, load_config
 from .datasets import DatasetRegistry
-from .enrolment import CREDENTIALS_FILE, JOINING_FILE
+from .enrolment import CREDENTIALS_FILE, JOINING_FILE, load_credentials
 from .policy import SumRule
 from .records import DatasetFormat, DatasetRecord
 from .sandbox.policy import Tier
@@ -95,7 +95,7 @@ def examine(folder: Path, join_file: Path | None, around: Surroundings) -> Itera
     yield _disk(folder)
     if join_file is None:
         yield from _datasets(folder)
-        yield _roster(folder, config)
+        yield _roster(folder, config, around.clock())
 
 
 def directors_of(folder: Path, join_file: Path | None) -> tuple[str, tuple[Address, ...]]:
@@ -341,9 +341,9 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _roster(folder: Path, config: EnvoyConfig | None) -> Finding:
+def _roster(folder: Path, config: EnvoyConfig | None, now: float) -> Finding:
     try:
-        accepted = accepted_roster(folder)
+        accepted = accepted_roster(folder, load_credentials(folder, now).public_identity)
     except IdentityError as error:
         return failed("roster", str(error), "`envoy roster fetch`, then `envoy roster accept DIGEST`")
     if accepted is not None:

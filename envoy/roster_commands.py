@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..utils.command_line import errors_in_words
+from ..utils.errors import IdentityError
 
 if TYPE_CHECKING:
     from ..utils.roster import Roster
@@ -40,13 +41,13 @@ def show(folder: FolderOption = _DEFAULT) -> None:
 def fetch(folder: FolderOption = _DEFAULT) -> None:
     """Ask the director for its roster, and show how it differs from the accepted one. Accepts nothing."""
     from ..utils.roster import difference, grouped
-    from .accepted_roster import accepted_roster, offer_roster
+    from .accepted_roster import offer_roster
     from .config import load_config
     from .renewing import usable_credentials
 
     with errors_in_words():
         credentials = usable_credentials(folder, load_config(folder), time.time())
-        offered, accepted = _asked(folder, credentials), accepted_roster(folder)
+        offered, accepted = _asked(folder, credentials), _accepted(folder, credentials)
         changes = difference(accepted, offered)
         _say(*changes)
         offer_roster(folder, offered, credentials.peer, credentials.public_identity)
@@ -68,16 +69,35 @@ def accept(
     folder: FolderOption = _DEFAULT,
 ) -> None:
     """Accept the roster that was fetched, if it has exactly this digest: from then on this site sums with these."""
+    import getpass
+
+    from ..utils.certificates import read_identity_key
     from ..utils.roster import difference
-    from .accepted_roster import accept_offered, accepted_roster
+    from .accepted_roster import accept_roster, check_own_entry, offered_roster
+    from .audit_door import logging_to
     from .enrolment import load_credentials
 
     with errors_in_words():
         credentials = load_credentials(folder, time.time())
-        before = accepted_roster(folder)
-        accepted = accept_offered(folder, digest, credentials.peer, credentials.public_identity)
+        before = _accepted(folder, credentials)
+        key = read_identity_key(credentials.identity_key, "the identity key")
+        accepted = check_own_entry(offered_roster(folder, digest), credentials.peer, credentials.public_identity)
+        with logging_to(folder) as log:  # an acceptance that cannot be logged is not made
+            log.accepted_roster(accepted.digest, accepted.names, getpass.getuser())
+        accept_roster(folder, accepted, credentials.peer, key)
     _say(*difference(before, accepted))
     _say(f"{len(accepted.entries)} envoys accepted, in {folder}/. An envoy that runs reads it at its next secure sum.")
+
+
+def _accepted(folder: Path, credentials: Credentials) -> Roster | None:
+    """What was accepted before; one that this site did not sign counts for nothing, and is named."""
+    from .accepted_roster import accepted_roster
+
+    try:
+        return accepted_roster(folder, credentials.public_identity)
+    except IdentityError as error:
+        _say(f"What was accepted before counts for nothing: {error}")
+        return None
 
 
 def print_roster(shown: Roster) -> None:

@@ -8,7 +8,7 @@ metrics, updates or secrets; nothing that the plan's own code said.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..utils.audit_chain import Json
 from ..utils.identity import PeerId
@@ -107,15 +107,15 @@ class SiteEvents(ABC):
         """The data manager ends all local work, and the envoy."""
         self.append("stopped", {"by": by, "reason": _words(reason)})
 
-    def violated(self, ref: TaskRef, tier: str, violations: Mapping[str, int]) -> None:
-        """The plan's process tried what its sandbox forbids: how often, by kind. Never its own words."""
-        self.append("sandbox violated", place_of(ref) | {"tier": tier, "violations": dict(violations)})
-
     # ------------------------------------------------------------ the site
 
     def renewed(self, certificate: str, expires_at: float) -> None:
         """This envoy has a new certificate: SHA-256 of its DER in hexadecimal, and until when (seconds since 1970)."""
         self.append("renewed", {"certificate": certificate, "expires_at": expires_at})
+
+    def accepted_roster(self, digest: Digest, envoys: Sequence[str], by: str) -> None:
+        """From now on this site sums with these, and nobody else."""
+        self.append("roster accepted", {"roster": digest, "envoys": list(envoys), "by": by})
 
     def policy(self, digest: str, before: str) -> None:
         """envoy.toml is another than at the last start; both by SHA-256, empty for none."""

@@ -33,6 +33,7 @@ from ..envoy.client import bootstrap_client
 from ..envoy.config import write_default_config
 from ..envoy.enrolment import Credentials, prepare_join, save_credentials
 from ..utils import messages as m
+from ..utils.certificates import read_identity_key
 from ..utils.errors import UnreachableError
 from ..utils.identity import Role
 from ..utils.join_file import JoinFile
@@ -201,7 +202,8 @@ class LocalFederation:
         finally:
             engine.dispose()
         for folder, credentials in self._joined.items():
-            accept_roster(folder, roster, credentials.peer, credentials.public_identity)
+            key = read_identity_key(credentials.identity_key, "the identity key")
+            accept_roster(folder, roster, credentials.peer, key)
 
     def _invite(self, name: str, organization: str) -> JoinFile:
         config = load_config(self.director_folder)

@@ -220,7 +220,7 @@ def test_each_event_of_a_site_says_what_when_and_by_whom_and_is_read_by_the_same
     audit.refused(ref(1), "PlanError", "a sentence")
     audit.vetoed("lungs-1/1", "maria", "stop", digest)
     audit.stopped("maria", "")
-    audit.violated(ref(1), "bubblewrap", {"socket": 2})
+    audit.accepted_roster(digest, ["site-a", "site-b"], "maria")
     audit.renewed("ab" * 32, NOW)
     audit.spent(ref(1), "xrays", 4, "ef" * 32)
     audit.over_budget(ref(1), "xrays", "BudgetExhaustedError", "ef" * 32)
@@ -228,7 +228,7 @@ def test_each_event_of_a_site_says_what_when_and_by_whom_and_is_read_by_the_same
     events = [dict(entry.event) for entry in read_entries(site / LOG_FILE)][1:]
     assert [event["what"] for event in events] == [
         *("offered", "approved", "rejected", "expired", "data accessed", "sent", "refused", "vetoed", "stopped"),
-        *("sandbox violated", "renewed", "budget spent", "budget refused"),
+        *("roster accepted", "renewed", "budget spent", "budget refused"),
     ]
     place = {"run": "lungs-1", "round": 1, "attempt": 1, "plan": "ab" * 32}
     assert events[0]["proposed_by"] == "spiffe://lungs/operator/ops"
