@@ -15,7 +15,7 @@ from cryptography import x509
 from ..utils.audit_chain import SignedHead, check_heads, read_entries
 from ..utils.errors import FederationError, MalformedMessageError, SuspectLogError
 from ..utils.evidence import Evidence, read_evidence
-from ..utils.identity import fingerprint
+from ..utils.identity import fingerprint, when
 from ..utils.messages import RunId
 from ..utils.proposal import Patch, check_patches, patch_of, proposal_of, read_patch, read_proposal
 from ..utils.signed_document import SignedDocument
@@ -60,13 +60,14 @@ def checked_evidence(path: Path, heads: Iterable[SignedHead] = (), key: str = ""
         try:
             log = read_log(file, heads, key)
             lines = _check(evidence, log)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            made_at = when(float(str(evidence.about["made_at"])))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
             raise MalformedMessageError(f"{path}: a member does not say what it should: {error!r}") from error
         except FederationError as error:
             raise type(error)(str(error).replace(str(file), f"{path}: {_LOG}")) from error
         first = (
-            f"{path}: evidence of {log.whose}, {len(evidence.members)} files, made at {evidence.about.get('made_at')}"
-            f" (seconds since 1970) with {evidence.about.get('software')}; all as it was signed"
+            f"{path}: evidence of {log.whose}, {len(evidence.members)} files, made on {made_at} with"
+            f" {evidence.about.get('software')}; all as it was signed"
         )
         yield CheckedEvidence(log, tuple(said(line) for line in (first, *lines)))
 
