@@ -26,7 +26,7 @@ from pathlib import PurePosixPath
 from ..utils.errors import PlanError
 from ..utils.plan_bundle import INITIAL_FILE, LAYOUT_FILE, Bundle
 
-MAX_SOURCE_BYTES = 1 << 20
+MAX_SOURCE_BYTES = 128 << 10  # nobody reads more of a plan; and Python parses long f-strings in quadratic time
 _PURE_MODULES = """__future__ abc array bisect cmath collections contextlib copy dataclasses decimal enum fractions
 functools heapq itertools math numbers operator random statistics string struct textwrap time typing warnings"""
 _ROOM_NAMES = "director envoy gradient_leakage protos utils workspace"
