@@ -123,12 +123,12 @@ def test_inner_names_and_encoded_texts_are_hints(text):
         (b"x = 1\0", "null byte"),
         (b"def (", "is not Python"),
         ("x = 1 # \u202e".encode(), "changes how text is shown"),
-        (b"(" * 100_000 + b")" * 100_000, "is not Python"),
-        (b"-" * 200_000 + b"1", "nested too deeply"),
-        (b"a" + b".b" * 200_000, "nested too deeply"),
-        (b"1" + b"+1" * 200_000, "nested too deeply"),
+        (b"(" * 60_000 + b")" * 60_000, "is not Python"),
+        (b"-" * 120_000 + b"1", "nested too deeply"),
+        (b"a" + b".b" * 60_000, "nested too deeply"),
+        (b"1" + b"+1" * 60_000, "nested too deeply"),
         (b"9" * 5_000, "is not Python"),
-        (b"x" * ((1 << 20) + 1), "larger than"),
+        (b"x" * ((128 << 10) + 1), "larger than"),
     ],
 )
 def test_a_file_that_is_no_plain_python_is_forbidden_without_a_crash(raw, what):
