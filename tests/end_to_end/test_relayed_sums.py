@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,9 @@ def all_logs_are_one_story(federation) -> None:
         heads += ["--heads", str(federation.folder / f"{name}.heads")]
         Path(heads[-1]).write_text(printed, "ascii")
     whole = ("audit", "verify", *heads, "--folder", str(federation.director_folder))
-    assert "holds all 3 heads" in typed(director, *whole)[1]  # two rounds and the evaluation
+    held = re.search(r"holds all (\d+) heads", typed(director, *whole)[1])
+    assert held is not None
+    assert int(held[1]) >= 3  # two rounds and the evaluation; and those that came with heartbeats
     federation.end()
     log = federation.director_folder / "audit.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)

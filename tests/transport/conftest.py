@@ -81,6 +81,7 @@ class Puppet:
     name: str
     client: DirectorClient
     approves: bool = True  # whatever it is offered
+    attends: bool = False
     approved: tuple[Digest, ...] = ()
     items: queue.Queue[m.WorkItem] = field(default_factory=queue.Queue)
     _kept: list[m.WorkItem] = field(default_factory=list)
@@ -110,6 +111,7 @@ class Puppet:
         for work in (listen, beat):
             threading.Thread(target=work, daemon=True).start()
         assert stands.wait(10.0)
+        self.attends = True
 
     def approve(self, *offers: m.Offer) -> None:
         """Say that its site approved these, and what it approved before."""
@@ -227,8 +229,10 @@ class Federation:
         codec: Path | None = None,
     ) -> m.RunId:
         """Queue an experiment, with further tables of its settings and the codec that they name."""
+        if approvals is None:  # all who are there are asked in the first round: it waits until they approved
+            approvals = max(quorum, sum(one.attends and one.approves for one in self._puppets))
         settings = EXPERIMENT.format(
-            quorum=quorum, rounds=rounds, timeout=timeout, attempts=attempts, approvals=approvals or quorum
+            quorum=quorum, rounds=rounds, timeout=timeout, attempts=attempts, approvals=approvals
         )
         with self.operator() as operator:
             return operator.submit(settings + further, self.bundle, codec)

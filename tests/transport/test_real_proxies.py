@@ -89,14 +89,16 @@ def answer(client: DirectorClient, task: m.Task) -> None:
 
 
 def polled_task(client: DirectorClient, seconds: float = 60.0) -> m.Task:
-    """The next task by long poll, asked again whenever a line breaks."""
-    deadline, pause = time.monotonic() + seconds, threading.Event()
+    """The next task by long poll, asked again whenever a line breaks; what is offered is approved."""
+    deadline, pause, approved = time.monotonic() + seconds, threading.Event(), ()
     while time.monotonic() < deadline:
         try:
-            item = client.next_work((), 5.0)
+            item = client.next_work((), 5.0, approved)
         except UnreachableError:
             pause.wait(0.1)
             continue
+        if isinstance(item, m.Offer):
+            approved = (digest_of(item.proposal.content),)
         if isinstance(item, m.Task):
             return item
     raise AssertionError("no task came")
