@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -10,6 +11,7 @@ import grpc
 from .. import __version__
 from ..utils import messages as m
 from ..utils import transport, wire, wire_sums
+from ..utils.errors import UnreachableError
 from ..utils.join_file import JoinFile
 from ..utils.proxies import Way
 from ..utils.tensors import Digest
@@ -84,10 +86,11 @@ class DirectorClient:
 
     def work(self, held: tuple[m.TaskRef, ...], approved: tuple[Digest, ...] = ()) -> Iterator[m.WorkItem]:
         """Open a line."""
-        self._line = self._work(m.WorkRequest(SOFTWARE, held, approved=approved))
+        with _in_our_words():
+            line = self._line = self._work(m.WorkRequest(SOFTWARE, held, approved=approved))
         if self._has_no_line:
-            self._line.cancel()
-        return _streamed(self._line)
+            line.cancel()
+        return _streamed(lambda: line)
 
     def next_work(
         self, held: tuple[m.TaskRef, ...], wait_seconds: float, approved: tuple[Digest, ...] = ()
@@ -98,7 +101,7 @@ class DirectorClient:
 
     def download(self, request: m.DownloadRequest) -> Iterator[m.Part]:
         """Fetch an artifact."""
-        return _streamed(self._download(request))
+        return _streamed(lambda: self._download(request))
 
     def request_upload(self, header: m.UpdateHeader) -> m.Grant:
         """Ask for a turn."""
@@ -149,16 +152,26 @@ def _path(method: str) -> str:
 
 
 def _answered(call: Callable[..., _Answer], asked: object, timeout: float | None) -> _Answer:
-    try:
+    with _in_our_words():
         return call(asked, timeout=timeout)
-    except grpc.RpcError as failure:
-        raise transport.error_of(failure) from failure
 
 
-def _streamed(call: Any) -> Iterator[Any]:
+def _streamed(call: Callable[[], Any]) -> Iterator[Any]:
+    with _in_our_words():
+        answers = call()
+        try:
+            yield from answers
+        finally:
+            answers.cancel()
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
     try:
-        yield from call
+        yield
     except grpc.RpcError as failure:
         raise transport.error_of(failure) from failure
-    finally:
-        call.cancel()
+    except ValueError as error:  # all that gRPC says of a channel that this side closed meanwhile
+        if "closed channel" not in str(error):
+            raise
+        raise UnreachableError("this connection was closed") from error

@@ -39,9 +39,13 @@ class SmallDisk:
         with contextlib.suppress(OSError), (self.folder / "filling").open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(PAGE))
-        with pytest.raises(StorageError, match="No space left on device"):
-            for _ in range(PAGE):  # whoever else logs meanwhile may have begun another page
+
+        def until_it_is_full() -> None:  # whoever else logs meanwhile may have begun another page
+            for _ in range(PAGE):
                 append("")
+
+        with pytest.raises(StorageError, match="No space left on device"):
+            until_it_is_full()
 
     def free(self) -> None:
         """Somebody tidies up."""
