@@ -70,7 +70,10 @@ def stop(
     deadline = time.monotonic() + 10.0
     while is_running(folder) and time.monotonic() < deadline:
         time.sleep(0.02)
-    typer.echo("The envoy ends; `envoy start` starts it again.")
+    if is_running(folder):
+        typer.echo("Local work has ended; the envoy itself still finishes something: see its log.", err=True)
+        raise typer.Exit(1)
+    typer.echo("The envoy has ended; `envoy start` starts it again.")
 
 
 def questions_of(session: Session, log: SiteEvents, end: Callable[[], None]) -> Mapping[str, Question]:
