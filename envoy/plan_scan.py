@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ _PLAIN_DUNDERS = frozenset(_PLAIN_NAMES.split())
 _ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{200,}|(?:\\x[0-9a-f]{2}){50,}")
 _CODING = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 _MAX_FINDINGS = 500
+_PARSING = threading.Lock()
 _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Marks of writing direction: with them a text is shown in another order than it is run (CVE-2021-42574)."""
 
@@ -169,15 +171,24 @@ def _parsed(path: str, raw: bytes | None) -> ast.Module | Finding:
         return Finding(path, 0, f"larger than {MAX_SOURCE_BYTES} bytes")
     try:
         text = _text_of(raw)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the plan's text: not ours to show
-            return ast.parse(text)
+        return _tree_of(text)
     except _UnreadableError as error:
         return Finding(path, error.line, error.what)
     except (RecursionError, MemoryError):
         return Finding(path, 0, "is nested too deeply to be read")
     except (SyntaxError, ValueError, OverflowError) as error:
         return Finding(path, getattr(error, "lineno", 0) or 0, "is not Python")
+
+
+def _tree_of(text: str) -> ast.Module:
+    # CPython counts the depth of a tree in one place for all threads before 3.11.8 (python/cpython#106905): two that
+    # parse at once raise SystemError. One at a time here; once more where another library parsed meanwhile.
+    with _PARSING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the plan's text: not ours to show
+        try:
+            return ast.parse(text)
+        except SystemError:
+            return ast.parse(text)
 
 
 def _text_of(raw: bytes) -> str:

@@ -1,6 +1,9 @@
 """What a look at a plan's text finds, and that no text makes it fall over."""
 
 import ast
+import gc
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fedveil
@@ -180,6 +183,24 @@ def source(tmp_path):
 def run(*arguments):
     result = CliRunner().invoke(app, list(map(str, arguments)))
     return result.exit_code, " ".join(result.output.split())
+
+
+def test_many_threads_that_look_at_once_find_the_same():
+    text = PLANS[0].read_bytes()
+    seldom = gc.get_threshold()
+
+    def let_others_in(phase, info):
+        time.sleep(0)
+
+    gc.callbacks.append(let_others_in)
+    gc.set_threshold(10)  # while a tree is built
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            reports = set(pool.map(lambda _: found(text), range(16)))
+    finally:
+        gc.set_threshold(*seldom)
+        gc.callbacks.remove(let_others_in)
+    assert reports == {found(text)}
 
 
 def test_plan_build_shows_what_a_site_will_see(source, tmp_path):

@@ -479,7 +479,7 @@ def test_a_director_that_lost_what_it_gave_a_receipt_for_gets_it_again(site):
     site.start()
     task = site.task()
     site.received(task)
-    until(lambda: not site.session.status().task)
+    until(lambda: not site.session._held())
     site.director.receipts.clear()
     receipt = site.received(task)
     assert receipt.digest == digest_of(UPDATE.tobytes())
@@ -492,10 +492,10 @@ def test_what_it_lost_is_trained_again_where_later_work_took_its_place(site):
     site.received(task)
     site.trainer.update += 1
     site.received(site.task(2))
-    until(lambda: not site.session.status().task)
+    until(lambda: not site.session._held())
     ref = site.give(task)  # the director has it: nothing is to be done
     site.give(site.task(3))
-    until(lambda: len(site.trainer.orders) == 3 and not site.session.status().task)
+    until(lambda: len(site.trainer.orders) == 3 and not site.session._held())
     site.director.receipts.clear()
     site.give(task)
     until(lambda: ref in site.director.receipts)
@@ -508,7 +508,7 @@ def test_an_evaluation_is_answered_as_often_as_it_is_asked_for(site):
     task = site.task(kind=m.TaskKind.EVALUATE)
     for _ in range(2):
         site.give(task)
-        until(lambda: task.ref in site.director.reports and not site.session.status().task)
+        until(lambda: task.ref in site.director.reports)
         until(lambda: not site.session._held())
         site.director.reports.clear()
     assert len(site.trainer.orders) == 1
