@@ -28,7 +28,7 @@ from .history import History
 from .lines import Line, Lines
 from .opening import Opening
 from .patches import Patches, waits_anew
-from .records import Ending, RunRecord, RunState, SubmissionRecord
+from .records import Ending, Published, RunRecord, RunState, SubmissionRecord
 from .relayed_sum import RelayedSum
 from .resumption import left_open
 from .retention import Retention
@@ -197,7 +197,7 @@ class Coordinator:
             num_examples=header.num_examples,
             metrics=header.metrics,
             spool=self._uploads.path(envoy).name,
-            privacy=header.privacy,
+            published=Published(header.privacy, header.leakage_score),
         )
         with self._lock:
             self._up += header.length

@@ -44,7 +44,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 
 from ..utils.errors import MalformedMessageError, StorageError
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest script in ``migrations/versions``."""
 
 METADATA = MetaData(
@@ -131,6 +131,7 @@ SUBMISSIONS = Table(
     Column("metrics", JSON(none_as_null=True)),  # as num_examples
     Column("spool", Text, nullable=False),
     Column("privacy", JSON(none_as_null=True)),  # what the site published of its privacy ledger
+    Column("leakage_score", Double),  # of the site's leak test, where the site publishes it
     ForeignKeyConstraint(["run", "round", "attempt"], ["rounds.run", "rounds.number", "rounds.attempt"]),
 )
 

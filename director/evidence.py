@@ -1,9 +1,9 @@
 """``director audit export``: what a director knows of what was done, in one signed bundle. Facts, and no verdicts.
 
 It holds what auditors ask for and the director has anyway: the audit log, members, runs and rounds, proposals and
-patches as they were signed, the plans' manifests, the settings of each run, what sites published of their privacy
-ledgers. Sums over sites alone, never a value of one site; no model, no update, no key but public ones. What stays at
-the sites (approvals with their limits, leakage scores, ledgers) is said to stay there.
+patches as they were signed, the plans' manifests, the settings of each run, what sites chose to publish of their
+privacy ledgers and leak tests. Else sums over sites alone, never a value of one site; no model, no update, no key but
+public ones. What stays at the sites (approvals with their limits, ledgers, pictures) is said to stay there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .. import __version__
 from ..utils.artifacts import ArtifactStore
 from ..utils.errors import StorageError
 from ..utils.evidence import write_evidence
-from ..utils.privacy.values import PublishedEpsilon
+from ..utils.messages import EnvoyName
 from ..utils.proposal import proposal_of
 from ..utils.signed_document import SignedDocument
 from ..utils.tensors import canonical_json, digest_of
@@ -28,7 +28,7 @@ from .config import DirectorConfig
 from .database import PATCHES, open_database, reading
 from .history import History
 from .identity_store import IdentityStore
-from .records import RoundRecord, RunRecord
+from .records import Published, RoundRecord, RunRecord
 from .revocations import Revocations
 
 _ABOUT = """Evidence of a federation, as its director had it.
@@ -42,7 +42,7 @@ members.json     who joined, with public identity keys; who was revoked, and why
 runs.json        experiments and their rounds: who was asked, who answered, digests of models, metrics over all sites,
                  what secure sums were of, and what sites published of their privacy ledgers
 agreements.json  purpose and legal basis, as each proposal names them
-leakage.json     leakage scores, as far as sites published them
+leakage.json     scores of the sites' leak tests, of those that publish them
 proposals/       what sites were asked to approve, as it was signed; patches/ what was changed later, likewise
 plans/           the manifests of the plans, whose SHA-256 is their name; settings/ each run's experiment.toml
 root.pem         the certificate that signatures of proposals and patches lead to
@@ -98,9 +98,7 @@ def _members(folder: Path, config: DirectorConfig, engine: Engine, artifacts: Ar
     found["members.json"] = canonical_json(_people(engine))
     found["runs.json"] = canonical_json([_run(one, history) for one in runs])
     found["agreements.json"] = canonical_json(_agreements(runs))
-    found["leakage.json"] = canonical_json(
-        {"scores": None, "why": "not published: they stay at the sites; `envoy privacy report` says them there"}
-    )
+    found["leakage.json"] = canonical_json(_leakage(runs, history))
     for run in runs:
         found[f"settings/{run.run}.toml"] = run.settings.encode()
         if artifacts.has(run.plan):
@@ -159,6 +157,21 @@ def _agreements(runs: Iterable[RunRecord]) -> list[dict[str, Any]]:
     return found
 
 
+def _leakage(runs: Iterable[RunRecord], history: History) -> dict[str, Any]:
+    """Each score that came with an update. A site that is not there publishes none; that says nothing about it."""
+    return {
+        "what": "mean SSIM gain of the worst attack of the site's leak test over chance, on public canaries behind the"
+        " site's own protection, as the site says; 0: no better than chance",
+        "scores": [
+            {"run": run.run, "round": number, "attempt": attempt, "site": site, "score": said.leakage_score}
+            for run in runs
+            for (number, attempt), told in history.published(run.run).items()
+            for site, said in told.items()
+            if said.leakage_score is not None
+        ],
+    }
+
+
 def _run(run: RunRecord, history: History) -> dict[str, Any]:
     told = history.published(run.run)
     return {
@@ -181,7 +194,7 @@ def _run(run: RunRecord, history: History) -> dict[str, Any]:
     }
 
 
-def _round(record: RoundRecord, told: Mapping[Any, PublishedEpsilon]) -> dict[str, Any]:
+def _round(record: RoundRecord, told: Mapping[EnvoyName, Published]) -> dict[str, Any]:
     this, summed = record.round, record.sum
     return {
         "round": this.ref.round,
@@ -199,7 +212,7 @@ def _round(record: RoundRecord, told: Mapping[Any, PublishedEpsilon]) -> dict[st
         "model_in": record.model_in,
         "model_out": record.model_out,
         "metrics": {one.name: one.value for one in record.metrics},
-        "published_epsilons": {name: one.to_json() for name, one in told.items()},
+        "published_epsilons": {name: one.privacy.to_json() for name, one in told.items() if one.privacy is not None},
         "secure_sum": None
         if summed is None
         else {

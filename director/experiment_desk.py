@@ -211,11 +211,14 @@ class ExperimentDesk:
         )
 
     def _rounds(self, run: m.RunId) -> tuple[m.RoundView, ...]:
-        told = self._history.published(run)
-        return tuple(
-            replace(self._round(one), privacy=told.get((one.round.ref.round, one.round.ref.attempt), {}))
-            for one in self._history.rounds(run)
-        )
+        published = self._history.published(run)
+        views = []
+        for one in self._history.rounds(run):
+            told = published.get((one.round.ref.round, one.round.ref.attempt), {})
+            privacy = {name: said.privacy for name, said in told.items() if said.privacy is not None}
+            leakage = {name: said.leakage_score for name, said in told.items() if said.leakage_score is not None}
+            views.append(replace(self._round(one), privacy=privacy, leakage=leakage))
+        return tuple(views)
 
     def _round(self, record: RoundRecord) -> m.RoundView:
         this = record.round

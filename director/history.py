@@ -18,13 +18,13 @@ from sqlalchemy.exc import IntegrityError
 from ..utils.errors import DuplicateUpdateError, ProtocolError
 from ..utils.messages import EnvoyName, RunId, TaskRef
 from ..utils.metrics import MetricSum
-from ..utils.privacy.values import PublishedEpsilon
 from ..utils.proposal import Patch, patch_of
 from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest
 from .database import PATCHES, ROUNDS, RUNS, SUBMISSIONS, reading, transaction
 from .records import (
     Ending,
+    Published,
     RoundRecord,
     RunRecord,
     RunState,
@@ -194,13 +194,13 @@ class History:
             rows = connection.execute(_SELECT_SUBMISSIONS, _key(ref)).all()
         return tuple(sorted((submission_record(ref, row) for row in rows), key=lambda record: record.envoy))
 
-    def published(self, run: RunId) -> dict[tuple[int, int], dict[EnvoyName, PublishedEpsilon]]:
-        """What sites told of their privacy ledgers, by round and attempt."""
-        told: dict[tuple[int, int], dict[EnvoyName, PublishedEpsilon]] = {}
+    def published(self, run: RunId) -> dict[tuple[int, int], dict[EnvoyName, Published]]:
+        """What sites told of their privacy ledgers and leak tests, by round and attempt."""
+        told: dict[tuple[int, int], dict[EnvoyName, Published]] = {}
         with reading(self._engine) as connection:
             for row in connection.execute(_SELECT_PUBLISHED, {"key_run": run}):
-                one = published(row.privacy)
-                if one is not None:
+                one = published(row)
+                if one != Published():
                     told.setdefault((row.round, row.attempt), {})[EnvoyName(row.envoy)] = one
         return told
 
@@ -344,7 +344,7 @@ _SELECT_LAST_ROUND = (
 _INSERT_SUBMISSION = insert(SUBMISSIONS)
 _SELECT_SUBMISSIONS = select(SUBMISSIONS).where(_THIS_TASK)
 _SELECT_PUBLISHED = (
-    select(SUBMISSIONS.c.round, SUBMISSIONS.c.attempt, SUBMISSIONS.c.envoy, SUBMISSIONS.c.privacy)
+    select(SUBMISSIONS)
     .where(SUBMISSIONS.c.run == bindparam("key_run"))
     .order_by(SUBMISSIONS.c.round, SUBMISSIONS.c.attempt, SUBMISSIONS.c.envoy)
 )

@@ -121,6 +121,14 @@ class RoundRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """What a site chose to tell of itself with an update."""
+
+    privacy: PublishedEpsilon | None = None  # of its ledger
+    leakage_score: float | None = None  # of its leak test: mean SSIM gain of the worst attack over chance
+
+
+@dataclass(frozen=True, slots=True)
 class SubmissionRecord:
     """One envoy's answer: with it in the database, the receipt may be sent."""
 
@@ -131,7 +139,7 @@ class SubmissionRecord:
     num_examples: int  # 0 once the round is over
     metrics: tuple[MetricSum, ...]  # () once the round is over
     spool: str  # the name of the spooled file; "" for a metrics report
-    privacy: PublishedEpsilon | None = None  # what the site tells of its ledger; it stays
+    published: Published = Published()  # it stays
 
 
 def round_values(this: Round) -> dict[str, Any]:
@@ -264,7 +272,8 @@ def submission_values(record: SubmissionRecord) -> dict[str, Any]:
         "num_examples": record.num_examples,
         "metrics": metrics_values(record.metrics),
         "spool": record.spool,
-        "privacy": record.privacy.to_json() if record.privacy else None,
+        "privacy": record.published.privacy.to_json() if record.published.privacy else None,
+        "leakage_score": record.published.leakage_score,
     }
 
 
@@ -278,13 +287,15 @@ def submission_record(ref: TaskRef, row: Row[Any]) -> SubmissionRecord:
         num_examples=row.num_examples or 0,
         metrics=_metrics_of(row.metrics or []),
         spool=row.spool,
-        privacy=published(row.privacy),
+        published=published(row),
     )
 
 
-def published(kept: dict[str, Any] | None) -> PublishedEpsilon | None:
-    """What a site told of its ledger, from its JSON."""
-    return PublishedEpsilon(kept["epsilon"], kept["delta"], Unit(kept["unit"])) if kept else None
+def published(row: Row[Any]) -> Published:
+    """What a site told of itself, in a row of ``submissions``."""
+    kept = row.privacy
+    privacy = PublishedEpsilon(kept["epsilon"], kept["delta"], Unit(kept["unit"])) if kept else None
+    return Published(privacy, row.leakage_score)
 
 
 def metrics_values(metrics: tuple[MetricSum, ...]) -> list[list[Any]]:

@@ -35,6 +35,7 @@ DEFAULT_CONFIG = """\
 #   codec = "allowed"          # required, refused
 #   metrics = ["loss", "auc"]  # names that may leave; "*" is every name
 #   max_leakage = 0.1          # the leak test's limit
+#   publish_leakage = true     # tell the director the score, for auditors
 
 [protection]
 chain = ["check", "encode"]

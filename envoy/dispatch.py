@@ -44,6 +44,7 @@ class Dispatch:
         complain: told in words why the director cannot be reached.
         published: what the site tells of its privacy ledger with a task's update.
         events: the site's log; what leaves, and what is refused, stands there first.
+        publishes_leakage: the score of the leak test is told too.
     """
 
     def __init__(
@@ -56,8 +57,11 @@ class Dispatch:
         complain: Callable[[str], None],
         published: Callable[[m.TaskRef], PublishedEpsilon | None] = _publishes_nothing,
         events: SiteEvents | None = None,
+        *,
+        publishes_leakage: bool = False,
     ) -> None:
         self._published, self._events = published, events or Unlogged()
+        self._publishes_leakage = publishes_leakage
         self._name, self._link, self._journal, self._payloads = name, link, journal, payloads
         self._state_folder, self._complain = state_folder, complain
 
@@ -191,8 +195,10 @@ class Dispatch:
         yield m.Closing(done.digest)
 
     def _request_upload(self, header: m.UpdateHeader, trained: m.TaskRef) -> m.Grant:
+        score = self._journal.leakage_score(header.ref) if self._publishes_leakage else None
+        told = replace(header, privacy=self._published(trained), leakage_score=score)
         with self._asking():
-            return self._link.request_upload(replace(header, privacy=self._published(trained)))
+            return self._link.request_upload(told)
 
     def _report(self, report: m.MetricsReport) -> m.Receipt:
         with self._asking():

@@ -246,6 +246,12 @@ class Journal:
         with self._lock:
             return outbox.drew_noise(self._database, ref)
 
+    def leakage_score(self, ref: TaskRef) -> float | None:
+        """What the leak test said of the plan of an answer that was made ready; None where none was made."""
+        with self._lock:
+            found = self._database.execute(f"SELECT score FROM work WHERE {_KEY}", _key(ref)).fetchone()  # noqa: S608
+        return None if found is None else found[0]
+
     def departures(self) -> list[outbox.Departure]:
         """All that left, the oldest first."""
         with self._lock:

@@ -61,6 +61,7 @@ class ProtectionPolicy:
     max_leakage: float | None = None  # mean SSIM gain of the worst attack over chance, in (0, 1]; with the step audit
     canaries: Path | None = None  # public images for the leak test; none: the digits that come with scikit-learn
     audit_cpu_seconds: float = 60.0  # of the leak test, once for each plan and chain
+    publish_leakage: bool = False  # the score is told to the director, with each update
     structure_check: bool = True  # refuse models that are built to remember single images
 
     def __post_init__(self) -> None:
@@ -70,6 +71,8 @@ class ProtectionPolicy:
         if self.max_leakage is not None and not 0 < self.max_leakage <= 1:
             raise ConfigError(f"max_leakage is {self.max_leakage:g}, expected more than 0 and at most 1")
         _check_pair("max_leakage", Step.AUDIT, is_given=self.max_leakage is not None, chain=self.chain)
+        if self.publish_leakage and self.max_leakage is None:
+            raise ConfigError("publish_leakage without max_leakage: nothing is measured that could be published")
         if not self.audit_cpu_seconds > 0:
             raise ConfigError(f"audit_cpu_seconds is {self.audit_cpu_seconds:g}, expected more than 0")
         if _EVERY in self.metrics and len(self.metrics) > 1:

@@ -163,6 +163,7 @@ class Session:
             self._complain,
             self._privacy.published,
             self._events,
+            publishes_leakage=config.protection is not None and config.protection.publish_leakage,
         )
         sums = config.secure_aggregation
         self._summing = Summing(name, identity, sums, self._journal, self._payloads, self._dispatch)

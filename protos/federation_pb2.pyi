@@ -317,7 +317,7 @@ class Metric(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[Metric.Kind, str]] = ..., values: _Optional[_Iterable[float]] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("ref", "layout_digest", "payload", "codec_digest", "length", "num_examples", "metrics", "privacy")
+    __slots__ = ("ref", "layout_digest", "payload", "codec_digest", "length", "num_examples", "metrics", "privacy", "leakage_score")
     REF_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -326,6 +326,7 @@ class UpdateHeader(_message.Message):
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
+    LEAKAGE_SCORE_FIELD_NUMBER: _ClassVar[int]
     ref: TaskRef
     layout_digest: bytes
     payload: PayloadKind
@@ -334,7 +335,8 @@ class UpdateHeader(_message.Message):
     num_examples: int
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
     privacy: PublishedEpsilon
-    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., layout_digest: _Optional[bytes] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., length: _Optional[int] = ..., num_examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., privacy: _Optional[_Union[PublishedEpsilon, _Mapping]] = ...) -> None: ...
+    leakage_score: float
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., layout_digest: _Optional[bytes] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., length: _Optional[int] = ..., num_examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., privacy: _Optional[_Union[PublishedEpsilon, _Mapping]] = ..., leakage_score: _Optional[float] = ...) -> None: ...
 
 class PublishedEpsilon(_message.Message):
     __slots__ = ("epsilon", "delta", "unit")
@@ -507,7 +509,7 @@ class SumView(_message.Message):
     def __init__(self, survivors: _Optional[_Iterable[str]] = ..., cohort: _Optional[int] = ..., threshold: _Optional[int] = ..., total_weight: _Optional[int] = ..., transcript: _Optional[bytes] = ...) -> None: ...
 
 class RoundView(_message.Message):
-    __slots__ = ("round", "attempt", "kind", "state", "invited", "received", "seconds", "metrics", "model_digest", "reason", "sum", "privacy")
+    __slots__ = ("round", "attempt", "kind", "state", "invited", "received", "seconds", "metrics", "model_digest", "reason", "sum", "privacy", "leakage")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -520,6 +522,7 @@ class RoundView(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     SUM_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
+    LEAKAGE_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempt: int
     kind: TaskKind
@@ -532,7 +535,16 @@ class RoundView(_message.Message):
     reason: str
     sum: SumView
     privacy: _containers.RepeatedCompositeFieldContainer[SitePrivacy]
-    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., state: _Optional[str] = ..., invited: _Optional[int] = ..., received: _Optional[int] = ..., seconds: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., model_digest: _Optional[bytes] = ..., reason: _Optional[str] = ..., sum: _Optional[_Union[SumView, _Mapping]] = ..., privacy: _Optional[_Iterable[_Union[SitePrivacy, _Mapping]]] = ...) -> None: ...
+    leakage: _containers.RepeatedCompositeFieldContainer[SiteLeakage]
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., state: _Optional[str] = ..., invited: _Optional[int] = ..., received: _Optional[int] = ..., seconds: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., model_digest: _Optional[bytes] = ..., reason: _Optional[str] = ..., sum: _Optional[_Union[SumView, _Mapping]] = ..., privacy: _Optional[_Iterable[_Union[SitePrivacy, _Mapping]]] = ..., leakage: _Optional[_Iterable[_Union[SiteLeakage, _Mapping]]] = ...) -> None: ...
+
+class SiteLeakage(_message.Message):
+    __slots__ = ("envoy", "score")
+    ENVOY_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    envoy: str
+    score: float
+    def __init__(self, envoy: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
 
 class SitePrivacy(_message.Message):
     __slots__ = ("envoy", "privacy")

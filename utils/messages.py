@@ -222,6 +222,7 @@ class UpdateHeader:
     payload: PayloadKind = PayloadKind.PLAIN
     codec: Digest | None = None
     privacy: PublishedEpsilon | None = None  # what the data set has spent, with this update
+    leakage_score: float | None = None  # of the site's leak test of the plan, where the site publishes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,6 +387,7 @@ class RoundView:
     reason: str = ""
     sum: SumView | None = None  # None: a round without secure aggregation, or not closed
     privacy: dict[EnvoyName, PublishedEpsilon] = field(default_factory=dict)  # of the sites that published theirs
+    leakage: dict[EnvoyName, float] = field(default_factory=dict)  # scores of leak tests, likewise
 
 
 @dataclass(frozen=True, slots=True)

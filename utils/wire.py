@@ -239,6 +239,7 @@ def header_to_wire(header: m.UpdateHeader) -> bytes:
         num_examples=header.num_examples,
         metrics=_metrics_to_wire(header.metrics),
         privacy=field.published_to_wire(header.privacy),
+        leakage_score=header.leakage_score,
     ).SerializeToString()
 
 
@@ -258,6 +259,7 @@ def header_from_wire(raw: bytes) -> m.UpdateHeader:
         payload=payload,
         codec=codec,
         privacy=field.published(header.privacy) if header.HasField("privacy") else None,
+        leakage_score=field.leakage(header.leakage_score) if header.HasField("leakage_score") else None,
     )
 
 

@@ -160,6 +160,7 @@ def _round_to_pb(view: m.RoundView) -> pb.RoundView:
         privacy=[
             pb.SitePrivacy(envoy=name, privacy=field.published_to_wire(one)) for name, one in view.privacy.items()
         ],
+        leakage=[pb.SiteLeakage(envoy=name, score=score) for name, score in view.leakage.items()],
     )
 
 
@@ -199,4 +200,5 @@ def _round(view: pb.RoundView) -> m.RoundView:
         reason=field.line(view.reason, "a reason"),
         sum=sum_view_from_pb(view.sum) if view.HasField("sum") else None,
         privacy={m.EnvoyName(field.name(one.envoy, "an envoy")): field.published(one.privacy) for one in view.privacy},
+        leakage={m.EnvoyName(field.name(one.envoy, "an envoy")): field.leakage(one.score) for one in view.leakage},
     )

@@ -135,6 +135,13 @@ def published(message: pb.PublishedEpsilon) -> PublishedEpsilon:
         ) from None
 
 
+def leakage(score: float) -> float:
+    """The score of a leak test: a mean SSIM gain over chance, so from -1 to 1."""
+    if not -1 <= score <= 1:
+        raise MalformedMessageError(f"a leakage score of {score:g}, expected -1 to 1")
+    return score
+
+
 def document_to_pb(document: SignedDocument) -> pb.SignedDocument:
     """A signed text."""
     return pb.SignedDocument(content=document.content, signature=document.signature, chain=document.chain)

@@ -74,7 +74,7 @@ def combined(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def of_run(view: ExperimentView) -> dict[str, Any]:
-    """What a director knows of a run: the last epsilon of each site that publishes one, and whether it saw sums alone.
+    """What a director knows of a run: the last epsilon and the scores of sites that publish them; whether it saw sums.
 
     No total where an update came without an epsilon, or metrics left the sites: then nothing bounds the whole.
     """
@@ -90,6 +90,7 @@ def of_run(view: ExperimentView) -> dict[str, Any]:
         or len(units) > 1
     ):
         worst = None
+    scores = [score for one in view.rounds for score in one.leakage.values()]
     masked = sum(one.received for one in answered if one.sum is not None)
     in_clear = sum(one.received for one in answered if one.sum is None)
     return {
@@ -110,8 +111,8 @@ def of_run(view: ExperimentView) -> dict[str, Any]:
             "in_clear": in_clear,
             "metrics_in_clear": sum(one.received for one in answered if one.sum is None and one.metrics),
         },
-        "leakage_score": None,  # it stays at the sites
-        "attack_used": None,
+        "leakage_score": max(scores, default=None),
+        "attack_used": "the worst attack of the leak tests of the sites that publish it" if scores else None,
         "suppressed_cells": None,
     }
 

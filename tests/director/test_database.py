@@ -18,6 +18,7 @@ from alembic.script import ScriptDirectory
 from fedveil.director import database
 from fedveil.director.database import HEAD, METADATA, DirectorLock, open_database, reading, transaction
 from fedveil.director.history import History
+from fedveil.director.records import Published
 from fedveil.utils.errors import StorageError
 from fedveil.utils.messages import RunId
 from sqlalchemy import inspect, text
@@ -77,7 +78,7 @@ def test_runs_from_before_secure_sums_are_read_as_runs_without(database_url: str
     assert dict(history.run(RunId("a-1")).expelled) == {}
     (record,) = history.rounds(RunId("a-1"))
     assert record.sum is None
-    assert [one.privacy for one in history.submissions(record.round.ref)] == [None]
+    assert [one.published for one in history.submissions(record.round.ref)] == [Published()]
     engine.dispose()
 
 
@@ -96,7 +97,7 @@ def test_several_processes_may_make_the_same_new_database_at_once(database_url: 
 def test_a_database_of_a_newer_fedveil_is_refused_and_left_alone(engine: Engine, database_url: str) -> None:
     with transaction(engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StorageError, match="newer fedveil \\(schema 9999, this one knows up to 0005\\)"):
+    with pytest.raises(StorageError, match="newer fedveil \\(schema 9999, this one knows up to 0006\\)"):
         open_database(database_url, durable=False)
     with reading(engine) as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"

@@ -14,7 +14,7 @@ import pytest
 from fedveil.director import rounds
 from fedveil.director.database import open_database, reading, transaction
 from fedveil.director.history import Ending, History, RoundRecord, RunRecord, RunState, SubmissionRecord
-from fedveil.director.records import GroupRecord, SumRecord
+from fedveil.director.records import GroupRecord, Published, SumRecord
 from fedveil.director.rounds import Round, RoundPolicy, RoundState
 from fedveil.utils.errors import DuplicateUpdateError, MalformedMessageError, ProtocolError
 from fedveil.utils.messages import EnvoyName, RunId, TaskKind, TaskRef
@@ -99,12 +99,12 @@ def test_a_run_comes_back_as_it_was_submitted_and_in_that_order(history: History
     assert history.run(RUN.run) == RUN
 
 
-def test_what_a_site_tells_of_its_privacy_ledger_stays_when_its_other_values_go(history: History) -> None:
-    this, told = begin(history), PublishedEpsilon(1.5, 1e-5, Unit.PATIENT)
+def test_what_a_site_publishes_of_its_ledger_and_leak_test_stays_when_its_other_values_go(history: History) -> None:
+    this, told = begin(history), Published(PublishedEpsilon(1.5, 1e-5, Unit.PATIENT), 0.125)
     for envoy in (A, B):
         this = rounds.receive(this, REF, envoy)
-        history.add_submission(replace(answer(envoy), privacy=told if envoy == A else None), this)
-    assert [one.privacy for one in history.submissions(REF)] == [told, None]
+        history.add_submission(replace(answer(envoy), published=told if envoy == A else Published()), this)
+    assert [one.published for one in history.submissions(REF)] == [told, Published()]
     close(history, rounds.close(rounds.due(this, POLICY, 12.0)), None, Ending(RunState.FINISHED, "done"))
     assert [one.num_examples for one in history.submissions(REF)] == [0, 0]
     assert history.published(RUN.run) == {(1, 1): {A: told}}
@@ -459,5 +459,5 @@ def test_kill_9_leaves_the_state_before_a_transition_or_the_state_after_it(
 def test_nothing_of_a_run_is_kept_without_the_run(engine: Engine) -> None:
     with pytest.raises(IntegrityError, match=r"(?i)foreign key"), transaction(engine) as connection:
         connection.execute(
-            text("INSERT INTO submissions VALUES ('run-1', 1, 1, 'site-a', 'd', 1, NULL, NULL, '', NULL)")
+            text("INSERT INTO submissions VALUES ('run-1', 1, 1, 'site-a', 'd', 1, NULL, NULL, '', NULL, NULL)")
         )

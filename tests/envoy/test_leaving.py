@@ -33,7 +33,7 @@ from fedveil.envoy.trainer import ChildTrainer, Trainer
 from fedveil.gradient_leakage.vae.codec import Codec, codec_bytes, round_seed
 from fedveil.gradient_leakage.vae.fitting import fit, seeded
 from fedveil.utils import messages as m
-from fedveil.utils.errors import UnreachableError
+from fedveil.utils.errors import ConfigError, UnreachableError
 from fedveil.utils.metrics import mean_of
 from fedveil.utils.plan_bundle import Bundle, open_bundle
 from fedveil.utils.tensors import Digest, Layout, Role, digest_of
@@ -425,6 +425,21 @@ def test_a_leak_test_that_says_yes_lets_the_update_out_with_its_score_in_the_out
     assert np.array_equal(site.sends(site.task()), site.training.update)
     assert site.departures()[0].score == 0.02
     assert state_before(site.folder / "state", site.task(2).ref)
+
+
+@pytest.mark.parametrize("publishes", [True, False])
+def test_the_score_is_told_to_the_director_where_the_site_publishes_it_and_else_not(site, publishes):
+    site.policy = ProtectionPolicy((CHECK, AUDIT), max_leakage=0.1, publish_leakage=publishes)
+    site.gates = Gates(Open(0.02), Open(0.02))
+    site.start()
+    site.sends(site.task())
+    (header,) = site.wire.headers
+    assert header.leakage_score == (0.02 if publishes else None)
+
+
+def test_to_publish_what_is_not_measured_is_refused():
+    with pytest.raises(ConfigError, match="publish_leakage without max_leakage"):
+        ProtectionPolicy((CHECK,), publish_leakage=True)
 
 
 def test_an_audit_without_anybody_who_tests_lets_nothing_but_zeros_out(site):

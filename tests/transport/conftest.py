@@ -147,15 +147,15 @@ class Puppet:
         fields = {"ref": task.ref, "layout": task.layout, "length": 4 * ELEMENTS, "num_examples": number}
         return m.UpdateHeader(**(fields | changes))
 
-    def turn(self, task: m.Task, number: int = 1) -> m.Turn:
+    def turn(self, task: m.Task, number: int = 1, **changes: object) -> m.Turn:
         """A turn to upload."""
-        given = self.client.request_upload(self.header(task, number))
+        given = self.client.request_upload(self.header(task, number, **changes))
         assert isinstance(given, m.Turn)
         return given
 
-    def send(self, task: m.Task, value: float, number: int = 1) -> m.Receipt:
+    def send(self, task: m.Task, value: float, number: int = 1, **changes: object) -> m.Receipt:
         """Everything right: an update of one value everywhere."""
-        given = self.turn(task, number)
+        given = self.turn(task, number, **changes)
         return self.client.upload(parts_of(given, np.full(ELEMENTS, value, np.float32)))
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ def exported(federation, tmp_path: Path) -> Path:
     """Of two runs, one of which is over."""
     (envoy,) = federation.attending("site-a")
     run = federation.submit()
-    envoy.send(envoy.task(), 1.0)
+    envoy.send(envoy.task(), 1.0, leakage_score=0.125)
     assert federation.finished(run).state == "finished"
     waiting = federation.submit(quorum=3)
     with federation.operator() as operator:
@@ -54,7 +54,8 @@ def test_a_bundle_holds_the_facts_and_is_checked_offline(federation, exported, t
     proposal = json.loads(found.members[f"proposals/{said['proposal']}.json"])
     assert (said["purpose"], said["run"]) == (proposal["purpose"], "toy-1")
     assert f"plans/{runs[0]['plan']}.json" in found.members
-    assert json.loads(found.members["leakage.json"])["scores"] is None
+    (score,) = json.loads(found.members["leakage.json"])["scores"]
+    assert score == {"run": "toy-1", "round": 1, "attempt": 1, "site": "site-a", "score": 0.125}
     assert b"evidence exported" in found.members["audit.jsonl"]
     key = key_fingerprint(found.key)
     said = typed(fedveil, "audit", "verify", exported, "--key", key, "--against", federation.folder / LOG_FILE)

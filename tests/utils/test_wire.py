@@ -115,6 +115,7 @@ rounds = st.builds(
     reason=lines,
     sum=st.none() | sums,
     privacy=st.dictionaries(names, epsilons, max_size=2),
+    leakage=st.dictionaries(names, st.floats(-1, 1), max_size=2),
 )
 experiments = st.builds(
     m.ExperimentView,
@@ -166,9 +167,10 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
     ),
     "header": (
         st.builds(
-            lambda coded, privacy, *fields: m.UpdateHeader(*fields, *coded, privacy),
+            lambda coded, privacy, score, *fields: m.UpdateHeader(*fields, *coded, privacy, score),
             payloads,
             published,
+            st.none() | st.floats(-1, 1),
             refs,
             digests,
             lengths,
@@ -176,9 +178,10 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
             metrics,
         )
         | st.builds(
-            lambda coded, privacy, *fields: m.UpdateHeader(*fields, 0, (), *coded, privacy),
+            lambda coded, privacy, score, *fields: m.UpdateHeader(*fields, 0, (), *coded, privacy, score),
             masked,
             published,
+            st.none() | st.floats(-1, 1),
             refs,
             digests,
             lengths,
@@ -591,3 +594,12 @@ def test_a_published_epsilon_that_cannot_be_is_refused(changes: dict[str, object
     assert wire.header_from_wire(right.SerializeToString()).privacy == PublishedEpsilon(1.0, 1e-5, Unit.PATIENT)
     wrong = pb.UpdateHeader(**fields, privacy=pb.PublishedEpsilon(**(told | changes)))
     assert refused(wire.header_from_wire, wrong.SerializeToString())
+
+
+@pytest.mark.parametrize("score", [1.01, -2.0, float("nan"), float("inf")])
+def test_a_leakage_score_that_cannot_be_is_refused(score: float):
+    fields = {"ref": wire.ref_to_wire(REF), "layout_digest": bytes(32), "payload": pb.PAYLOAD_KIND_PLAIN, "length": 8}
+    assert wire.header_from_wire(pb.UpdateHeader(**fields).SerializeToString()).leakage_score is None
+    least = wire.header_from_wire(pb.UpdateHeader(**fields, leakage_score=0.0).SerializeToString())
+    assert least.leakage_score == 0
+    assert refused(wire.header_from_wire, pb.UpdateHeader(**fields, leakage_score=score).SerializeToString())

@@ -104,6 +104,14 @@ def test_a_director_names_no_total_where_something_came_that_no_epsilon_covers(s
     assert of_run(view(training(1, {"north": 0.5, "south": 0.7}), second))["total_epsilon"] is None
 
 
+def test_the_worst_score_that_a_site_publishes_is_the_runs():
+    scored = training(1, {}, leakage={EnvoyName("north"): 0.05, EnvoyName("south"): 0.25})
+    found = of_run(view(scored, training(2, {})))
+    assert found["leakage_score"] == 0.25
+    assert "leakage_score: 0.250, the worst attack of the leak tests" in "\n".join(as_lines(found))
+    assert of_run(view(training(1, {})))["leakage_score"] is None
+
+
 def test_a_run_in_which_nobody_answered_has_no_total():
     assert of_run(view())["total_epsilon"] is None
     assert of_run(view())["secure_aggregation"]["state"] == "none left"
