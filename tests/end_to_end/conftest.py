@@ -25,9 +25,9 @@ from fedveil.director.rounds import RoundState
 from fedveil.utils.errors import UnreachableError
 from fedveil.utils.messages import ExperimentView, RunId
 from fedveil.utils.plan_bundle import Bundle, open_bundle
-from fedveil.workspace.benchmarks.processes import family
 from fedveil.workspace.local_federation import LocalFederation
 from fedveil.workspace.plan_builder import build_plan
+from fedveil.workspace.processes import family
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent

@@ -20,7 +20,7 @@ import numpy as np
 from ...envoy.payload import UPDATE_FILE, Payloads
 from ...envoy.protection import check
 from ...utils.tensors import FLOAT_BYTES, Layout, Role
-from .processes import CpuSampler
+from ..processes import CpuSampler
 from .round import idle_federation, run_rounds
 
 CHAINS = {

@@ -22,7 +22,7 @@ from ...utils.messages import RunId, TaskKind
 from ...utils.plan_bundle import Bundle, open_bundle
 from ..local_federation import LocalFederation
 from ..plan_builder import build_plan
-from .processes import CpuSampler, peak_megabytes
+from ..processes import CpuSampler, peak_megabytes
 
 _PLAN = Path(__file__).parent / "noop_plan.py"
 _ENVOY = """

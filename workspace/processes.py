@@ -24,11 +24,13 @@ def family(pid: int) -> list[int]:
 
 def cpu_seconds(pid: int) -> float:
     """CPU seconds that a process and its descendants have used, user and system."""
-    total = 0
-    for member in family(pid):
-        fields = _text(Path(f"/proc/{member}/stat")).rpartition(")")[2].split()
-        total += sum(map(int, fields[11:13])) if fields else 0
-    return total / _TICKS
+    return sum(cpu_by_process(pid))
+
+
+def cpu_by_process(pid: int) -> list[float]:
+    """CPU seconds that a process has used, and then each of its descendants that lives now."""
+    stats = [_text(Path(f"/proc/{member}/stat")).rpartition(")")[2].split() for member in family(pid)]
+    return [sum(map(int, fields[11:13])) / _TICKS if fields else 0.0 for fields in stats]
 
 
 def peak_megabytes(pid: int) -> float:
