@@ -343,8 +343,9 @@ _SELECT_LAST_ROUND = (
 )
 _INSERT_SUBMISSION = insert(SUBMISSIONS)
 _SELECT_SUBMISSIONS = select(SUBMISSIONS).where(_THIS_TASK)
+_PUBLISHED = [SUBMISSIONS.c[name] for name in ("round", "attempt", "envoy", "privacy", "leakage_score")]
 _SELECT_PUBLISHED = (
-    select(SUBMISSIONS)
+    select(*_PUBLISHED)
     .where(SUBMISSIONS.c.run == bindparam("key_run"))
     .order_by(SUBMISSIONS.c.round, SUBMISSIONS.c.attempt, SUBMISSIONS.c.envoy)
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import getpass
 import json
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..utils.command_line import errors_in_words
+from ..utils.command_line import errors_in_words, this_user
 from ..utils.errors import ConfigError, DatasetError, IdentityError, PrivacyError
 from ..utils.messages import RunId
 from ..utils.privacy.values import Unit
@@ -66,7 +65,7 @@ def set_budget(
                 " of the two data sets"
             )
         key = _identity_key(folder)
-        book = ledger.set_budget(dataset, budget, getpass.getuser(), key.sign if key else None)
+        book = ledger.set_budget(dataset, budget, this_user(), key.sign if key else None)
         ledger.close()
     signed = "signed by this site's identity key" if key else "not signed: this site is no member now"
     _say(f"{dataset}: {budget}, over all studies; {signed}.")

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..utils.command_line import errors_in_words
+from ..utils.command_line import errors_in_words, this_user
 from ..utils.errors import IdentityError
 
 if TYPE_CHECKING:
@@ -69,8 +69,6 @@ def accept(
     folder: FolderOption = _DEFAULT,
 ) -> None:
     """Accept the roster that was fetched, if it has exactly this digest: from then on this site sums with these."""
-    import getpass
-
     from ..utils.certificates import read_identity_key
     from ..utils.roster import difference
     from .accepted_roster import accept_roster, check_own_entry, offered_roster
@@ -83,7 +81,7 @@ def accept(
         key = read_identity_key(credentials.identity_key, "the identity key")
         accepted = check_own_entry(offered_roster(folder, digest), credentials.peer, credentials.public_identity)
         with logging_to(folder) as log:  # an acceptance that cannot be logged is not made
-            log.accepted_roster(accepted.digest, accepted.names, getpass.getuser())
+            log.accepted_roster(accepted.digest, accepted.names, this_user())
         accept_roster(folder, accepted, credentials.peer, key)
     _say(*difference(before, accepted))
     _say(f"{len(accepted.entries)} envoys accepted, in {folder}/. An envoy that runs reads it at its next secure sum.")

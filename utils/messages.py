@@ -373,7 +373,7 @@ class SumView:
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """What an operator sees of a round: sums over sites, never one site's values."""
+    """What an operator sees of a round: sums over sites, and of one site nothing but what it published."""
 
     round: int
     attempt: int

@@ -36,7 +36,7 @@ from ..utils.plan_bundle import Bundle, open_bundle
 from .chest_xrays import CLASSES, Images3, Part, find_images
 from .demo_protection import PUBLIC_SHARE, DemoCodec, DemoDefense, envoy_settings, fitted_codec, given_codec
 from .local_federation import LocalFederation
-from .processes import cpu_by_process
+from .processes import cpu_seconds_in_bubblewrap
 from .sites import DEMO_SITES, divide, set_aside
 
 PLAN = Path(__file__).parent / "pneumonia" / "plan.py"
@@ -117,8 +117,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, object]:
             raise FederationError(f"the run {view.state}: {view.reason}; see {home}/*/log.txt")
         with federation.operator() as operator:
             model = operator.fetch(view.model)
-        # bubblewrap does not wait for what is in its box, so nobody is told what that used once it ended.
-        in_boxes = sum(sum(cpu_by_process(envoy.pid)[1:]) for envoy in federation.envoys.values())
+        in_boxes = sum(cpu_seconds_in_bubblewrap(envoy.pid) for envoy in federation.envoys.values())
     (options.out / "model.safetensors").write_bytes(model)
     console.print("Each site alone, with the same plan and as many rounds ...")
     return _conclude(options, console, images, paths, bundle, codec, view, model, started, in_boxes)

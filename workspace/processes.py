@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -24,13 +24,25 @@ def family(pid: int) -> list[int]:
 
 def cpu_seconds(pid: int) -> float:
     """CPU seconds that a process and its descendants have used, user and system."""
-    return sum(cpu_by_process(pid))
+    return _cpu_seconds(family(pid))
 
 
-def cpu_by_process(pid: int) -> list[float]:
-    """CPU seconds that a process has used, and then each of its descendants that lives now."""
-    stats = [_text(Path(f"/proc/{member}/stat")).rpartition(")")[2].split() for member in family(pid)]
-    return [sum(map(int, fields[11:13])) / _TICKS if fields else 0.0 for fields in stats]
+def cpu_seconds_in_bubblewrap(pid: int) -> float:
+    """CPU seconds of what runs now in bubblewrap's boxes below a process.
+
+    bubblewrap does not wait for what is in its box, so once that has ended ``getrusage`` tells nobody of it. Boxes of
+    other sorts are waited for, and are not counted here.
+    """
+    boxes = [family(member) for member in family(pid) if _text(Path(f"/proc/{member}/comm")).strip() == "bwrap"]
+    return _cpu_seconds({inside for _, *box in boxes for inside in box})
+
+
+def _cpu_seconds(members: Iterable[int]) -> float:
+    total = 0
+    for member in members:
+        fields = _text(Path(f"/proc/{member}/stat")).rpartition(")")[2].split()
+        total += sum(map(int, fields[11:13])) if fields else 0
+    return total / _TICKS
 
 
 def peak_megabytes(pid: int) -> float:

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fedveil.director.database import open_database
 from fedveil.director.history import History, RoundRecord, RunRecord
@@ -28,6 +29,7 @@ from fedveil.utils.plan_bundle import Bundle, open_bundle
 from fedveil.workspace.local_federation import LocalFederation
 from fedveil.workspace.plan_builder import build_plan
 from fedveil.workspace.processes import family
+from PIL import Image
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -263,6 +265,21 @@ def four(tmp_path: Path) -> Iterator[ToyFederation]:
 def toy_federation() -> Callable[[Path, str], ToyFederation]:
     """Makes a federation of four in a folder, with more lines of [secure_aggregation]; to be set up and ended."""
     return lambda folder, more: ToyFederation(folder, FOUR, ENVOY.replace('"allowed"', '"required"') + more)
+
+
+@pytest.fixture(name="write_xrays")
+def _write_xrays() -> Callable[..., None]:
+    """Writes forty images whose classes differ in brightness; each file's name begins with ``prefix``."""
+
+    def write(folder: Path, seed: int, prefix: str = "") -> None:
+        rng = np.random.default_rng(seed)
+        for label, name in enumerate(("normal", "pneumonia")):
+            (folder / name).mkdir(parents=True)
+            for number in range(20):
+                pixels = rng.integers(10, 100, (8, 8), np.uint8) + np.uint8(120 * label)
+                Image.fromarray(pixels).save(folder / name / f"{prefix}{number}.png")
+
+    return write
 
 
 @pytest.fixture(name="wait_until")

@@ -8,7 +8,6 @@ sides are verified away from everything, and a copy that was tampered with is ca
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -16,9 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import load_file
 
 ADDRESS = "10.88.0.1"
@@ -58,18 +55,6 @@ round_timeout_seconds = 120
 """
 
 
-def xrays(folder: Path, seed: int) -> None:
-    """Forty images whose classes differ in brightness; the files' names are a patient's, and must stay at the site."""
-    rng = np.random.default_rng(seed)
-    for label, name in enumerate(("normal", "pneumonia")):
-        (folder / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = rng.integers(10, 100, (8, 8), np.uint8) + np.uint8(120 * label)
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "PNG")
-            (folder / name / f"PATIENT-Doe-{seed}-{number}.png").write_bytes(file.getvalue())
-
-
 @pytest.fixture
 def hosts(host_at: Callable[..., Any], tmp_path: Path) -> tuple[Any, ...]:
     """The director's, and five hospitals'."""
@@ -97,7 +82,7 @@ def digest_of_study(said: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.story
-def test_site_control_from_invitation_to_a_log_that_nobody_can_rewrite(hosts, wait_until, tmp_path):
+def test_site_control_from_invitation_to_a_log_that_nobody_can_rewrite(hosts, wait_until, write_xrays, tmp_path):
     director, *hospitals = hosts
     a, b, c, d, e = hospitals
 
@@ -110,7 +95,8 @@ def test_site_control_from_invitation_to_a_log_that_nobody_can_rewrite(hosts, wa
         director.types(f"director invite {name} --organization H{nth} --out {name}.join")
         shutil.move(director.home / f"{name}.join", hospital.home)
         hospital.types(f"envoy join {name}.join --fingerprint '{fingerprint}'")
-        xrays(hospital.home / "xrays", nth)
+        # The names are a patient's, and must stay at the site.
+        write_xrays(hospital.home / "xrays", nth, f"PATIENT-Doe-{nth}-")
         hospital.types("envoy data add chest-xray xrays")
         with (hospital.home / "folder" / "envoy.toml").open("a") as settings:
             settings.write("\n[training]\npreload_torch = false\nthreads = 1\n")

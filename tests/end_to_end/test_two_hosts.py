@@ -5,7 +5,6 @@ It needs root, `ip` (Debian: iproute2) and a kernel that lets namespaces be made
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -14,12 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from fedveil.director.database import open_database
 from fedveil.director.history import History
 from fedveil.utils.messages import RunId
-from PIL import Image
 from safetensors.numpy import load_file
 
 DIRECTOR = "10.87.0.1"
@@ -72,19 +69,9 @@ def hosts(host_at: Callable[..., Any], tmp_path: Path) -> tuple[Any, ...]:
     return tuple(made)
 
 
-def xrays(folder: Path, seed: int) -> None:
-    """Forty images whose classes differ in brightness."""
-    rng = np.random.default_rng(seed)
-    for label, name in enumerate(("normal", "pneumonia")):
-        (folder / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = rng.integers(10, 100, (8, 8), np.uint8) + np.uint8(120 * label)
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "PNG")
-            (folder / name / f"{number}.png").write_bytes(file.getvalue())
-
-
-def set_up(director: Any, hospitals: list[Any], wait_until: Callable[..., None]) -> None:
+def set_up(
+    director: Any, hospitals: list[Any], wait_until: Callable[..., None], write_xrays: Callable[..., None]
+) -> None:
     """As the README says it, up to the roster."""
     shown = director.types(f"director init lungs --address {DIRECTOR}")
     fingerprint = shown.partition("read out to sites: ")[2].splitlines()[0].strip()
@@ -94,7 +81,7 @@ def set_up(director: Any, hospitals: list[Any], wait_until: Callable[..., None])
         director.types(f"director invite {name} --organization H{nth} --out {name}.join")
         shutil.move(director.home / f"{name}.join", hospital.home)  # handed over like a password
         assert fingerprint in hospital.types(f"envoy join {name}.join").replace("\n", "")
-        xrays(hospital.home / "xrays", nth)
+        write_xrays(hospital.home / "xrays", nth)
         with (hospital.home / "folder" / "envoy.toml").open("a") as settings:
             settings.write("\n[training]\npreload_torch = false\n")
         hospital.types("envoy data add chest-xray xrays")
@@ -133,9 +120,9 @@ def approve(hospitals: list[Any], wait_until: Callable[..., None]) -> None:
 
 
 @pytest.mark.slow
-def test_three_hospitals_on_hosts_of_their_own_train_together_as_the_readme_says(hosts, wait_until):
+def test_three_hospitals_on_hosts_of_their_own_train_together_as_the_readme_says(hosts, wait_until, write_xrays):
     director, *hospitals = hosts
-    set_up(director, hospitals, wait_until)
+    set_up(director, hospitals, wait_until, write_xrays)
     accept_rosters(hospitals)
     (director.home / "experiment.toml").write_text(EXPERIMENT, "utf-8")
     assert "brightness-1 is queued" in director.types("director experiment submit experiment.toml")
@@ -155,9 +142,9 @@ def test_three_hospitals_on_hosts_of_their_own_train_together_as_the_readme_says
 
 
 @pytest.mark.slow
-def test_without_a_roster_that_they_accepted_hospitals_sum_with_nobody(hosts, wait_until):
+def test_without_a_roster_that_they_accepted_hospitals_sum_with_nobody(hosts, wait_until, write_xrays):
     director, *hospitals = hosts
-    set_up(director, hospitals, wait_until)
+    set_up(director, hospitals, wait_until, write_xrays)
     (director.home / "experiment.toml").write_text(EXPERIMENT, "utf-8")
     director.types("director experiment submit experiment.toml")
     approve(hospitals, wait_until)
@@ -169,9 +156,11 @@ def test_without_a_roster_that_they_accepted_hospitals_sum_with_nobody(hosts, wa
 
 
 @pytest.mark.slow
-def test_a_site_whose_cable_is_pulled_is_lost_in_five_seconds_and_back_when_it_is_plugged_in(hosts, wait_until):
+def test_a_site_whose_cable_is_pulled_is_lost_in_five_seconds_and_back_when_it_is_plugged_in(
+    hosts, wait_until, write_xrays
+):
     director, *hospitals, _ = hosts
-    set_up(director, hospitals, wait_until)
+    set_up(director, hospitals, wait_until, write_xrays)
     for hospital in hospitals:
         file = hospital.home / "folder" / "envoy.toml"
         file.write_text(file.read_text("utf-8").replace('rule = "required"', 'rule = "allowed"'), "utf-8")

@@ -7,8 +7,10 @@ import socket
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fedveil.envoy.__main__ import app
 from fedveil.envoy.control_socket import ControlSocket, ask, ask_status, is_running
 from fedveil.envoy.session import EnvoyStatus
 from fedveil.utils.errors import (
@@ -18,6 +20,7 @@ from fedveil.utils.errors import (
     StorageError,
     UnreachableError,
 )
+from typer.testing import CliRunner
 
 STATUS = EnvoyStatus("site-a", True, "round 3 of lungs-1", 2, 1.5, "")
 
@@ -197,3 +200,17 @@ def test_an_error_of_a_class_that_is_not_ours_is_still_an_error(folder):
     with pytest.raises(FederationError, match="odd"):
         ask_status(folder)
     running.close()
+
+
+@pytest.mark.parametrize(
+    ("runs_on", "status", "words"), [(False, 0, "The envoy has ended"), (True, 1, "still finishes")]
+)
+def test_stop_says_whether_the_envoy_has_ended(tmp_path, monkeypatch, runs_on, status, words):
+    monkeypatch.setattr("fedveil.envoy.control_socket.ask", lambda *_: {"ended": ["round 1 of lungs-1"]})
+    monkeypatch.setattr("fedveil.envoy.control_socket.is_running", lambda _: runs_on)
+    clock = SimpleNamespace(monotonic=iter(range(0, 1000, 6)).__next__, sleep=lambda _: None)
+    monkeypatch.setattr("fedveil.envoy.veto_commands.time", clock)
+    done = CliRunner().invoke(app, ["stop", "--folder", str(tmp_path)])
+    assert done.exit_code == status, done.output
+    assert "ended: round 1 of lungs-1" in done.output
+    assert words in done.output
