@@ -163,12 +163,12 @@ def test_site_control_from_invitation_to_a_log_that_nobody_can_rewrite(hosts, wa
     director.types(f"director experiment rollback {run} --to {earlier} --reason 'that one was better'")
     director.types(f"director experiment set {run} --learning-rate 0.05 --local-epochs 12000 --reason 'longer rounds'")
 
-    # ---- a veto in mid-round: silent within two seconds, and the round goes on without the site
+    # ---- a veto in mid-round: nothing of it runs when the command has answered, and the round goes on without the site
     director.types(f"director experiment resume {run}")
     wait_until(lambda: "round" in _task(e), "the long round at hospital-e", 60)
     wait_until(lambda: _workers(e) > 0, "the training at hospital-e", 60)
     assert "ended:" in e.types("envoy veto --reason 'the lights went out'")
-    # That local work ends in two seconds is held by test_data_managers.py, without the commands' own start-up.
+    # How soon that is: `fedveil bench sandbox`, in its last column.
     wait_until(lambda: not _workers(e), "silence at hospital-e", 5)
     assert not _task(e)
     enough = _closed(director, run) + 3

@@ -221,16 +221,15 @@ def test_help_names_every_command(room):
 
 
 @pytest.mark.parametrize(("room", "module"), [("director", "director"), ("envoy", "envoy"), ("fedveil", "workspace")])
-def test_help_comes_in_under_a_second_of_cpu_and_without_torch(room, module):
+def test_help_comes_without_torch_and_whatever_else_takes_long_to_import(room, module):
     script = (
-        "import json, sys, time\n"
+        "import json, sys\n"
         f"sys.argv = [{room!r}, '--help']\n"
         f"from fedveil.{module}.__main__ import main\n"
         "try:\n    main()\n"
-        "finally:\n    print(json.dumps([time.process_time(), sorted(sys.modules)]), file=sys.stderr)\n"
+        "finally:\n    print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    seconds, loaded = json.loads(done.stderr)
+    loaded = json.loads(done.stderr)
     assert "Usage" in done.stdout
     assert not {"torch", "torchvision", "grpc", "sqlalchemy", "matplotlib", "sklearn"} & set(loaded)
-    assert seconds < 1.0

@@ -1,10 +1,13 @@
 """What the box of a plan's code costs: starting a process that imports nothing, and a task of a plan that does nothing.
 
+And how soon nothing of a plan runs any more that would never end by itself, after its task was withdrawn.
+
 Tiers take turns, so that the machine's drift meets them all alike; ``none`` is the process without a box.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 import time
@@ -18,11 +21,14 @@ from ...envoy.sandbox.probing import probe_tiers
 from ...envoy.sandbox.sandbox import Sandbox
 from ...envoy.sandbox.view import View
 from ...envoy.trainer import ChildTrainer
+from ...utils.errors import TrainingError
 from ...utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from ...utils.plan_bundle import Bundle, open_bundle
 from ..plan_builder import build_plan
+from .endless_plan import BEGUN
 
 _PLAN = Path(__file__).with_name("noop_plan.py")
+_ENDLESS = Path(__file__).with_name("endless_plan.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,7 @@ class BoxCost:
     first_task: float  # numpy and the plan are imported in it
     next_task: float  # by the same process
     end: float  # from the decision until nothing of it runs
+    withdrawn: float  # the same, of five processes that loop and heed no signal
 
 
 def measure_sandbox(turns: int) -> list[BoxCost]:
@@ -43,23 +50,29 @@ def measure_sandbox(turns: int) -> list[BoxCost]:
         turns: measurements of each.
     """
     tiers = [one.tier for one in probe_tiers() if one.works]
-    found: dict[Tier, list[tuple[float, float, float, float]]] = {tier: [] for tier in tiers}
+    found: dict[Tier, list[tuple[float, ...]]] = {tier: [] for tier in tiers}
     with tempfile.TemporaryDirectory(prefix="fedveil-bench-") as name:
         folder = Path(name)
         build_plan(_PLAN, folder / "plan", {"elements": 1000})
-        bundle = open_bundle(folder / "plan")
+        build_plan(_ENDLESS, folder / "endless", {})
+        bundle, endless = open_bundle(folder / "plan"), open_bundle(folder / "endless")
         for _ in range(turns):
             for tier in tiers:
                 site = folder / "site"
-                found[tier].append((_start_seconds(tier, site), *_task_seconds(tier, site, bundle)))
+                costs = (_start_seconds(tier, site), *_task_seconds(tier, site, bundle))
+                found[tier].append((*costs, _withdrawal_seconds(tier, site, endless)))
     return [BoxCost(tier.value, *map(min, zip(*rows, strict=True))) for tier, rows in found.items()]
 
 
 def as_markdown(costs: list[BoxCost]) -> list[str]:
     """A table, in milliseconds."""
-    lines = ["| tier | start, ms | first task, ms | next task, ms | end, ms |", "|---|---|---|---|---|"]
+    lines = [
+        "| tier | start, ms | first task, ms | next task, ms | end, ms | withdrawn, ms |",
+        "|---|---|---|---|---|---|",
+    ]
     for one in costs:
-        cells = " | ".join(f"{1000 * seconds:.1f}" for seconds in (one.start, one.first_task, one.next_task, one.end))
+        seconds = (one.start, one.first_task, one.next_task, one.end, one.withdrawn)
+        cells = " | ".join(f"{1000 * value:.1f}" for value in seconds)
         lines.append(f"| {one.tier} | {cells} |")
     return lines
 
@@ -84,6 +97,27 @@ def _task_seconds(tier: Tier, folder: Path, bundle: Bundle) -> tuple[float, floa
     trainer.close()
     times.append(time.perf_counter())
     return times[1] - times[0], times[2] - times[1], times[3] - times[2]
+
+
+def _withdrawal_seconds(tier: Tier, folder: Path, bundle: Bundle) -> float:
+    trainer = ChildTrainer(folder / "state", Sandbox.of_tier(tier, SandboxPolicy(), folder))
+    log, withdrawn, began = folder / "state" / "worker.log", threading.Event(), []
+    log.unlink(missing_ok=True)
+
+    def withdraw() -> None:
+        while not log.exists() or BEGUN not in log.read_text("utf-8"):
+            withdrawn.wait(0.01)
+        began.append(time.perf_counter())
+        withdrawn.set()
+
+    thread = threading.Thread(target=withdraw)
+    thread.start()
+    with contextlib.suppress(TrainingError):
+        trainer.run(_order(folder, bundle, 1), 60, withdrawn)
+    took = time.perf_counter() - began[0]
+    thread.join()
+    trainer.close()
+    return took
 
 
 def _order(folder: Path, bundle: Bundle, number: int) -> WorkOrder:

@@ -194,4 +194,4 @@ def test_the_benchmark_measures_every_tier_that_works():
     costs = measure_sandbox(1)
     assert {one.tier for one in costs} == {one.tier.value for one in probe_tiers() if one.works}
     assert len(as_markdown(costs)) == len(costs) + 2
-    assert all(one.start > 0 for one in costs)
+    assert all(one.start > 0 and one.withdrawn > 0 for one in costs)
