@@ -7,6 +7,7 @@ open round in the database and goes on: what has a receipt is there, the others 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -483,6 +484,7 @@ class Coordinator:
             progress, run_model = progress_of(line, len(progress)), run.model_after(line)
         following, ending = after_close(run.steered, closed, progress, run.record.started_at or now, now)
         self._audit.closed(closed.ref, outcome.model, outcome.sum)
+        self._write_traffic(run)
         self._history.close_round(
             closed,
             model_out=outcome.model,
@@ -506,6 +508,7 @@ class Coordinator:
         recorded = with_refusals(failed, self._refusals)
         following, ending = after_failure(run.settings, before, recorded, now)
         self._audit.failed(recorded.ref, recorded.reason)
+        self._write_traffic(run)
         self._history.fail_round(recorded, now, following, ending)
         _LOG.warning("round failed task=%s reason=%s", recorded.ref, recorded.reason)
         self._withdraw(failed, failed.cohort)
@@ -515,6 +518,8 @@ class Coordinator:
         """The run ends with its present round, which gives nothing."""
         failed = rounds.fail(this, ending.reason)
         self._audit.failed(failed.ref, failed.reason)
+        if self._run is not None:
+            self._write_traffic(self._run)
         self._history.fail_round(failed, self._now(), None, ending)
         self._withdraw(failed, failed.cohort)
         self._begin(None, ending, f"failed: {ending.reason}")
@@ -617,12 +622,21 @@ class Coordinator:
     def _withdraw(self, this: Round, envoys: frozenset[m.EnvoyName]) -> None:
         self._lines.push(sorted(envoys), m.Withdrawal(this.ref, this.reason or f"{this.ref} is {this.state.value}"))
 
-    def _tidy(self, run: ActiveRun) -> None:
-        """Housekeeping, which a full disk may put off until the next round."""
-        try:
-            if self._up or self._down:
+    def _write_traffic(self, run: ActiveRun) -> None:
+        """Before its round is over: who reads that the run has ended reads all of its traffic."""
+        if self._up or self._down:
+            with self._may_wait():
                 self._history.add_traffic(run.record.run, self._up, self._down)
                 self._up = self._down = 0
+
+    def _tidy(self, run: ActiveRun) -> None:
+        with self._may_wait():
             self._retention.tidy(run)
+
+    @contextlib.contextmanager
+    def _may_wait(self) -> Iterator[None]:
+        """Housekeeping, which a full disk may put off until the next round."""
+        try:
+            yield
         except FederationError as error:
             _LOG.warning("housekeeping is put off: %s", error)

@@ -21,6 +21,7 @@ from .cgroup import ControlGroup
 from .policy import Tier
 
 _SILENT_SECONDS = 2.0
+_ENDED = frozenset("ZX")  # proc(5): states of what its parent has yet to ask for
 _BY_SIGNAL = 128  # bubblewrap's exit status is this and the signal's number
 
 
@@ -112,12 +113,30 @@ def first_process(told: int) -> tuple[int, int] | None:
 
 
 def _wait_for_group(leader: int) -> None:
-    """Until none of a killed group is left, for a while."""
+    """Until nothing of a killed group runs, for a while.
+
+    What has ended stays in the group until its parent asks for it. That is the machine's first process once its own
+    parent was killed, and some of those ask late or never: it is not waited for.
+    """
     deadline = time.monotonic() + _SILENT_SECONDS
     with contextlib.suppress(ProcessLookupError, PermissionError):
         while time.monotonic() < deadline:
             os.killpg(leader, 0)
+            if not _runs(leader):
+                return
             time.sleep(0.002)
+
+
+def _runs(group: int) -> bool:
+    """Does a process of this group run that has not ended?"""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
+            # A process whose first thread has ended says Z too, as long as another of its threads runs.
+            has_ended = fields[0] in _ENDED and int(fields[17]) <= 1
+            if int(fields[2]) == group and not has_ended:
+                return True
+    return False
 
 
 def _cpu_seconds(process: int) -> float:

@@ -151,6 +151,30 @@ def test_housekeeping_that_fails_is_put_off_and_the_round_stays_closed(desk, mon
     assert not desk.broke.is_set()
 
 
+@pytest.mark.parametrize("transition", ["close_round", "fail_round"])
+def test_a_run_whose_end_can_be_read_has_all_of_its_traffic(desk, monkeypatch, transition):
+    real, seen = getattr(desk.history, transition), []
+
+    def then_read(*arguments, **values):
+        real(*arguments, **values)
+        seen.append(desk.history.run(m.RunId("toy-1")))
+
+    monkeypatch.setattr(desk.history, transition, then_read)
+    line = desk.open_line(A)
+    desk.answer(desk.task(line))
+    task = desk.task(line)
+    desk.coordinator.count_download(1 << 33)
+    if transition == "close_round":
+        desk.answer(task)
+    else:
+        desk.coordinator.stop_run(m.RunId("toy-1"), "enough")
+    ended = desk.ended("toy-1")
+    last = seen[-1]
+    assert last.state is ended.state
+    assert last.bytes_down == 1 << 33
+    assert last.bytes_up == len(bytes_of(UPDATE)) * (2 if transition == "close_round" else 1)
+
+
 def test_a_database_that_is_full_for_a_moment_loses_no_round(desk, monkeypatch):
     close_round, failures = desk.history.close_round, [StorageError("the disk is full")]
 

@@ -61,7 +61,7 @@ def test_closing_wakes_whoever_waits(lines: Lines):
     waiting = threading.Thread(target=lambda: got.append(line.next()))
     waiting.start()
     lines.close()
-    waiting.join(10.0)
+    waiting.join(60.0)
     assert got == [None]
     assert line.is_closed
 

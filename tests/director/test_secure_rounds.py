@@ -306,7 +306,7 @@ class Desk:
 
     def until(self, is_so: Callable[[], bool]) -> None:
         """Wait for something that will be."""
-        deadline = time.monotonic() + 20.0
+        deadline = time.monotonic() + 60.0
         while not is_so():
             assert time.monotonic() < deadline, "it did not come to pass"
             self.coordinator.wait_for_change(m.RunId("toy-1"), 0.05)  # returns at once when the run is over

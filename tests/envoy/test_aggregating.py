@@ -27,7 +27,7 @@ ME = m.EnvoyName("university")
 SITES = tuple(map(m.EnvoyName, "abcde"))
 SIZE = 300_000
 CAST = cast_of((*SITES, ME))
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @dataclass

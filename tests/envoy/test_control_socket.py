@@ -126,7 +126,7 @@ def test_after_the_end_nobody_answers_and_nothing_is_left(folder):
     ControlSocket(folder, QUESTIONS).close()
     for thread in serving():
         if thread not in before:
-            thread.join(10.0)
+            thread.join(60.0)
             assert not thread.is_alive()
     assert list(folder.iterdir()) == []
     assert not is_running(folder)
@@ -185,7 +185,7 @@ def test_an_answer_that_is_no_status_is_said_so(folder, answer):
     thread.start()
     with pytest.raises(MalformedMessageError, match=r"no status|no JSON|no answer of ours"):
         ask_status(folder)
-    thread.join(10.0)
+    thread.join(60.0)
     other.close()
 
 

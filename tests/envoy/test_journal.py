@@ -123,7 +123,7 @@ def test_threads_share_it(journal):
         journal.finish(FinishedWork(ref, RESULT, DIGEST, 4))
         journal.receive(ref)
     for thread in threads:
-        thread.join(10.0)
+        thread.join(60.0)
     assert journal.count()[0] == 20
 
 

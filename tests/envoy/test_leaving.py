@@ -41,7 +41,7 @@ from fedveil.workspace.own_plans import OwnPlans
 from fedveil.workspace.plan_builder import build_plan
 from typer.testing import CliRunner
 
-SECONDS = 10.0
+SECONDS = 60.0
 NUMBER = 1000
 CHECK, ENCODE, CLIP, NOISE, AUDIT = Step
 PLAN = f"""

@@ -41,7 +41,7 @@ def test_whoever_waits_is_told_of_an_item_and_of_a_withdrawal():
     while not came:
         waiting.join(0.01)
     mailbox.close()
-    waiting.join(5.0)
+    waiting.join(60.0)
     assert came == [b"cohort", "withdrawn while this site waited for the shares"]
 
 

@@ -86,7 +86,7 @@ def test_an_end_wakes_whoever_pauses():
     thread = threading.Thread(target=lambda: paused.append(patience.pause()))
     thread.start()
     ended.set()
-    thread.join(10.0)
+    thread.join(60.0)
     assert paused == [False]
 
 

@@ -39,7 +39,7 @@ from fedveil.utils.tensors import digest_of
 from fedveil.workspace.own_plans import OwnPlans
 from fedveil.workspace.plan_builder import build_plan
 
-SECONDS = 8.0
+SECONDS = 60.0
 NAMES = ("site-a", "site-b", "site-c", "site-d")
 OTHERS = NAMES[1:]
 SIZE = 1001  # an odd number, so that the body is padded

@@ -266,7 +266,7 @@ def test_closing_ends_an_order_of_another_thread(site, trainer):
     while not (site.folder / "began").exists():
         pause.wait(0.01)
     trainer.close()
-    thread.join(5)
+    thread.join(60.0)
     assert not thread.is_alive()
     assert raised
     with pytest.raises(TrainingError, match="shutting down"):

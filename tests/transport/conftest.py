@@ -110,7 +110,7 @@ class Puppet:
 
         for work in (listen, beat):
             threading.Thread(target=work, daemon=True).start()
-        assert stands.wait(10.0)
+        assert stands.wait(60.0)
         self.attends = True
 
     def approve(self, *offers: m.Offer) -> None:
@@ -137,7 +137,7 @@ class Puppet:
             if isinstance(item, kind):
                 self._kept.remove(item)
                 return item
-        while not isinstance(item := self.items.get(timeout=10.0), kind):
+        while not isinstance(item := self.items.get(timeout=60.0), kind):
             if isinstance(item, m.Task | m.Offer):
                 self._kept.append(item)
         return item
@@ -355,7 +355,7 @@ class RealProxy:
                 stderr=out,
                 start_new_session=True,
             )
-        deadline, pause = time.monotonic() + 30.0, threading.Event()
+        deadline, pause = time.monotonic() + 60.0, threading.Event()
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1.0).close()

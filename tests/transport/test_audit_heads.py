@@ -29,7 +29,7 @@ from fedveil.utils.certificates import read_identity_key
 from fedveil.workspace.own_plans import OwnPlans
 from typer.testing import CliRunner
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def typed(app, *words: str) -> str:

@@ -17,7 +17,7 @@ from fedveil.utils.errors import FederationError, TooManyCallsError
 from fedveil.utils.tensors import Digest
 from fedveil.workspace.own_plans import OwnPlans
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 def test_a_new_work_stream_of_an_envoy_ends_its_older_one(federation):

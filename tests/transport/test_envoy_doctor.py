@@ -109,7 +109,7 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[int]:
         thread.start()
         yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
-        thread.join(timeout=5.0)
+        thread.join(timeout=60.0)
 
 
 def in_tls(

@@ -274,7 +274,7 @@ class Load:
         self._ends.set()
         self._link.close()
         for thread in self._threads:
-            thread.join(10.0)
+            thread.join(60.0)
 
     def _guard(self, work: Callable[[], None]) -> None:
         try:

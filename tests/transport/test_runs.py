@@ -191,7 +191,7 @@ def test_a_run_that_is_stopped_withdraws_its_task_and_the_next_one_starts(federa
         assert (view.state, view.reason) == ("stopped", "stopped: wrong learning rate")
         with pytest.raises(ProtocolError, match="toy-1 is stopped; only a queued or running one"):
             operator.stop(first, "again")
-    while not isinstance(withdrawal := envoy.items.get(timeout=10.0), m.Withdrawal):
+    while not isinstance(withdrawal := envoy.items.get(timeout=60.0), m.Withdrawal):
         assert isinstance(withdrawal, m.Offer)
     assert (withdrawal.ref, withdrawal.reason) == (task.ref, "stopped: wrong learning rate")
     envoy.send(envoy.task(), 1.0)
@@ -205,7 +205,7 @@ def test_a_long_reason_to_stop_reaches_everybody(federation):
     with federation.operator() as operator:
         assert operator.stop(run, "x" * 2_000).reason.startswith("stopped: xxx")
         assert operator.show(run).state == "stopped"
-    while not isinstance(item := envoy.items.get(timeout=10.0), m.Withdrawal):
+    while not isinstance(item := envoy.items.get(timeout=60.0), m.Withdrawal):
         assert isinstance(item, m.Offer)
     following = federation.submit()
     envoy.send(envoy.task(), 1.0)
@@ -332,7 +332,7 @@ def put_blob(federation, *parts: m.Part) -> None:
     with federation.operator() as operator:
         call = operator._channel.stream_unary(f"/{transport.CONTROL}/PutBlob")
         try:
-            call(map(wire.part_to_wire, parts), timeout=10.0)
+            call(map(wire.part_to_wire, parts), timeout=60.0)
         except transport.grpc.RpcError as failure:
             raise transport.error_of(failure) from failure
 

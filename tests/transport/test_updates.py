@@ -220,7 +220,7 @@ def test_a_stream_cut_at_any_tenth_is_resumed_to_the_same_receipt(opened, tenth:
         never.wait(20.0)
 
     call = client._upload.future(half())
-    assert sent.wait(10.0)
+    assert sent.wait(60.0)
     spool = opened.federation.folder / "uploads" / "site-c.spool"
     opened.federation.until(lambda: int.from_bytes(spool.read_bytes()[32:40], "little") == cut)
     call.cancel()
@@ -235,7 +235,7 @@ def test_a_stream_cut_at_any_tenth_is_resumed_to_the_same_receipt(opened, tenth:
 def _raw_upload(opened, *raws: bytes) -> bytes:
     call = opened.bad.client._channel.stream_unary(f"/{transport.FEDERATION}/Upload")
     try:
-        return call(iter(raws), timeout=20.0)
+        return call(iter(raws), timeout=60.0)
     except grpc.RpcError as failure:
         raise transport.error_of(failure) from failure
 
@@ -261,7 +261,7 @@ def test_bytes_that_are_no_part_are_refused(opened, raw: bytes):
 def test_bytes_that_are_no_message_are_refused(opened, method: str):
     call = opened.bad.client._channel.unary_unary(f"/{transport.FEDERATION}/{method}")
     with pytest.raises(grpc.RpcError) as caught:
-        call(b"\xff" * 50, timeout=20.0)
+        call(b"\xff" * 50, timeout=60.0)
     assert isinstance(transport.error_of(caught.value), MalformedMessageError)
     opened.closes_with_everybody()
 

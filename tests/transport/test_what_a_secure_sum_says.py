@@ -29,7 +29,7 @@ from fedveil.workspace.local_federation import LocalFederation
 from fedveil.workspace.own_plans import OwnPlans
 from fedveil.workspace.plan_builder import build_plan
 
-SECONDS = 10.0
+SECONDS = 60.0
 SITES = ("site-a", "site-b", "site-c", "site-d")
 SIZE, EXAMPLES, LOSS, BOUND, MOST = 10_000, 7919, 0.6180339887, 4.0, 10_000
 PLAN = f"""

@@ -18,7 +18,7 @@ from fedveil.utils import messages as m
 from fedveil.utils.addresses import Address
 from fedveil.workspace.own_plans import OwnPlans
 
-SECONDS = 10.0
+SECONDS = 60.0
 UPDATE_BYTES = 40_000
 
 

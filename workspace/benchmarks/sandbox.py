@@ -7,7 +7,6 @@ Tiers take turns, so that the machine's drift meets them all alike; ``none`` is 
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import threading
 import time
@@ -101,22 +100,30 @@ def _task_seconds(tier: Tier, folder: Path, bundle: Bundle) -> tuple[float, floa
 
 def _withdrawal_seconds(tier: Tier, folder: Path, bundle: Bundle) -> float:
     trainer = ChildTrainer(folder / "state", Sandbox.of_tier(tier, SandboxPolicy(), folder))
-    log, withdrawn, began = folder / "state" / "worker.log", threading.Event(), []
+    log, withdrawn, over = folder / "state" / "worker.log", threading.Event(), threading.Event()
     log.unlink(missing_ok=True)
+    began = 0.0
 
     def withdraw() -> None:
-        while not log.exists() or BEGUN not in log.read_text("utf-8"):
-            withdrawn.wait(0.01)
-        began.append(time.perf_counter())
-        withdrawn.set()
+        nonlocal began
+        while not over.wait(0.01):
+            if log.exists() and BEGUN in log.read_text("utf-8"):
+                began = time.perf_counter()
+                withdrawn.set()
+                return
 
     thread = threading.Thread(target=withdraw)
     thread.start()
-    with contextlib.suppress(TrainingError):
+    try:
         trainer.run(_order(folder, bundle, 1), 60, withdrawn)
-    took = time.perf_counter() - began[0]
-    thread.join()
-    trainer.close()
+    except TrainingError:
+        if not withdrawn.is_set():  # it never looped
+            raise
+    finally:
+        took = time.perf_counter() - began
+        over.set()
+        thread.join()
+        trainer.close()
     return took
 
 

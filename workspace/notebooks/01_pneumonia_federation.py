@@ -253,7 +253,8 @@ print(f"the same {len(model):,} bytes")
 # - The director saw sums over four sites, who took part, and when. Three of the four together would know the fourth's
 #   update from the sum; `min_organizations`, `colluding` and `honest` in a site's `envoy.toml` say what it insists on.
 # - Nothing was noised, and there is no epsilon.
-# - The envoys ran the plan because it was submitted. A site's approval is not built yet.
+# - Each site approved the plan before it ran. Here all sites have one owner, and `LocalFederation` approved for them;
+#   between hospitals that is for each own data manager, by `envoy plan approve`.
 # - A model trained on 28x28 pixels of one hospital's children is an exercise, not a diagnosis.
 
 # %%
