@@ -94,7 +94,7 @@ def test_a_restart_does_not_change_who_is_asked(federation, settings, wait_until
     calm = federation.submit(settings("calm", rounds=4, quorum=1, cohort=2), plan)
     expected = federation.finish(calm)
     federation.kill_director()
-    for place in (8, 6, 6):  # planning another round is the last that each of these directors does
+    for place in (8, 7, 7):  # planning another round is the last that each of these directors does
         federation.start_doomed_director("--kill-at", str(place), "--when", "after")
         if not federation.record("wild"):
             federation.wait_for_all()
