@@ -171,7 +171,7 @@ def _in_our_words() -> Iterator[None]:
         yield
     except grpc.RpcError as failure:
         raise transport.error_of(failure) from failure
-    except ValueError as error:  # all that gRPC says of a channel that this side closed meanwhile
-        if "closed channel" not in str(error):
+    except ValueError as error:  # all that gRPC says of a channel that this side closed, before the call or amid it
+        if not any(words in str(error).lower() for words in ("closed channel", "channel closed")):
             raise
         raise UnreachableError("this connection was closed") from error

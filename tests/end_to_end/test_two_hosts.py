@@ -180,7 +180,7 @@ def test_a_site_whose_cable_is_pulled_is_lost_in_five_seconds_and_back_when_it_i
     wait_until(lambda: 2 in answers(), "a round of two")
     hospitals[1].cable("down")
     pulled_at = time.time()
-    wait_until(lambda: 1 in answers(), "a round of one", 20)
+    wait_until(lambda: 1 in answers(), "a round of one", 60)
     alone = next(r for r in history.rounds(RunId("brightness-1")) if len(r.round.received) == 1)
     print(f"a round closed {alone.closed_at - pulled_at:.2f} s after the cable was pulled")  # noqa: T201
     assert alone.closed_at - pulled_at < 5.5  # silence is noticed in 5 s; and the other's part of the round

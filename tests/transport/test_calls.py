@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from fedveil.director.doors import MAX_CALLS
+from fedveil.envoy.client import _in_our_words
 from fedveil.envoy.config import EnvoyConfig, TrainingSettings, Work
 from fedveil.envoy.policy import OPEN_POLICY, PLAIN_ALLOWED
 from fedveil.envoy.session import Session
 from fedveil.envoy.trainer import InProcessTrainer
 from fedveil.utils import messages as m
-from fedveil.utils.errors import FederationError, TooManyCallsError
+from fedveil.utils.errors import FederationError, TooManyCallsError, UnreachableError
 from fedveil.utils.tensors import Digest
 from fedveil.workspace.own_plans import OwnPlans
 
@@ -122,3 +123,17 @@ def test_an_envoy_that_polls_does_a_run_in_few_calls(federation, tmp_path: Path)
         envoy.join(SECONDS)
     assert len([item for item in polls if isinstance(item, m.Task)]) >= 3
     assert len(polls) <= 20
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["Cannot invoke RPC on closed channel!", "Cannot invoke RPC: Channel closed!", "Cannot invoke RPC: Channel closed"],
+)
+def test_a_call_on_a_connection_that_was_closed_here_is_an_error_of_ours(said):
+    with pytest.raises(UnreachableError, match="this connection was closed"), _in_our_words():
+        raise ValueError(said)
+
+
+def test_another_mistake_is_not_taken_for_a_closed_connection():
+    with pytest.raises(ValueError, match="no such thing"), _in_our_words():
+        raise ValueError("no such thing")
