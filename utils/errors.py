@@ -32,6 +32,7 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     ├── NoQuorumError               too few envoys, or too few of their updates
     ├── NotApprovedError            the site's data manager did not approve it, or not so much of it
     │   └── VetoedError             or ended it
+    ├── AgreementError              a permit or an agreement between organizations does not allow it
     ├── PlanError                   the plan cannot be built, read or run
     │   └── TrainingError           the plan raised, hung or died while it trained
     ├── SandboxError                no box that the site asks for works here, so no plan runs
@@ -45,6 +46,7 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
 from __future__ import annotations
 
 __all__ = [
+    "AgreementError",
     "AttackError",
     "BadShareError",
     "BudgetExhaustedError",
@@ -200,6 +202,10 @@ class NotApprovedError(FederationError):
 
 class VetoedError(NotApprovedError):
     """The site's data manager ended it; the reason is told where the data manager said so."""
+
+
+class AgreementError(FederationError):
+    """A permit or an agreement between organizations does not allow it, or is not in force."""
 
 
 class PlanError(FederationError):

@@ -1,0 +1,131 @@
+"""The roles that every federation begins with. Others are made of the same rules; these cannot be changed."""
+
+from __future__ import annotations
+
+from .rules import Operation, Resource, Role, Rule, Scope
+
+ADMIN = "admin"
+
+
+def _role(name: str, *rules: str) -> Role:
+    return Role(name, frozenset(Rule.parse(rule) for rule in rules))
+
+
+PRESETS: dict[str, Role] = {
+    role.name: role
+    for role in (
+        Role(
+            ADMIN,
+            frozenset(Rule(operation, resource, Scope.FEDERATION) for operation in Operation for resource in Resource),
+        ),
+        _role(
+            "organization-admin",
+            "view:organization:federation",
+            "edit:organization:organization",
+            "view:envoy:organization",
+            "create:envoy:organization",
+            "delete:envoy:organization",
+            "view:collaboration:collaboration",
+            "view:agreement:collaboration",
+            "create:agreement:organization",
+            "approve:agreement:organization",
+            "view:user:organization",
+            "create:user:organization",
+            "edit:user:organization",
+            "delete:user:organization",
+            "view:role:federation",
+            "create:role:organization",
+            "edit:role:organization",
+            "delete:role:organization",
+            "view:key:organization",
+            "create:key:own",
+            "delete:key:organization",
+            "view:dataset:collaboration",
+            "view:plan:collaboration",
+            "view:task:collaboration",
+            "view:model:collaboration",
+            "view:report:collaboration",
+            "view:audit:organization",
+        ),
+        _role(
+            "data-manager",
+            "view:organization:federation",
+            "view:envoy:organization",
+            "view:collaboration:collaboration",
+            "view:agreement:collaboration",
+            "view:dataset:collaboration",
+            "create:dataset:organization",
+            "edit:dataset:organization",
+            "delete:dataset:organization",
+            "view:plan:collaboration",
+            "view:task:collaboration",
+            "view:model:collaboration",
+            "view:report:collaboration",
+            "create:report:organization",
+            "view:key:own",
+            "create:key:own",
+            "delete:key:own",
+        ),
+        _role(
+            "researcher",
+            "view:organization:federation",
+            "view:collaboration:collaboration",
+            "view:agreement:collaboration",
+            "view:dataset:collaboration",
+            "view:plan:collaboration",
+            "create:plan:collaboration",
+            "view:task:collaboration",
+            "create:task:collaboration",
+            "start:task:collaboration",
+            "steer:task:own",
+            "view:model:collaboration",
+            "create:model:own",
+            "publish:model:own",
+            "view:report:collaboration",
+            "view:key:own",
+            "create:key:own",
+            "delete:key:own",
+        ),
+        _role(
+            "reviewer",
+            "view:organization:federation",
+            "view:collaboration:collaboration",
+            "view:agreement:collaboration",
+            "view:dataset:collaboration",
+            "view:plan:collaboration",
+            "approve:plan:organization",
+            "view:task:collaboration",
+            "view:model:collaboration",
+            "view:report:collaboration",
+            "view:key:own",
+            "create:key:own",
+            "delete:key:own",
+        ),
+        _role(
+            "auditor",
+            *(f"view:{resource.value}:federation" for resource in Resource if resource is not Resource.KEY),
+            "export:audit:federation",
+            "view:key:own",
+            "create:key:own",
+            "delete:key:own",
+        ),
+        _role(
+            "dpo",
+            "view:organization:federation",
+            "view:collaboration:collaboration",
+            "view:agreement:collaboration",
+            "approve:agreement:organization",
+            "view:dataset:collaboration",
+            "delete:dataset:organization",
+            "view:plan:collaboration",
+            "view:task:collaboration",
+            "view:model:collaboration",
+            "view:report:collaboration",
+            "view:audit:organization",
+            "export:audit:organization",
+            "view:key:own",
+            "create:key:own",
+            "delete:key:own",
+        ),
+    )
+}
