@@ -25,11 +25,12 @@ from ..utils.signed_document import SignedDocument
 from ..utils.tensors import canonical_json, digest_of
 from .audit import LOG_FILE, DirectorAudit, audit_key
 from .config import DirectorConfig
-from .database import PATCHES, open_database, reading
+from .database import open_database, reading
 from .history import History
 from .identity_store import IdentityStore
 from .records import Published, RoundRecord, RunRecord
 from .revocations import Revocations
+from .tables import PATCHES
 
 _ABOUT = """Evidence of a federation, as its director had it.
 

@@ -21,7 +21,7 @@ from ..utils.metrics import MetricSum
 from ..utils.proposal import Patch, patch_of
 from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest
-from .database import PATCHES, ROUNDS, RUNS, SUBMISSIONS, reading, transaction
+from .database import reading, transaction
 from .records import (
     Ending,
     Published,
@@ -42,6 +42,7 @@ from .records import (
 )
 from .rounds import Round, RoundState
 from .steering import Steering
+from .tables import PATCHES, ROUNDS, RUNS, SUBMISSIONS
 
 __all__ = ["Ending", "History", "RoundRecord", "RunRecord", "RunState", "SubmissionRecord"]
 

@@ -14,7 +14,8 @@ from sqlalchemy import Engine, RowMapping, Select, bindparam, delete, insert, se
 from sqlalchemy.exc import IntegrityError
 
 from ..utils.errors import JoinFileError
-from .database import CERTIFICATES, IDENTITIES, INVITATIONS, REVOCATIONS, reading, transaction
+from .database import reading, transaction
+from .tables import CERTIFICATES, IDENTITIES, INVITATIONS, REVOCATIONS
 
 
 @dataclass(frozen=True, slots=True)

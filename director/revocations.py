@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, bindparam, insert, select, update
 
 from ..utils.errors import ProtocolError
-from .database import CERTIFICATES, IDENTITIES, INVITATIONS, REVOCATIONS, reading, transaction
+from .database import reading, transaction
+from .tables import CERTIFICATES, IDENTITIES, INVITATIONS, REVOCATIONS
 
 _OF_NAME = (
     select(REVOCATIONS.c.revoked_at, REVOCATIONS.c.lifted_at)

@@ -2,7 +2,7 @@
 
 | kind | of whom | what it decides |
 |---|---|---|
-| Infrastructure User | one organization | where a federation asks for it, no task of its collaborations starts without |
+| Infrastructure User | one organization | if a federation asks for it, no task of its collaborations starts without |
 | Consortium | the organizations of a collaboration | which of them may start tasks, and which may publish results |
 | Data Processing, Joint Controller | likewise | which of the two applies to its tasks; without one, no task starts |
 

@@ -16,9 +16,10 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from fedveil.director import database
-from fedveil.director.database import HEAD, METADATA, DirectorLock, open_database, reading, transaction
+from fedveil.director.database import HEAD, DirectorLock, open_database, reading, transaction
 from fedveil.director.history import History
 from fedveil.director.records import Published
+from fedveil.director.tables import METADATA
 from fedveil.utils.errors import StorageError
 from fedveil.utils.messages import RunId
 from sqlalchemy import inspect, text
@@ -97,7 +98,7 @@ def test_several_processes_may_make_the_same_new_database_at_once(database_url: 
 def test_a_database_of_a_newer_fedveil_is_refused_and_left_alone(engine: Engine, database_url: str) -> None:
     with transaction(engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StorageError, match="newer fedveil \\(schema 9999, this one knows up to 0006\\)"):
+    with pytest.raises(StorageError, match="newer fedveil \\(schema 9999, this one knows up to 0007\\)"):
         open_database(database_url, durable=False)
     with reading(engine) as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"
