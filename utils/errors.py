@@ -17,6 +17,9 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     │   ├── NotInvitedError         this envoy is not in the cohort
     │   ├── DuplicateUpdateError    one update an envoy and round
     │   ├── UnknownArtifactError    no model, plan or blob with that digest
+    │   ├── UnknownEntityError      no organization, user, ... of that id or name, or none that the caller may see
+    │   ├── NameTakenError          another has that name
+    │   ├── ChangedMeanwhileError   somebody else changed it since it was read
     │   ├── SumRefusedError         a site will not take this step of a secure sum
     │   └── SumAbortedError         a secure sum cannot go on; another attempt may
     │       └── BadShareError       a site dealt or revealed a share that is not the one it committed to
@@ -41,6 +44,7 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     │   └── SuspectLogError         an audit log was changed, cut, forked, or is of another key
     └── UnreachableError            the other side does not answer
         └── TooManyCallsError       it will, once fewer calls of the same name are open
+            └── LockedOutError      it will, once the wait after failed attempts is over
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ __all__ = [
     "AttackError",
     "BadShareError",
     "BudgetExhaustedError",
+    "ChangedMeanwhileError",
     "ConfigError",
     "DatasetError",
     "DigestMismatchError",
@@ -60,7 +65,9 @@ __all__ = [
     "JoinFileError",
     "LayoutMismatchError",
     "LengthMismatchError",
+    "LockedOutError",
     "MalformedMessageError",
+    "NameTakenError",
     "NoQuorumError",
     "NonFiniteUpdateError",
     "NotApprovedError",
@@ -78,6 +85,7 @@ __all__ = [
     "TooManyCallsError",
     "TrainingError",
     "UnknownArtifactError",
+    "UnknownEntityError",
     "UnreachableError",
     "UnsendableUpdateError",
     "VetoedError",
@@ -131,6 +139,18 @@ class DuplicateUpdateError(ProtocolError):
 
 class UnknownArtifactError(ProtocolError):
     """No model, plan or blob with that digest is here."""
+
+
+class UnknownEntityError(ProtocolError):
+    """There is nothing of that id or name, or nothing that the caller may see."""
+
+
+class NameTakenError(ProtocolError):
+    """Another one has that name."""
+
+
+class ChangedMeanwhileError(ProtocolError):
+    """Somebody else changed it since it was read; read it again, and decide anew."""
 
 
 class SumRefusedError(ProtocolError):
@@ -238,3 +258,7 @@ class UnreachableError(FederationError):
 
 class TooManyCallsError(UnreachableError):
     """The caller has as many calls open as one name may; it tries again."""
+
+
+class LockedOutError(TooManyCallsError):
+    """Too many attempts failed; the next one is looked at after a wait."""

@@ -1,6 +1,6 @@
 """What the hub keeps: organizations, users, what they agreed to, and what became of their models.
 
-All times are seconds since 1970. ``version`` goes up with each change of a row; whoever changes one says which they saw.
+All times are seconds since 1970. ``version`` goes up with each change of a row; who changes one says which they saw.
 """
 
 from __future__ import annotations
