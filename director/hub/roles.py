@@ -5,6 +5,8 @@ from __future__ import annotations
 from .rules import Operation, Resource, Role, Rule, Scope
 
 ADMIN = "admin"
+OF_FEDERATION = frozenset({ADMIN, "auditor"})
+"""Roles that reach beyond an organization: to give one of them takes ``approve:role:federation``."""
 
 
 def _role(name: str, *rules: str) -> Role:
@@ -34,6 +36,7 @@ PRESETS: dict[str, Role] = {
             "edit:user:organization",
             "delete:user:organization",
             "view:role:federation",
+            "approve:role:organization",
             "create:role:organization",
             "edit:role:organization",
             "delete:role:organization",

@@ -1,0 +1,82 @@
+"""The hub as one object: its stores, and what they share. Doors ask it; it knows none of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+
+from ...utils.audit_chain import Json
+from ...utils.errors import NotAuthorizedError, UnknownEntityError
+from ..audit import DirectorAudit
+from .organizations import Organization, Stations, organizations
+from .rules import Decision, Operation, Resource, Target, decide
+from .sign_in import Caller, SignIn
+from .store import Store
+from .users import OwnRole, Roles, User, own_roles, users
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Who takes part, and who may do what.
+
+    Args:
+        federation: its name.
+        engine: of the director's database.
+        audit: every change is written down there first.
+        now: seconds since 1970.
+        random: as ``os.urandom``.
+    """
+
+    federation: str
+    engine: Engine
+    audit: DirectorAudit
+    now: Callable[[], float] = time.time
+    random: Callable[[int], bytes] = os.urandom
+    organizations: Store[Organization] = field(init=False)
+    stations: Stations = field(init=False)
+    users: Store[User] = field(init=False)
+    own_roles: Store[OwnRole] = field(init=False)
+    roles: Roles = field(init=False)
+    sign_in: SignIn = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, made in (
+            ("organizations", organizations(self.engine)),
+            ("stations", Stations(self.engine)),
+            ("users", users(self.engine)),
+            ("own_roles", own_roles(self.engine)),
+            ("roles", Roles(self.engine)),
+            ("sign_in", SignIn(self.engine, self.random)),
+        ):
+            object.__setattr__(self, name, made)
+
+    def allow(self, caller: Caller, operation: Operation, resource: Resource, target: Target) -> Decision:
+        """Let a caller do something.
+
+        What a caller may not even see is not there for it: else ids and names could be guessed.
+
+        Raises:
+            NotAuthorizedError: it may not; the text says why.
+            UnknownEntityError: it may not, nor see it.
+        """
+        decision = decide(caller.actor, operation, resource, target)
+        if decision.is_allowed:
+            return decision
+        if operation is not Operation.CREATE and not decide(caller.actor, Operation.VIEW, resource, target).is_allowed:
+            raise UnknownEntityError(f"there is no such {resource.value}")
+        raise NotAuthorizedError(decision.why)
+
+    def may(self, caller: Caller, operation: Operation, resource: Resource, target: Target) -> bool:
+        """Might it? For what is shown or left out."""
+        return decide(caller.actor, operation, resource, target).is_allowed
+
+    def did(self, caller: Caller, action: str, **more: Json) -> Callable[..., None]:
+        """Writes a change down; for a store to call before it is made."""
+        by: dict[str, Json] = {"organization": caller.user.organization}
+        if caller.key is not None:
+            by["key"] = caller.key
+        return lambda *_: self.audit.operator(f"user:{caller.user.name}", action, by | more)

@@ -1,0 +1,1 @@
+"""The director's door for people and other people's software: HTTPS and JSON."""

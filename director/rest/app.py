@@ -1,0 +1,52 @@
+"""The REST API as one app: its routers, what surrounds every call, and its description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from ... import __version__
+from ..hub.hub import Hub
+from . import health, keys, organizations, problems, sessions, users
+from .idempotency import Answers, Idempotency
+from .limits import Limits
+from .numbers import Counting, Numbers
+
+_ABOUT = """Who takes part in a federation, who may do what on which data, and what became of it.
+
+Refusals are `application/problem+json`. Lists come in pages (`limit`, `after`, `next`). A POST with an
+`Idempotency-Key` is done once, however often it is sent. A change says which version it is of (`If-Match`, the ETag of
+what was read)."""
+
+
+def make_app(hub: Hub) -> FastAPI:
+    """The app of one hub; safe to call from many threads."""
+    app = FastAPI(
+        title="fedveil",
+        version=__version__,
+        description=_ABOUT,
+        docs_url=None,  # they load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/api/v1/openapi.json",
+        generate_unique_id_function=_operation_id,
+        strict_content_type=True,
+    )
+    app.state.hub, app.state.numbers = hub, Numbers()
+    problems.install(app)
+    for router in (health.router, sessions.router, organizations.router, users.router, keys.router):
+        app.include_router(router)
+    app.add_middleware(Idempotency, answers=Answers(hub.engine, hub.now))
+    app.add_middleware(Limits)
+    app.add_middleware(Counting, numbers=app.state.numbers)
+    return app
+
+
+def description(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document; the one in the repository is held equal to it by a test."""
+    return app.openapi()
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,88 @@
+"""What is refused before anybody looks at it: bodies that are too large, and callers who ask too often.
+
+Each address has a bucket of calls that fills steadily; an address that empties it is answered 429 and told when to come
+back. Addresses are those of the connection: a proxy before the director counts as one caller, so it limits itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .problems import problem
+
+MAX_BODY_BYTES = 4 << 20
+CALLS_A_SECOND, BURST = 100.0, 400.0
+_MAX_ADDRESSES = 10_000
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"strict-transport-security", b"max-age=31536000"),
+)
+
+
+class Buckets:
+    """How many calls each address has left. Pure but for its memory; the clock is an argument."""
+
+    def __init__(self, calls_a_second: float = CALLS_A_SECOND, burst: float = BURST) -> None:
+        self._rate, self._burst = calls_a_second, burst
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, address: str, now: float) -> float:
+        """One call of an address; gives how many seconds it has to wait, 0 for none."""
+        with self._lock:
+            left, since = self._left.pop(address, (self._burst, now))
+            left = min(self._burst, left + max(0.0, now - since) * self._rate)
+            wait = 0.0 if left >= 1 else (1 - left) / self._rate
+            self._left[address] = (left - 1 if not wait else left, now)
+            while len(self._left) > _MAX_ADDRESSES:
+                self._left.popitem(last=False)
+        return wait
+
+
+class Limits:
+    """ASGI middleware before all else."""
+
+    def __init__(
+        self, app: ASGIApp, buckets: Buckets | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._app, self._buckets, self._clock = app, buckets or Buckets(), clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI calls it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        wait = self._buckets.take((scope.get("client") or ("", 0))[0], self._clock())
+        if wait:
+            detail = f"too many calls from this address: wait {wait:.2f} s"
+            headers = {"Retry-After": str(int(wait) + 1)}
+            await problem(429, "TooManyCalls", "Too often", detail, headers=headers)(scope, receive, guarded)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if not announced.isdecimal() or int(announced) > MAX_BODY_BYTES:
+            detail = f"a body has at most {MAX_BODY_BYTES} bytes, and says how many"
+            await problem(413, "TooLarge", "Too large", detail)(scope, receive, guarded)
+            return
+        taken = 0
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            return {"type": "http.disconnect"} if taken > MAX_BODY_BYTES else message
+
+        await self._app(scope, bounded, guarded)

@@ -1,0 +1,152 @@
+"""People over HTTP: nobody gives more than they have, a secret is told once, and a key acts within its rules."""
+
+import json
+
+import pytest
+from fedveil.director.hub.lockout import FREE_FAILURES
+from fedveil.director.hub.one_time_codes import code_at
+from fedveil.director.hub.roles import PRESETS
+
+PASSWORD = "correct horse battery staple"
+NEW = "four other random words"
+
+
+def me(client):
+    return client.get("/api/v1/me").json()
+
+
+def added(client, name, organization, *roles, **more):
+    body = {"name": name, "organization_id": organization, "roles": list(roles), "password": PASSWORD} | more
+    return client.post("/api/v1/users", json=body)
+
+
+def test_an_organizations_admin_appoints_its_own_people(world):
+    north = world.signed_in("north-admin")
+    mine = me(north)["organization_id"]
+    answer = added(north, "rita", mine, "researcher", "reviewer", full_name="Rita R.")
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["roles"] == ["researcher", "reviewer"]
+    assert PASSWORD not in answer.text
+    assert me(world.signed_in("rita"))["full_name"] == "Rita R."
+    assert {one["name"] for one in north.get("/api/v1/users").json()["items"]} == {"north-admin", "rita"}
+
+
+@pytest.mark.parametrize("role", ["admin", "auditor"])
+def test_nobody_of_an_organization_appoints_for_the_federation(world, problem_of, role):
+    north = world.signed_in("north-admin")
+    problem_of(added(north, "eve", me(north)["organization_id"], role), 403)
+    problem_of(added(north, "eve", me(world.signed_in("south-admin"))["organization_id"]), 403)
+    root = world.signed_in("root")
+    assert added(root, "olga", me(root)["organization_id"], role).status_code == 201
+
+
+def test_what_is_anothers_is_not_even_there(world, problem_of):
+    south = me(world.signed_in("south-admin"))
+    north = world.signed_in("north-admin")
+    for answer in (
+        north.get(f"/api/v1/users/{south['user_id']}"),
+        north.patch(f"/api/v1/users/{south['user_id']}", json={"roles": []}, headers={"If-Match": '"1"'}),
+        north.delete(f"/api/v1/users/{south['user_id']}/codes"),
+        north.get("/api/v1/users/ffffffffffffffffffffffff"),
+    ):
+        assert problem_of(answer, 404)["detail"] == "there is no such user"
+
+
+def test_a_disabled_user_is_out_at_once_and_nobody_disables_themselves(world, problem_of):
+    north = world.signed_in("north-admin")
+    rita = added(north, "rita", me(north)["organization_id"], "researcher").json()
+    hers = world.signed_in("rita")
+    changed = north.patch(f"/api/v1/users/{rita['user_id']}", json={"is_disabled": True}, headers={"If-Match": '"1"'})
+    assert changed.json()["disabled_at"] == world.clock()
+    problem_of(hers.get("/api/v1/me"), 401)
+    own = me(north)["user_id"]
+    problem_of(north.patch(f"/api/v1/users/{own}", json={"is_disabled": True}, headers={"If-Match": '"1"'}), 422)
+
+
+def test_a_password_is_changed_by_its_owner_who_knows_the_old_one(world, problem_of):
+    north = world.signed_in("north-admin")
+    path = f"/api/v1/users/{me(north)['user_id']}/password"
+    problem_of(north.put(path, json={"old": "wrong", "new": NEW}), 403)
+    problem_of(north.put(path, json={"old": PASSWORD, "new": "short"}), 422)
+    problem_of(world.signed_in("root").put(path, json={"old": PASSWORD, "new": NEW}), 403)
+    assert north.put(path, json={"old": PASSWORD, "new": NEW}).status_code == 204
+    problem_of(north.get("/api/v1/me"), 401)
+    again = world.anonymous().post("/api/v1/sessions", json={"name": "north-admin", "password": NEW})
+    assert again.status_code == 201
+
+
+def test_with_an_authenticator_app_its_code_is_asked_for_until_an_administrator_forgets_it(world, problem_of):
+    north = world.signed_in("north-admin")
+    rita = added(north, "rita", me(north)["organization_id"]).json()["user_id"]
+    hers = world.signed_in("rita")
+    told = hers.post(f"/api/v1/users/{rita}/codes")
+    assert told.headers["cache-control"] == "no-store"
+    secret = world.hub.users.get(rita).totp_secret
+    assert secret is not None
+    body = {"name": "rita", "password": PASSWORD}
+    problem_of(world.anonymous().post("/api/v1/sessions", json=body), 401)
+    body["code"] = code_at(secret, world.clock())
+    assert world.anonymous().post("/api/v1/sessions", json=body).status_code == 201
+    problem_of(world.anonymous().post("/api/v1/sessions", json=body), 401)
+    problem_of(
+        hers.delete(f"/api/v1/users/{rita}/codes"), 404
+    )  # who lost the app cannot do it, nor who found the session
+    assert north.delete(f"/api/v1/users/{rita}/codes").status_code == 204
+    problem_of(hers.get("/api/v1/me"), 401)
+    assert world.signed_in("rita")
+
+
+def test_guessing_is_slowed_down_and_told_when_to_come_back(world, problem_of):
+    body = {"name": "north-admin", "password": "wrong wrong wrong"}
+    for _ in range(FREE_FAILURES + 1):
+        problem_of(world.anonymous().post("/api/v1/sessions", json=body), 401)
+    assert "wait 2 s" in problem_of(world.anonymous().post("/api/v1/sessions", json=body), 429)["detail"]
+
+
+def test_a_key_does_no_more_than_its_rules_and_its_user(world, problem_of):
+    north = world.signed_in("north-admin")
+    new = {"label": "notebook", "rules": ["view:organization:organization"], "days": 1}
+    made = north.post("/api/v1/keys", json=new).json()
+    by_key = world.anonymous()
+    by_key.headers["Authorization"] = f"Bearer {made['api_key']}"
+    mine = me(by_key)["organization_id"]
+    assert me(by_key)["api_key"] == made["key_id"]
+    assert [one["organization_id"] for one in by_key.get("/api/v1/organizations").json()["items"]] == [mine]
+    problem_of(by_key.patch(f"/api/v1/organizations/{mine}", json={"contact": "x"}, headers={"If-Match": '"1"'}), 403)
+    problem_of(by_key.post("/api/v1/keys", json=new), 403)
+    problem_of(by_key.delete("/api/v1/sessions/current"), 422)
+    problem_of(by_key.post(f"/api/v1/users/{me(by_key)['user_id']}/codes"), 404)
+    problem_of(north.post("/api/v1/keys", json=new | {"rules": ["start:task:federation"]}), 403)
+    problem_of(north.post("/api/v1/keys", json=new | {"rules": ["everything"]}), 422)
+    assert north.delete(f"/api/v1/keys/{made['key_id']}").status_code == 204
+    problem_of(by_key.get("/api/v1/me"), 401)
+
+
+def test_a_user_is_told_why(world):
+    north = world.signed_in("north-admin")
+    ask = {"operation": "create", "resource": "user"}
+    mine = north.get("/api/v1/me/may", params=ask | {"organization_id": me(north)["organization_id"]}).json()
+    assert mine["is_allowed"]
+    assert "role organization-admin has create:user:organization" in mine["why"]
+    other = north.get("/api/v1/me/may", params=ask | {"organization_id": "elsewhere"}).json()
+    assert (other["is_allowed"], other["rule"]) == (False, None)
+
+
+def test_signing_out_ends_the_session(world, problem_of):
+    north = world.signed_in("north-admin")
+    assert north.delete("/api/v1/sessions/current").status_code == 204
+    problem_of(north.get("/api/v1/me"), 401)
+
+
+def test_nothing_that_is_shown_is_a_secret(world):
+    root = world.signed_in("root")
+    shown = json.dumps(root.get("/api/v1/users").json())
+    for secret in ("argon2", "totp_secret", 'password": "'):
+        assert secret not in shown
+
+
+@pytest.mark.parametrize("role", sorted(PRESETS))
+def test_every_preset_signs_in_and_sees_itself(world, role):
+    world.user("somebody", world.organization("East Hospital"), role)
+    somebody = world.signed_in("somebody")
+    assert me(somebody)["roles"] == [role]
