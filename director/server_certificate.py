@@ -1,7 +1,7 @@
 """The certificate that the director shows: another one from two thirds of its life on, without a restart.
 
-gRPC asks for it at each handshake, which is when it can matter, so there is no clock of its own here. Connections that
-stand keep the one that they were opened with.
+gRPC and the REST door ask for it at each handshake, which is when it can matter, so there is no clock of its own here.
+Connections that stand keep the one that they were opened with.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class ServerCertificate:
         self._warned_at = float("-inf")
         self._held = own_leaf(folder, config, Role.DIRECTOR, issuer(), clock(), self._complain)
         self._look_at = max(next_look(self._held), clock() + _RETRY_SECONDS)
+        self._told = self.shown  # to gRPC
         self._warn(clock())
 
     @property
@@ -57,23 +58,33 @@ class ServerCertificate:
         """What is shown now."""
         return transport.Shown(self._held.chain, self._held.key, self._held.root)
 
-    def renewed(self) -> transport.Shown | None:
-        """At a handshake: what is shown from now on, or None for what was shown before."""
+    def latest(self) -> transport.Shown:
+        """At a handshake: what is shown from now on."""
         with self._lock:
             now = self._clock()
             self._warn(now)
-            if now < self._look_at:
-                return None
-            before = self._held
-            try:
-                self._held = own_leaf(self._folder, self._config, Role.DIRECTOR, self._issuer(), now, self._complain)
-            except FederationError as error:
-                self._complain(str(error))
-            self._look_at = max(next_look(self._held), now + _RETRY_SECONDS)
-            if self._held == before:
-                return None
-            _LOG.info("renewed the director's own certificate")
+            if now >= self._look_at:
+                self._look(now)
             return self.shown
+
+    def renewed(self) -> transport.Shown | None:
+        """As gRPC asks at a handshake: what is shown from now on, or None for what it was told before."""
+        latest = self.latest()
+        with self._lock:
+            if latest == self._told:
+                return None
+            self._told = latest
+            return latest
+
+    def _look(self, now: float) -> None:
+        before = self._held
+        try:
+            self._held = own_leaf(self._folder, self._config, Role.DIRECTOR, self._issuer(), now, self._complain)
+        except FederationError as error:
+            self._complain(str(error))
+        self._look_at = max(next_look(self._held), now + _RETRY_SECONDS)
+        if self._held != before:
+            _LOG.info("renewed the director's own certificate")
 
     def _warn(self, now: float) -> None:
         """Once a day, while the issuer nears its end."""
