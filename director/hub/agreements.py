@@ -134,6 +134,8 @@ class Collaboration:
     name: str
     organizations: frozenset[str]
     permit: Permit
+    created_at: float = 0.0  # seconds since 1970
+    version: int = 1
 
 
 def check_may_start(

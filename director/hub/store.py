@@ -44,6 +44,7 @@ class Store(Generic[Thing]):
         noun: what one is called in errors.
         read: a thing from its row.
         row: the other way.
+        also: what else is kept of a thing that was added or changed, in the same transaction.
     """
 
     engine: Engine
@@ -51,6 +52,7 @@ class Store(Generic[Thing]):
     noun: str
     read: Callable[[RowMapping], Thing]
     row: Callable[[Thing], dict[str, Any]]
+    also: Callable[[Connection, Thing], None] = lambda _, __: None
 
     def add(self, thing: Thing, write_down: Callable[[], None] = lambda: None) -> Thing:
         """Remember a new one; ``write_down`` puts it into the audit log, or nothing is kept.
@@ -61,6 +63,7 @@ class Store(Generic[Thing]):
         try:
             with transaction(self.engine) as connection:
                 connection.execute(insert(self.table), self.row(thing))
+                self.also(connection, thing)
                 write_down()
         except IntegrityError as error:
             raise NameTakenError(f"there is another {self.noun} of that name, or what it refers to is gone") from error
@@ -120,6 +123,7 @@ class Store(Generic[Thing]):
                     raise ChangedMeanwhileError(
                         f"this {self.noun} is at version {before.version}, you saw {seen}: read it again"
                     )
+                self.also(connection, after)
                 write_down(after)
         except IntegrityError as error:
             raise NameTakenError(f"there is another {self.noun} of that name, or what it refers to is gone") from error

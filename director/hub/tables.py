@@ -64,6 +64,7 @@ COLLABORATIONS = Table(
     Column("starts_at", Double, nullable=False),
     Column("ends_at", Double, nullable=False),
     Column("datasets", JSON, nullable=False),  # sorted names
+    Column("organizations", JSON, nullable=False),  # sorted ids; the next table too, to be looked up by
     Column("created_at", Double, nullable=False),
     _version(),
 )

@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("starts_at", sa.Double(), nullable=False),
         sa.Column("ends_at", sa.Double(), nullable=False),
         sa.Column("datasets", sa.JSON(), nullable=False),
+        sa.Column("organizations", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_hub_collaborations")),

@@ -11,11 +11,15 @@ from fedveil.utils.errors import MalformedMessageError
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-PRIVATE = X25519PrivateKey.generate()
+PRIVATE = X25519PrivateKey.from_private_bytes(bytes(range(32)))  # fixed: it is in names of tests
 KEY = PRIVATE.public_key().public_bytes_raw()
 PEM = PRIVATE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 SECRET_PEM = PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-OTHER_PEM = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+OTHER_PEM = (
+    Ed25519PrivateKey.from_private_bytes(bytes(32))
+    .public_key()
+    .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+)
 
 
 @pytest.mark.parametrize(

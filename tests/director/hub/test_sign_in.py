@@ -53,6 +53,7 @@ def test_password_and_code_open_a_session_that_ends(sign_in):
         ("anna", "", None),
         ("anna", KEPT, None),
     ],
+    ids=["password", "code", "no code", "name", "no password", "what is kept"],
 )
 def test_whatever_is_wrong_the_answer_is_the_same(sign_in, name, password, typed):
     with pytest.raises(IdentityError, match=r"^name, password or code is not right$"):
