@@ -12,6 +12,8 @@ from sqlalchemy import Engine
 from ...utils.audit_chain import Json
 from ...utils.errors import NotAuthorizedError, UnknownEntityError
 from ..audit import DirectorAudit
+from .agreements import Collaboration
+from .collaborations import Agreements, collaborations
 from .organizations import Organization, Stations, organizations
 from .rules import Decision, Operation, Resource, Target, decide
 from .sign_in import Caller, SignIn
@@ -29,6 +31,7 @@ class Hub:
         audit: every change is written down there first.
         now: seconds since 1970.
         random: as ``os.urandom``.
+        needs_infrastructure_user: no task starts where an organization has no such agreement in force.
     """
 
     federation: str
@@ -36,12 +39,15 @@ class Hub:
     audit: DirectorAudit
     now: Callable[[], float] = time.time
     random: Callable[[int], bytes] = os.urandom
+    needs_infrastructure_user: bool = True
     organizations: Store[Organization] = field(init=False)
     stations: Stations = field(init=False)
     users: Store[User] = field(init=False)
     own_roles: Store[OwnRole] = field(init=False)
     roles: Roles = field(init=False)
     sign_in: SignIn = field(init=False)
+    collaborations: Store[Collaboration] = field(init=False)
+    agreements: Agreements = field(init=False)
 
     def __post_init__(self) -> None:
         for name, made in (
@@ -51,6 +57,8 @@ class Hub:
             ("own_roles", own_roles(self.engine)),
             ("roles", Roles(self.engine)),
             ("sign_in", SignIn(self.engine, self.random)),
+            ("collaborations", collaborations(self.engine)),
+            ("agreements", Agreements(self.engine)),
         ):
             object.__setattr__(self, name, made)
 

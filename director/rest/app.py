@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 
 from ... import __version__
 from ..hub.hub import Hub
-from . import health, keys, organizations, problems, sessions, users
+from . import collaborations, health, keys, organizations, problems, sessions, users
 from .idempotency import Answers, Idempotency
 from .limits import Limits
 from .numbers import Counting, Numbers
@@ -35,7 +35,14 @@ def make_app(hub: Hub) -> FastAPI:
     )
     app.state.hub, app.state.numbers = hub, Numbers()
     problems.install(app)
-    for router in (health.router, sessions.router, organizations.router, users.router, keys.router):
+    for router in (
+        health.router,
+        sessions.router,
+        organizations.router,
+        users.router,
+        keys.router,
+        collaborations.router,
+    ):
         app.include_router(router)
     app.add_middleware(Idempotency, answers=Answers(hub.engine, hub.now))
     app.add_middleware(Limits)
