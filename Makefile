@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 GENERATED := protos/federation_pb2.py protos/federation_pb2.pyi protos/federation_pb2_grpc.py \
   protos/secure_sum_pb2.py protos/secure_sum_pb2.pyi
 
-.PHONY: help setup system-packages demo test check bench protos
+.PHONY: help setup system-packages demo test check bench protos openapi
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -42,3 +42,6 @@ bench: $(STAMP) ## a round against the floor, on this machine
 
 protos: $(STAMP) ## regenerate the protobuf stubs
 	$(BIN)/python protos/generate.py
+
+openapi: $(STAMP) ## write down the REST API's description anew
+	$(BIN)/python -m fedveil.director.rest.app director/rest/openapi.json

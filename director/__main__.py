@@ -28,6 +28,7 @@ from .experiment_table import experiment_table
 from .member_commands import authority, members, revoke
 from .roster_commands import roster
 from .steering_commands import add_steering
+from .user_commands import users
 
 DEFAULT_FOLDER = Path("fedveil-director")
 _CONSOLE = Console(soft_wrap=True)
@@ -44,6 +45,7 @@ app.add_typer(experiments, name="experiment")
 app.add_typer(roster, name="roster")
 app.add_typer(audit, name="audit")
 app.add_typer(authority, name="ca")
+app.add_typer(users, name="user")
 app.command()(members)
 app.command()(revoke)
 app.command("doctor")(doctor)

@@ -52,6 +52,18 @@ class UploadSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RestSettings:
+    """The table ``[rest]``: the API for people and other people's software."""
+
+    listen: str = ""  # host:port; empty: no such door
+    needs_infrastructure_user: bool = True  # no task starts where an organization has no such agreement in force
+
+    def __post_init__(self) -> None:
+        if self.listen and Address.parse(self.listen).port is None:
+            raise ConfigError(f"rest.listen is {self.listen!r}, expected host:port, or nothing for no REST API")
+
+
+@dataclass(frozen=True, slots=True)
 class DirectorConfig:
     """All of ``director.toml``.
 
@@ -69,6 +81,7 @@ class DirectorConfig:
     log_level: LogLevel = LogLevel.INFO
     database: DatabaseSettings = DatabaseSettings()
     uploads: UploadSettings = UploadSettings()
+    rest: RestSettings = RestSettings()
 
     def __post_init__(self) -> None:
         try:

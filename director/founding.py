@@ -274,6 +274,10 @@ url = ""                         # empty: SQLite in this folder; or postgresql:/
 [uploads]
 slots = {config.uploads.slots}                        # envoys that upload at the same time
 max_model_bytes = {config.uploads.max_model_bytes}
+
+[rest]
+listen = {json.dumps(config.rest.listen)}                      # the REST API, such as "0.0.0.0:9444"; empty: none
+needs_infrastructure_user = {json.dumps(config.rest.needs_infrastructure_user)} # no task without this agreement
 """
 
 

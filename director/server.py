@@ -5,15 +5,17 @@ Built by ``__main__`` (and by tests, with a history of their own); nothing else 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from sqlalchemy import Engine
 
 from ..utils import transport
+from ..utils.addresses import Address
 from ..utils.artifacts import ArtifactStore
 from ..utils.audit_chain import read_entries
 from ..utils.errors import ConfigError
@@ -27,6 +29,7 @@ from .coordinator import Coordinator
 from .database import DirectorLock, open_database
 from .experiment_desk import ExperimentDesk
 from .history import History
+from .hub.hub import Hub
 from .identity_store import IdentityStore
 from .issuer import IssuerFile
 from .membership import roster_of
@@ -39,7 +42,11 @@ from .standing import Standing
 from .sums import Sums
 from .uploads import Uploads
 
+if TYPE_CHECKING:
+    from .rest.serving import RestServer
+
 ADDRESS_FILE = "director.address"
+REST_ADDRESS_FILE = "rest.address"
 _MAX_THREADS = 1024  # made as calls come. Each envoy holds one for its work stream
 _MAX_CALLS = 1000  # more are refused at once instead of waiting for a thread, unheard
 _GOODBYE_SECONDS = 0.5
@@ -124,6 +131,9 @@ class Director:
             credentials = transport.server_credentials(shown.shown, shown.renewed)
             self.port = _listen(self._server, str(config.listen_address), credentials)
             (folder / ADDRESS_FILE).write_text(config.announced(self.port)[0], "utf-8")
+            self.rest_port = 0
+            if config.rest.listen:
+                self.rest_port = stack.enter_context(_rest(folder, config, engine, audit, shown)).port
             self._coordinator.start()
             self._server.start()
             self._resources = stack.pop_all()
@@ -134,6 +144,24 @@ class Director:
         self._coordinator.close()
         stopped.wait()
         self._resources.close()
+
+
+@contextmanager
+def _rest(
+    folder: Path, config: DirectorConfig, engine: Engine, audit: DirectorAudit, shown: ServerCertificate
+) -> Iterator[RestServer]:
+    """The REST API while the director runs; loaded only where it is wanted."""
+    from .rest.app import make_app
+    from .rest.serving import RestServer
+
+    hub = Hub(config.federation, engine, audit, needs_infrastructure_user=config.rest.needs_infrastructure_user)
+    server = RestServer(make_app(hub), Address.parse(config.rest.listen), shown)
+    host = Address.parse(config.addresses[0]).with_port(server.port)
+    (folder / REST_ADDRESS_FILE).write_text(f"https://{host}", "utf-8")
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 def _envoys(members: IdentityStore) -> frozenset[EnvoyName]:

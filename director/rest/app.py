@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from sqlalchemy import create_engine
 
 from ... import __version__
+from ..audit import DirectorAudit
 from ..hub.hub import Hub
 from . import collaborations, health, keys, organizations, problems, sessions, users
 from .idempotency import Answers, Idempotency
@@ -47,13 +49,23 @@ def make_app(hub: Hub) -> FastAPI:
     app.add_middleware(Idempotency, answers=Answers(hub.engine, hub.now))
     app.add_middleware(Limits)
     app.add_middleware(Counting, numbers=app.state.numbers)
+    drawn = app.openapi
+    app.openapi = lambda: problems.in_description(drawn())  # type: ignore[method-assign] # as FastAPI says to
     return app
 
 
-def description(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document; the one in the repository is held equal to it by a test."""
-    return app.openapi()
+def description() -> str:
+    """The OpenAPI document of every director, as it stands in ``openapi.json``; a test holds them equal."""
+    app = make_app(Hub("federation", create_engine("sqlite://"), DirectorAudit()))
+    return json.dumps(app.openapi(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
+
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    Path(sys.argv[1]).write_text(description(), "utf-8")

@@ -119,9 +119,20 @@ def problem(
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For the API's description: an operation may answer so."""
-    return {
-        status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": _WORDS[status]} for status in statuses
-    }
+    return {status: {"model": Problem, "description": _WORDS[status]} for status in statuses}
+
+
+def in_description(document: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document whose refusals are problems; FastAPI would say JSON of its own."""
+    for ways in document["paths"].values():
+        for operation in ways.values():
+            for status, answer in operation["responses"].items():
+                if status.startswith(("4", "5")):
+                    answer["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+                    answer["description"] = _WORDS[int(status)]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    return document
 
 
 _WORDS = {
