@@ -7,6 +7,7 @@ what came; it holds no secret. An error that is none of ours is logged whole and
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,8 +86,11 @@ def install(app: FastAPI) -> None:
         return problem(422, "MalformedRequest", "The request is not as the API's description says", detail, faults[:50])
 
     @app.exception_handler(HTTPException)
-    def framework(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, "Refused", str(error.detail), str(error.detail), headers=error.headers)
+    def framework(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(request))
+        return problem(error.status_code, "Refused", str(error.detail), str(error.detail), headers=headers)
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -120,6 +124,15 @@ def problem(
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For the API's description: an operation may answer so."""
     return {status: {"model": Problem, "description": _WORDS[status]} for status in statuses}
+
+
+def _methods(request: Request) -> list[str]:
+    """All that may be done at the path of a request, by the API's own description."""
+    found: set[str] = set()
+    for path, ways in request.app.openapi()["paths"].items():
+        if re.fullmatch(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)), request.url.path):
+            found |= {method.upper() for method in ways}
+    return sorted(found)
 
 
 def in_description(document: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,9 @@ def test_what_is_not_there_is_said_so_and_nothing_else(world, problem_of):
     root = world.signed_in("root")
     problem_of(root.get(f"{PATH}/nothing"), 404)
     problem_of(root.get("/api/v1/nothing"), 404)
-    problem_of(root.put(PATH, json={}), 405)
+    refused = root.put(PATH, json={})
+    problem_of(refused, 405)
+    assert refused.headers["allow"] == "GET, POST"
 
 
 @pytest.mark.parametrize(("content", "status"), [(b"", 422), (b"{", 422), (b"\xff\xfe", 422), (b"[" * 100_000, 400)])
