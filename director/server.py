@@ -44,6 +44,7 @@ from .uploads import Uploads
 
 if TYPE_CHECKING:
     from .rest.serving import RestServer
+    from .rest.works import Works
 
 ADDRESS_FILE = "director.address"
 REST_ADDRESS_FILE = "rest.address"
@@ -133,7 +134,26 @@ class Director:
             (folder / ADDRESS_FILE).write_text(config.announced(self.port)[0], "utf-8")
             self.rest_port = 0
             if config.rest.listen:
-                self.rest_port = stack.enter_context(_rest(folder, config, engine, audit, shown)).port
+                from .rest.works import Works  # with FastAPI: loaded only where it is wanted
+
+                hub = Hub(
+                    config.federation, engine, audit, needs_infrastructure_user=config.rest.needs_infrastructure_user
+                )
+                works = Works(
+                    folder=folder,
+                    addresses=config.announced(self.port),
+                    root=issuer.root,
+                    coordinator=self._coordinator,
+                    desk=desk,
+                    history=kept,
+                    artifacts=artifacts,
+                    members=members,
+                    registrar=registrar,
+                    roster=roster,
+                    heads=heads,
+                    standing=standing,
+                )
+                self.rest_port = stack.enter_context(_rest(config, hub, works, shown)).port
             self._coordinator.start()
             self._server.start()
             self._resources = stack.pop_all()
@@ -147,17 +167,14 @@ class Director:
 
 
 @contextmanager
-def _rest(
-    folder: Path, config: DirectorConfig, engine: Engine, audit: DirectorAudit, shown: ServerCertificate
-) -> Iterator[RestServer]:
-    """The REST API while the director runs; loaded only where it is wanted."""
+def _rest(config: DirectorConfig, hub: Hub, works: Works, shown: ServerCertificate) -> Iterator[RestServer]:
+    """The REST API while the director runs."""
     from .rest.app import make_app
     from .rest.serving import RestServer
 
-    hub = Hub(config.federation, engine, audit, needs_infrastructure_user=config.rest.needs_infrastructure_user)
-    server = RestServer(make_app(hub), Address.parse(config.rest.listen), shown)
+    server = RestServer(make_app(hub, works), Address.parse(config.rest.listen), shown)
     host = Address.parse(config.addresses[0]).with_port(server.port)
-    (folder / REST_ADDRESS_FILE).write_text(f"https://{host}", "utf-8")
+    (works.folder / REST_ADDRESS_FILE).write_text(f"https://{host}", "utf-8")
     try:
         yield server
     finally:

@@ -15,6 +15,7 @@ from . import collaborations, health, keys, organizations, problems, sessions, u
 from .idempotency import Answers, Idempotency
 from .limits import Limits
 from .numbers import Counting, Numbers
+from .works import Works
 
 _ABOUT = """Who takes part in a federation, who may do what on which data, and what became of it.
 
@@ -23,8 +24,13 @@ Refusals are `application/problem+json`. Lists come in pages (`limit`, `after`, 
 what was read)."""
 
 
-def make_app(hub: Hub) -> FastAPI:
-    """The app of one hub; safe to call from many threads."""
+def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
+    """The app of one hub; safe to call from many threads.
+
+    Args:
+        hub: who takes part.
+        works: the federation that runs; without one, calls that need it are refused.
+    """
     app = FastAPI(
         title="fedveil",
         version=__version__,
@@ -35,7 +41,7 @@ def make_app(hub: Hub) -> FastAPI:
         generate_unique_id_function=_operation_id,
         strict_content_type=True,
     )
-    app.state.hub, app.state.numbers = hub, Numbers()
+    app.state.hub, app.state.works, app.state.numbers = hub, works, Numbers()
     problems.install(app)
     for router in (
         health.router,
