@@ -78,8 +78,13 @@ def write_join_file(path: Path, join: JoinFile) -> None:
     """
     if path.suffix != SUFFIX:
         raise ValueError(f"a join file ends with {SUFFIX}, not {path.suffix!r}")
+    write_private_file(path, join_file_text(join).encode())
+
+
+def join_file_text(join: JoinFile) -> str:
+    """A join file as it stands on disk; it holds a key."""
     document = _document(join) | {"signature": base64.b64encode(join.signature).decode()}
-    write_private_file(path, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_join_file(path: Path, now: float) -> JoinFile:

@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from ...utils.audit_chain import Json
 from ...utils.errors import NotAuthorizedError, UnknownEntityError
 from ..audit import DirectorAudit
+from ..database import reading
 from .agreements import Collaboration
 from .collaborations import Agreements, collaborations
 from .organizations import Organization, Stations, organizations
 from .rules import Decision, Operation, Resource, Target, decide
 from .sign_in import Caller, SignIn
 from .store import Store
+from .tables import PARTIES
 from .users import OwnRole, Roles, User, own_roles, users
 
 
@@ -81,6 +83,12 @@ class Hub:
     def may(self, caller: Caller, operation: Operation, resource: Resource, target: Target) -> bool:
         """Might it? For what is shown or left out."""
         return decide(caller.actor, operation, resource, target).is_allowed
+
+    def collaborations_of(self, organization: str) -> frozenset[str]:
+        """Those that an organization is part of."""
+        with reading(self.engine) as connection:
+            query = select(PARTIES.c.collaboration).where(PARTIES.c.organization == organization)
+            return frozenset(connection.execute(query).scalars())
 
     def did(self, caller: Caller, action: str, **more: Json) -> Callable[..., None]:
         """Writes a change down; for a store to call before it is made."""

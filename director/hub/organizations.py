@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -61,14 +62,23 @@ def organizations(engine: Engine) -> Store[Organization]:
     return Store(engine, ORGANIZATIONS, "organization", _organization, _row)
 
 
+@dataclass(frozen=True, slots=True)
+class Station:
+    """An envoy, and whose it is."""
+
+    name: str  # as in its certificate
+    organization: str
+    added_at: float  # seconds since 1970
+
+
 class Stations:
     """Which envoys are whose: several may be one organization's, and none is two's."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def take(self, envoy: str, organization: str, now: float) -> None:
-        """An envoy is this organization's from now on.
+    def take(self, envoy: str, organization: str, now: float, write_down: Callable[[], None] = lambda: None) -> None:
+        """An envoy is this organization's from now on; ``write_down`` puts it into the audit log, or it is not.
 
         Raises:
             NameTakenError: it is another's.
@@ -79,6 +89,13 @@ class Stations:
                 raise NameTakenError(f"envoy {envoy} is another organization's")
             if whose is None:
                 connection.execute(insert(ENVOYS), {"name": envoy, "organization": organization, "added_at": now})
+            write_down()
+
+    def all(self) -> tuple[Station, ...]:
+        """Every envoy that somebody claimed, by name."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(ENVOYS).order_by(ENVOYS.c.name)).mappings()
+            return tuple(Station(**row) for row in rows)
 
     def of(self, organization: str) -> tuple[str, ...]:
         """The envoys of one, by name."""

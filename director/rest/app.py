@@ -11,7 +11,7 @@ from sqlalchemy import create_engine
 from ... import __version__
 from ..audit import DirectorAudit
 from ..hub.hub import Hub
-from . import collaborations, health, keys, organizations, problems, sessions, users
+from . import collaborations, envoys, health, keys, organizations, problems, sessions, users
 from .idempotency import Answers, Idempotency
 from .limits import Limits
 from .numbers import Counting, Numbers
@@ -50,6 +50,7 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
         users.router,
         keys.router,
         collaborations.router,
+        envoys.router,
     ):
         app.include_router(router)
     app.add_middleware(Idempotency, answers=Answers(hub.engine, hub.now))

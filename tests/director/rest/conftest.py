@@ -5,18 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from fedveil.director.audit import DirectorAudit
+from fedveil.director.coordinator import Coordinator
+from fedveil.director.experiment_desk import ExperimentDesk
+from fedveil.director.history import History
+from fedveil.director.hub.agreements import Agreement, Kind
 from fedveil.director.hub.hub import Hub
 from fedveil.director.hub.organizations import Organization, Status
 from fedveil.director.hub.passwords import hashed
 from fedveil.director.hub.store import new_id
 from fedveil.director.hub.users import User
+from fedveil.director.identity_store import IdentityStore
+from fedveil.director.membership import roster_of
+from fedveil.director.registrar import Registrar
 from fedveil.director.rest.app import make_app
+from fedveil.director.rest.works import Works
+from fedveil.director.revocations import Revocations
+from fedveil.director.site_heads import SiteHeads
+from fedveil.director.standing import Standing
+from fedveil.director.uploads import Uploads
+from fedveil.utils.artifacts import ArtifactStore
+from fedveil.utils.certificates import Authority, make_issuer, make_root
 from sqlalchemy import Engine
 
 PASSWORD = "correct horse battery staple"
@@ -40,6 +55,7 @@ class World:
     hub: Hub
     app: FastAPI
     clock: Clock
+    works: Works
     clients: list[TestClient] = field(default_factory=list)
 
     def organization(self, name: str) -> Organization:
@@ -51,6 +67,15 @@ class World:
         user = self.hub.users.add(User(new_id(), name, name.title(), organization.id, _KEPT, created_at=self.clock()))
         self.hub.roles.give(user.id, roles)
         return user
+
+    def agreed(self, organization: Organization) -> None:
+        """An infrastructure-user agreement of an organization is in force."""
+        kind, parties = Kind.INFRASTRUCTURE_USER, frozenset({organization.id})
+        signer = self.user(f"signer-{organization.id}", organization)
+        made = self.hub.agreements.add(
+            Agreement(new_id(), kind, 1, "ab" * 32, parties, None, 1.0), self.clock(), lambda: None
+        )
+        self.hub.agreements.sign(made.id, organization.id, signer.id, self.clock(), lambda: None)
 
     def anonymous(self) -> TestClient:
         """Somebody who is not signed in."""
@@ -67,12 +92,50 @@ class World:
         return client
 
 
+@pytest.fixture(scope="session")
+def authorities() -> tuple[Authority, Authority]:
+    """A federation's root and issuer."""
+    root = make_root("lungs", Clock.now)
+    return root, make_issuer(root, "lungs", Clock.now)
+
+
+def works_of(hub: Hub, folder: Path, root: Authority, issuer: Authority) -> Works:
+    """The parts of a director that is running but for its doors, on the hub's database and clock."""
+    engine, audit, clock = hub.engine, hub.audit, hub.now
+    members, revocations = IdentityStore(engine), Revocations(engine)
+    kept, artifacts = History(engine), ArtifactStore(folder / "artifacts", durable=False)
+    heads = SiteHeads(audit, (), lambda _: None)
+    uploads = Uploads(folder / "uploads", 2, durable=False)
+
+    def envoys() -> frozenset[Any]:
+        return frozenset(one.name for one in members.identities() if one.role == "envoy")
+
+    coordinator = Coordinator(kept, artifacts, uploads, envoys, audit=audit, now=clock)
+    return Works(
+        folder=folder,
+        addresses=("127.0.0.1:9443",),
+        root=root.certificate,
+        coordinator=coordinator,
+        desk=ExperimentDesk(
+            hub.federation, kept, artifacts, coordinator, members, root.certificate, max_model_bytes=1 << 20, now=clock
+        ),
+        history=kept,
+        artifacts=artifacts,
+        members=members,
+        registrar=Registrar(hub.federation, issuer, root.certificate, members, revocations, audit=audit),
+        roster=lambda: roster_of(hub.federation, members.identities()),
+        heads=heads,
+        standing=Standing(revocations),
+    )
+
+
 @pytest.fixture
-def world(engine: Engine) -> Iterator[World]:
+def world(engine: Engine, tmp_path: Path, authorities: tuple[Authority, Authority]) -> Iterator[World]:
     """An admin of the director's own organization, and two hospitals with an administrator each."""
     clock = Clock()
     hub = Hub("lungs", engine, DirectorAudit(), clock, os.urandom)
-    made = World(hub, make_app(hub), clock)
+    works = works_of(hub, tmp_path / "director", *authorities)
+    made = World(hub, make_app(hub, works), clock, works)
     made.user("root", made.organization("The director's"), "admin")
     for name in ("north", "south"):
         made.user(f"{name}-admin", made.organization(f"{name.title()} Hospital"), "organization-admin")
