@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PROVIDER := tests/director/rest/open_id_provider
 GENERATED := protos/federation_pb2.py protos/federation_pb2.pyi protos/federation_pb2_grpc.py \
   protos/secure_sum_pb2.py protos/secure_sum_pb2.pyi
 
@@ -13,10 +14,13 @@ help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
 
 # torch first and pinned: its CPU wheel is then taken where one is provided, and nothing after it pulls in another build.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(PROVIDER)/package-lock.json
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.*
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	mkdir -p $(VENV)/open-id-provider
+	cp $(PROVIDER)/package.json $(PROVIDER)/package-lock.json $(VENV)/open-id-provider
+	cd $(VENV)/open-id-provider && PATH="$(abspath $(BIN)):$$PATH" npm ci --silent --no-audit --no-fund
 	touch $@
 
 setup: $(STAMP) ## the virtual environment that all other targets use

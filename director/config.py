@@ -64,6 +64,16 @@ class RestSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenIdSettings:
+    """The table ``[open_id]``: the provider through which users of the REST API may sign in, by its device flow."""
+
+    issuer: str = ""  # https://...; empty: passwords and keys alone
+    client_id: str = "fedveil"
+    client_secret_file: str = ""  # in the director's folder, or an absolute path; empty: a public client
+    ca_file: str = ""  # likewise: PEM of whom the provider's certificate is from; empty: the system's
+
+
+@dataclass(frozen=True, slots=True)
 class DirectorConfig:
     """All of ``director.toml``.
 
@@ -82,6 +92,7 @@ class DirectorConfig:
     database: DatabaseSettings = DatabaseSettings()
     uploads: UploadSettings = UploadSettings()
     rest: RestSettings = RestSettings()
+    open_id: OpenIdSettings = OpenIdSettings()
 
     def __post_init__(self) -> None:
         try:

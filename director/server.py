@@ -5,6 +5,7 @@ Built by ``__main__`` (and by tests, with a history of their own); nothing else 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -21,9 +22,10 @@ from ..utils.audit_chain import read_entries
 from ..utils.errors import ConfigError
 from ..utils.identity import Role
 from ..utils.messages import EnvoyName
+from ..utils.private_files import read_private_file
 from ..utils.roster import Roster
 from .audit import LOG_FILE, DirectorAudit
-from .config import DirectorConfig
+from .config import DirectorConfig, OpenIdSettings
 from .control import ControlService
 from .coordinator import Coordinator
 from .database import DirectorLock, open_database
@@ -43,6 +45,7 @@ from .sums import Sums
 from .uploads import Uploads
 
 if TYPE_CHECKING:
+    from .hub.device_sign_in import DeviceSignIns
     from .rest.serving import RestServer
     from .rest.works import Works
 
@@ -137,7 +140,11 @@ class Director:
                 from .rest.works import Works  # with FastAPI: loaded only where it is wanted
 
                 hub = Hub(
-                    config.federation, engine, audit, needs_infrastructure_user=config.rest.needs_infrastructure_user
+                    config.federation,
+                    engine,
+                    audit,
+                    needs_infrastructure_user=config.rest.needs_infrastructure_user,
+                    device_sign_ins=_device_sign_ins(folder, config.open_id),
                 )
                 works = Works(
                     folder=folder,
@@ -179,6 +186,21 @@ def _rest(config: DirectorConfig, hub: Hub, works: Works, shown: ServerCertifica
         yield server
     finally:
         server.close()
+
+
+def _device_sign_ins(folder: Path, settings: OpenIdSettings) -> DeviceSignIns | None:
+    if not settings.issuer:
+        return None
+    try:
+        from .hub.device_sign_in import DeviceSignIns
+        from .hub.open_id import OpenIdProvider
+    except ImportError as error:
+        raise ConfigError("[open_id] needs the extra oidc: pip install 'fedveil[oidc]'") from error
+    secret = ""
+    if settings.client_secret_file:
+        secret = read_private_file(folder / settings.client_secret_file).decode("utf-8").strip()
+    ca_file = folder / settings.ca_file if settings.ca_file else None
+    return DeviceSignIns(OpenIdProvider(settings.issuer, settings.client_id, secret, ca_file, time.time), time.time)
 
 
 def _envoys(members: IdentityStore) -> frozenset[EnvoyName]:

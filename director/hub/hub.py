@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, select
 
@@ -22,6 +23,9 @@ from .store import Store
 from .tables import PARTIES
 from .users import OwnRole, Roles, User, own_roles, users
 
+if TYPE_CHECKING:
+    from .device_sign_in import DeviceSignIns  # of the extra "oidc"
+
 
 @dataclass(frozen=True, slots=True)
 class Hub:
@@ -33,6 +37,7 @@ class Hub:
         audit: every change is written down there first.
         now: seconds since 1970.
         random: as ``os.urandom``.
+        device_sign_ins: through an OpenID provider, where the federation has one.
         needs_infrastructure_user: no task starts where an organization has no such agreement in force.
     """
 
@@ -42,6 +47,7 @@ class Hub:
     now: Callable[[], float] = time.time
     random: Callable[[int], bytes] = os.urandom
     needs_infrastructure_user: bool = True
+    device_sign_ins: DeviceSignIns | None = None
     organizations: Store[Organization] = field(init=False)
     stations: Stations = field(init=False)
     users: Store[User] = field(init=False)

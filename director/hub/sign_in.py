@@ -100,6 +100,21 @@ class SignIn:
             connection.execute(insert(SESSIONS), row)
         return Session(token, user, now + SESSION_SECONDS)
 
+    def by_subject(self, subject: str, now: float) -> Session:
+        """A session for whoever the OpenID provider says it is.
+
+        Args:
+            subject: as ``users.subject_of`` writes it.
+            now: seconds since 1970.
+
+        Raises:
+            IdentityError: nobody here is known by it, or the user is disabled.
+        """
+        user = self._users.first(USERS.c.subject == subject)
+        if user is None or user.disabled_at is not None:
+            raise IdentityError("nobody here is known by that account of the provider; ask your administrator")
+        return self.open(user, now)
+
     def sign_out(self, token: str) -> None:
         """End a session; nothing happens where there is none."""
         with transaction(self._engine) as connection:

@@ -75,6 +75,11 @@ class OwnRole:
             )
 
 
+def subject_of(issuer: str, subject: str) -> str:
+    """Who somebody is at an OpenID provider, in one text; no URL holds a space."""
+    return f"{issuer} {subject}"
+
+
 def users(engine: Engine) -> Store[User]:
     """Where they are kept."""
     return Store(engine, USERS, "user", lambda row: User(**row), asdict)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Query, Response, status
+from fastapi import APIRouter, Path, Query, Response, status
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...utils.errors import ConfigError
+from ...utils.errors import ConfigError, UnknownEntityError
 from ..hub.rules import Operation, Resource, Target, decide
+from ..hub.users import subject_of
 from .asking import TheCaller, TheHub, TheToken
 from .problems import documented
 
+if TYPE_CHECKING:
+    from ..hub.device_sign_in import DeviceSignIns, Pending  # of the extra "oidc"
+
+_NO_STORE = {"Cache-Control": "no-store"}
 router = APIRouter(prefix="/api/v1", tags=["sign-in"], responses=documented(400, 401, 413, 422, 429, 503))
 
 
@@ -29,6 +35,30 @@ class SessionBody(BaseModel):
 
     token: str
     expires_at: float = Field(description="Seconds since 1970.")
+
+
+class DeviceSignIn(BaseModel):
+    """A sign-in through the federation's OpenID provider, until it is finished."""
+
+    sign_in_id: str = Field(description="Ask with it whether the user has finished.")
+    user_code: str = Field(description="The user types it at `verification_uri`.")
+    verification_uri: str
+    verification_uri_complete: str = Field(description="The same with the code in it; empty where there is none.")
+    expires_at: float = Field(description="Seconds since 1970.")
+    interval: float = Field(description="Seconds to wait before asking again.")
+
+    @classmethod
+    def of(cls, pending: Pending) -> DeviceSignIn:
+        """As it is shown; never the device code."""
+        code = pending.code
+        return cls(
+            sign_in_id=pending.id,
+            user_code=code.user_code,
+            verification_uri=code.verification_uri,
+            verification_uri_complete=code.verification_uri_complete,
+            expires_at=code.expires_at,
+            interval=code.interval,
+        )
 
 
 class Me(BaseModel):
@@ -57,6 +87,38 @@ def open_session(hub: TheHub, body: SignInBody, response: Response) -> SessionBo
     session = hub.sign_in.sign_in(body.name, body.password, body.code, hub.now())
     response.headers["Cache-Control"] = "no-store"
     return SessionBody(token=session.token, expires_at=session.expires_at)
+
+
+@router.post("/sessions/device", status_code=status.HTTP_201_CREATED, responses=documented(404))
+def begin_device_sign_in(hub: TheHub, response: Response) -> DeviceSignIn:
+    """Begin to sign in through the federation's OpenID provider (RFC 8628)."""
+    response.headers["Cache-Control"] = "no-store"
+    return DeviceSignIn.of(_device_sign_ins(hub).begin())
+
+
+@router.post(
+    "/sessions/device/{sign_in_id}",
+    status_code=status.HTTP_201_CREATED,
+    response_model=SessionBody,
+    responses={**documented(404), 202: {"model": DeviceSignIn, "description": "Not finished yet"}},
+)
+def finish_device_sign_in(
+    hub: TheHub, sign_in_id: Annotated[str, Path(max_length=64)], response: Response
+) -> SessionBody | JSONResponse:
+    """Ask whether the user has finished: a session if so, and the sign-in as it stands (202) if not."""
+    sign_ins = _device_sign_ins(hub)
+    found = sign_ins.finish(sign_in_id)
+    if not isinstance(found, str):
+        return JSONResponse(DeviceSignIn.of(found).model_dump(), status.HTTP_202_ACCEPTED, _NO_STORE)
+    session = hub.sign_in.by_subject(subject_of(sign_ins.provider.issuer, found), hub.now())
+    response.headers.update(_NO_STORE)
+    return SessionBody(token=session.token, expires_at=session.expires_at)
+
+
+def _device_sign_ins(hub: TheHub) -> DeviceSignIns:
+    if hub.device_sign_ins is None:
+        raise UnknownEntityError("this federation has no OpenID provider: sign in by name and password")
+    return hub.device_sign_ins
 
 
 @router.delete("/sessions/current", status_code=status.HTTP_204_NO_CONTENT)

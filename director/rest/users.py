@@ -14,7 +14,7 @@ from ..hub.roles import OF_FEDERATION, PRESETS
 from ..hub.rules import Operation, Resource, Target
 from ..hub.sign_in import Caller
 from ..hub.store import new_id
-from ..hub.users import MAX_FULL_NAME, User
+from ..hub.users import MAX_FULL_NAME, User, subject_of
 from .asking import Page, TheCaller, TheHub, ThePage, TheVersion, next_after, tag
 from .problems import documented
 
@@ -32,6 +32,7 @@ class UserBody(BaseModel):
     roles: list[str]
     has_password: bool
     has_codes: bool = Field(description="Signs in with an authenticator app too.")
+    has_subject: bool = Field(description="May sign in through the federation's OpenID provider.")
     disabled_at: float | None
     created_at: float
     version: int
@@ -46,6 +47,14 @@ class NewUser(BaseModel):
     organization_id: str = Field(max_length=32)
     password: str | None = Field(None, max_length=MOST, json_schema_extra={"writeOnly": True})
     roles: list[str] = Field(default=[], max_length=20)
+    subject: str | None = Field(
+        None,
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Who the user is at the federation's OpenID provider. It cannot be changed later: else whoever may "
+        "edit a user could sign in as that user.",
+    )
 
 
 class UserChange(BaseModel):
@@ -81,6 +90,7 @@ def _shown(hub: TheHub, user: User) -> UserBody:
         roles=[role.name for role in hub.roles.of(user.id)],
         has_password=bool(user.password),
         has_codes=user.totp_secret is not None,
+        has_subject=user.subject is not None,
         disabled_at=user.disabled_at,
         created_at=user.created_at,
         version=user.version,
@@ -117,6 +127,7 @@ def add_user(hub: TheHub, caller: TheCaller, new: NewUser, response: Response) -
         new.full_name,
         new.organization_id,
         "" if new.password is None else hashed(new.password),
+        subject=_subject(hub, new.subject),
         created_at=hub.now(),
     )
     done = hub.did(caller, "user added", target=user.id, name=user.name, roles=sorted(new.roles))
@@ -190,6 +201,14 @@ def forget_codes(hub: TheHub, caller: TheCaller, user_id: UserId) -> None:
     done = hub.did(caller, "codes forgotten", target=user_id)
     hub.users.change(user_id, user.version, done, totp_secret=None, totp_step=-1)
     hub.sign_in.sign_out_everywhere(user_id)
+
+
+def _subject(hub: TheHub, subject: str | None) -> str | None:
+    if subject is None:
+        return None
+    if hub.device_sign_ins is None:
+        raise ConfigError("subject: this federation has no OpenID provider ([open_id] in director.toml)")
+    return subject_of(hub.device_sign_ins.provider.issuer, subject)
 
 
 def _oneself(hub: TheHub, caller: Caller, user_id: str) -> User:
