@@ -198,7 +198,7 @@ def download(
     if request.offset > length:
         raise ProtocolError(f"a download from {request.offset} on of {length} bytes")
     yield Opening(length, request.offset, digest=request.digest)
-    with artifacts.path(request.digest).open("rb", buffering=0) as file:
+    with artifacts.open(request.digest) as file:
         file.seek(request.offset)
         while content := file.read(PART_BYTES):
             count(len(content))

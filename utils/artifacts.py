@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -16,7 +17,7 @@ import tempfile
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from .errors import DigestMismatchError, LengthMismatchError, StorageError, UnknownArtifactError
 from .tensors import Digest, digest_of
@@ -117,6 +118,31 @@ class ArtifactStore:
         """
         return self.path(digest).read_bytes()
 
+    def open(self, digest: Digest) -> BinaryIO:
+        """The artifact as an unbuffered file, for whoever closes it; it stays whole if it is discarded meanwhile.
+
+        Raises:
+            UnknownArtifactError: as ``path``.
+            StorageError: it cannot be read.
+        """
+        path = self.path(digest)
+        try:
+            file = path.open("rb", buffering=0)
+        except FileNotFoundError:
+            self.path(digest)  # says so
+            raise
+        except OSError as error:
+            raise _storage_error(self.folder, error) from error
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits for a discarding that found nobody reading
+        try:
+            is_here = path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        except FileNotFoundError:
+            is_here = False
+        if not is_here:
+            file.close()
+            raise UnknownArtifactError(f"there is no artifact {digest[:12]} here; it was discarded just now")
+        return file
+
     def has(self, digest: Digest) -> bool:
         """Whether the artifact is here."""
         return _DIGEST.fullmatch(digest) is not None and (self.folder / digest).is_file()
@@ -147,13 +173,20 @@ class ArtifactStore:
     def discard(self, digest: Digest) -> None:
         """Forget one artifact, if it is here. The file of the last one is kept for the next large artifact.
 
+        Who has it open reads on: such a file is not written over.
+
         Raises:
             StorageError: it cannot be renamed.
         """
         path = self.folder / _check_digest(digest)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                path.replace(self._spare)
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    path.unlink()
+                else:
+                    path.replace(self._spare)
         except OSError as error:
             raise _storage_error(self.folder, error) from error
 

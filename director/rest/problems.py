@@ -158,6 +158,7 @@ _WORDS = {
     410: "It is over.",
     412: "Somebody else changed it since it was read.",
     413: "Too large.",
+    416: "The file has no such bytes; Content-Range says how many it has.",
     422: "Not as it should be; `errors` says what.",
     428: "Say which version the change is of (If-Match).",
     429: "Too often; Retry-After says when.",
