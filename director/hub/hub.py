@@ -16,6 +16,7 @@ from ..audit import DirectorAudit
 from ..database import reading
 from .agreements import Collaboration
 from .collaborations import Agreements, collaborations
+from .datasets import Dataset, datasets
 from .organizations import Organization, Stations, organizations
 from .rules import Decision, Operation, Resource, Target, decide
 from .sign_in import Caller, SignIn
@@ -56,6 +57,7 @@ class Hub:
     sign_in: SignIn = field(init=False)
     collaborations: Store[Collaboration] = field(init=False)
     agreements: Agreements = field(init=False)
+    datasets: Store[Dataset] = field(init=False)
 
     def __post_init__(self) -> None:
         for name, made in (
@@ -67,6 +69,7 @@ class Hub:
             ("sign_in", SignIn(self.engine, self.random)),
             ("collaborations", collaborations(self.engine)),
             ("agreements", Agreements(self.engine)),
+            ("datasets", datasets(self.engine)),
         ):
             object.__setattr__(self, name, made)
 
@@ -85,6 +88,16 @@ class Hub:
         if operation is not Operation.CREATE and not decide(caller.actor, Operation.VIEW, resource, target).is_allowed:
             raise UnknownEntityError(f"there is no such {resource.value}")
         raise NotAuthorizedError(decision.why)
+
+    def admit(self, caller: Caller, operation: Operation, resource: Resource, target: Target) -> None:
+        """As ``allow``, to what everybody knows to be there, such as a list.
+
+        Raises:
+            NotAuthorizedError: it may not; the text says why.
+        """
+        decision = decide(caller.actor, operation, resource, target)
+        if not decision.is_allowed:
+            raise NotAuthorizedError(decision.why)
 
     def may(self, caller: Caller, operation: Operation, resource: Resource, target: Target) -> bool:
         """Might it? For what is shown or left out."""

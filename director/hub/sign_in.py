@@ -142,6 +142,15 @@ class SignIn:
             raise IdentityError("no such session, or it is over: sign in again")
         return Caller(*self._acting(row.user, None))
 
+    def actor(self, user: str) -> Actor:
+        """What a user may, signed in.
+
+        Raises:
+            UnknownEntityError: there is none.
+            IdentityError: it is disabled, and may nothing.
+        """
+        return self._acting(user, None)[1]
+
     # ------------------------------------------------------------ keys
 
     def make_key(

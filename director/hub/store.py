@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Table, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Table, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ...utils.errors import ChangedMeanwhileError, NameTakenError, UnknownEntityError
@@ -120,14 +120,41 @@ class Store(Generic[Thing]):
                 after = replace(before, **changes, version=seen + 1)  # type: ignore[type-var] # each is a dataclass
                 of_seen = self.table.c.id == id_, self.table.c.version == seen
                 if not connection.execute(update(self.table).where(*of_seen).values(self.row(after))).rowcount:
-                    raise ChangedMeanwhileError(
-                        f"this {self.noun} is at version {before.version}, you saw {seen}: read it again"
-                    )
+                    raise self._changed(before.version, seen)
                 self.also(connection, after)
                 write_down(after)
         except IntegrityError as error:
             raise NameTakenError(f"there is another {self.noun} of that name, or what it refers to is gone") from error
         return after
+
+    def remove(
+        self, id_: str, seen: int, write_down: Callable[[], None], before: Callable[[Connection], None] = lambda _: None
+    ) -> None:
+        """Forget one.
+
+        Args:
+            id_: which.
+            seen: as ``change``.
+            write_down: as ``change``.
+            before: takes away what refers to it, in the same transaction.
+
+        Raises:
+            UnknownEntityError, ChangedMeanwhileError: as ``change``.
+            NameTakenError: something refers to it.
+        """
+        try:
+            with transaction(self.engine) as connection:
+                present = self._get(connection, id_).version
+                before(connection)
+                gone = delete(self.table).where(self.table.c.id == id_, self.table.c.version == seen)
+                if not connection.execute(gone).rowcount:
+                    raise self._changed(present, seen)
+                write_down()
+        except IntegrityError as error:
+            raise NameTakenError(f"something refers to this {self.noun}") from error
+
+    def _changed(self, present: int, seen: int) -> ChangedMeanwhileError:
+        return ChangedMeanwhileError(f"this {self.noun} is at version {present}, you saw {seen}: read it again")
 
     def _get(self, connection: Connection, id_: str) -> Thing:
         row = connection.execute(select(self.table).where(self.table.c.id == id_)).mappings().first()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import Engine, RowMapping, delete, insert, select
+from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select
 
 from ...utils.errors import ConfigError, UnknownEntityError
 from ...utils.messages import NAME_PATTERN
@@ -127,6 +127,20 @@ class Roles:
             rows = [{"user": user, "role": name} for name in sorted(set(names))]
             if rows:
                 connection.execute(insert(USER_ROLES), rows)
+
+    def holders(self, role: str) -> tuple[str, ...]:
+        """Ids of the users who have a role: a preset by its name, another by its id."""
+        with reading(self._engine) as connection:
+            found = connection.execute(select(USER_ROLES.c.user).where(USER_ROLES.c.role == role)).scalars()
+            return tuple(sorted(found))
+
+    def delete(self, role: str, seen: int, write_down: Callable[[], None]) -> None:
+        """An organization's own role is no more, and nobody has it; as ``Store.remove``."""
+
+        def take(connection: Connection) -> None:
+            connection.execute(delete(USER_ROLES).where(USER_ROLES.c.role == role))
+
+        self._own.remove(role, seen, write_down, take)
 
 
 def _own_role(row: RowMapping) -> OwnRole:

@@ -11,7 +11,7 @@ from sqlalchemy import create_engine
 from ... import __version__
 from ..audit import DirectorAudit
 from ..hub.hub import Hub
-from . import collaborations, envoys, health, keys, organizations, problems, sessions, users
+from . import collaborations, datasets, envoys, health, keys, organizations, problems, roles, sessions, users
 from .idempotency import Answers, Idempotency
 from .limits import Limits
 from .numbers import Counting, Numbers
@@ -51,6 +51,8 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
         keys.router,
         collaborations.router,
         envoys.router,
+        datasets.router,
+        roles.router,
     ):
         app.include_router(router)
     app.add_middleware(Idempotency, answers=Answers(hub.engine, hub.now))

@@ -96,7 +96,7 @@ class Shut(BaseModel):
 def list_envoys(hub: TheHub, works: TheWorks, caller: TheCaller, page: ThePage) -> Page[EnvoyBody]:
     """All that the caller may see, in the order of their names."""
     own = caller.user.organization
-    hub.allow(caller, Operation.VIEW, Resource.ENVOY, Target(own, hub.collaborations_of(own)))
+    hub.admit(caller, Operation.VIEW, Resource.ENVOY, Target(own, hub.collaborations_of(own)))
     seen = _Seeing(hub, caller)
     found = [one for one in _envoys(hub, works) if one.name > page.last_id and seen.of(one.organization_id)][
         : page.limit

@@ -67,7 +67,7 @@ class KeyList(BaseModel):
 @router.get("")
 def list_keys(hub: TheHub, caller: TheCaller) -> KeyList:
     """The caller's own."""
-    hub.allow(caller, Operation.VIEW, Resource.KEY, Target(caller.user.organization, owner=caller.user.id))
+    hub.admit(caller, Operation.VIEW, Resource.KEY, Target(caller.user.organization, owner=caller.user.id))
     return KeyList(items=[KeyBody.of(key) for key in hub.sign_in.keys(caller.user.id)])
 
 

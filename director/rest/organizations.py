@@ -78,7 +78,7 @@ class OrganizationChange(BaseModel):
 @router.get("")
 def list_organizations(hub: TheHub, caller: TheCaller, page: ThePage) -> Page[OrganizationBody]:
     """All that the caller may see, in the order of their ids."""
-    hub.allow(caller, Operation.VIEW, Resource.ORGANIZATION, Target(caller.user.organization))
+    hub.admit(caller, Operation.VIEW, Resource.ORGANIZATION, Target(caller.user.organization))
     everywhere = hub.may(caller, Operation.VIEW, Resource.ORGANIZATION, Target())
     only = () if everywhere else (hub.organizations.among([caller.user.organization]),)
     found = hub.organizations.page(page.last_id, page.limit, *only)

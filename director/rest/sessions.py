@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...utils.errors import ConfigError, UnknownEntityError
-from ..hub.rules import Operation, Resource, Target, decide
+from ..hub.rules import Actor, Decision, Operation, Resource, Target, decide
 from ..hub.users import subject_of
 from .asking import TheCaller, TheHub, TheToken
 from .problems import documented
@@ -80,6 +80,29 @@ class Why(BaseModel):
     why: str
     rule: str | None
 
+    @classmethod
+    def of(cls, decision: Decision) -> Why:
+        """As it is shown."""
+        rule = str(decision.rule) if decision.rule else None
+        return cls(is_allowed=decision.is_allowed, why=decision.why, rule=rule)
+
+
+class Asked(BaseModel):
+    """Whether this may be done, to what."""
+
+    model_config = ConfigDict(extra="forbid")
+    operation: Operation
+    resource: Resource
+    organization_id: str | None = Field(None, max_length=32, description="Whose thing it is.")
+    collaboration_id: str | None = Field(None, max_length=32, description="That it belongs to.")
+    owner_id: str | None = Field(None, max_length=32, description="The user who made it, or whom it is about.")
+
+    def by(self, actor: Actor) -> Why:
+        """Of somebody."""
+        of = frozenset([self.collaboration_id]) if self.collaboration_id else frozenset[str]()
+        target = Target(self.organization_id, of, self.owner_id)
+        return Why.of(decide(actor, self.operation, self.resource, target))
+
 
 @router.post("/sessions", status_code=status.HTTP_201_CREATED)
 def open_session(hub: TheHub, body: SignInBody, response: Response) -> SessionBody:
@@ -145,14 +168,6 @@ def show_me(caller: TheCaller) -> Me:
 
 
 @router.get("/me/may")
-def explain(
-    caller: TheCaller,
-    operation: Operation,
-    resource: Resource,
-    organization_id: Annotated[str | None, Query(max_length=32, description="Whose thing it is.")] = None,
-    collaboration_id: Annotated[str | None, Query(max_length=32, description="That it belongs to.")] = None,
-) -> Why:
+def explain(caller: TheCaller, asked: Annotated[Asked, Query()]) -> Why:
     """May the caller do this, and why?"""
-    of = frozenset([collaboration_id]) if collaboration_id else frozenset[str]()
-    decision = decide(caller.actor, operation, resource, Target(organization_id, of))
-    return Why(is_allowed=decision.is_allowed, why=decision.why, rule=str(decision.rule) if decision.rule else None)
+    return asked.by(caller.actor)

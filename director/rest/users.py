@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response, status
+from fastapi import APIRouter, Path, Query, Response, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...utils.errors import ConfigError, NotAuthorizedError
@@ -17,6 +17,7 @@ from ..hub.store import new_id
 from ..hub.users import MAX_FULL_NAME, User, subject_of
 from .asking import Page, TheCaller, TheHub, ThePage, TheVersion, next_after, tag
 from .problems import documented
+from .sessions import Asked, Why
 
 router = APIRouter(prefix="/api/v1/users", tags=["users"], responses=documented(400, 401, 403, 413, 422, 429, 503))
 UserId = Annotated[str, Path(min_length=1, max_length=32, description="Of the user.")]
@@ -105,7 +106,7 @@ def _target(user: User) -> Target:
 def list_users(hub: TheHub, caller: TheCaller, page: ThePage) -> Page[UserBody]:
     """All that the caller may see, in the order of their ids."""
     own = Target(caller.user.organization, owner=caller.user.id)
-    hub.allow(caller, Operation.VIEW, Resource.USER, own)
+    hub.admit(caller, Operation.VIEW, Resource.USER, own)
     everywhere = hub.may(caller, Operation.VIEW, Resource.USER, Target())
     only = () if everywhere else (hub.users.table.c.organization == caller.user.organization,)
     found = hub.users.page(page.last_id, page.limit, *only)
@@ -168,6 +169,17 @@ def change_user(
         hub.sign_in.sign_out_everywhere(user_id)
     response.headers["ETag"] = tag(after.version)
     return _shown(hub, after)
+
+
+@router.get("/{user_id}/may", responses=documented(404))
+def explain_user(hub: TheHub, caller: TheCaller, user_id: UserId, asked: Annotated[Asked, Query()]) -> Why:
+    """May this user do that, signed in, and why? For whoever may see the user and the roles of its organization."""
+    user = hub.users.get(user_id)
+    hub.allow(caller, Operation.VIEW, Resource.USER, _target(user))
+    hub.allow(caller, Operation.VIEW, Resource.ROLE, Target(user.organization, owner=user.id))
+    if user.disabled_at is not None:
+        return Why(is_allowed=False, why="this user is disabled", rule=None)
+    return asked.by(hub.sign_in.actor(user.id))
 
 
 @router.put("/{user_id}/password", status_code=status.HTTP_204_NO_CONTENT, responses=documented(404, 412))
