@@ -123,6 +123,10 @@ class DirectorAudit:
         said: dict[str, Json] = {"run": run, "number": number, "step": step, "patch": patch}
         self._append("patched", said | {"signed_by": str(by)})
 
+    def withheld(self, run: RunId, why: str) -> None:
+        """A run ends before its time: a permit, an agreement, its proposal's own end or who started it says so."""
+        self._append("run withheld", {"run": run, "reason": why[:1000]})
+
     def rolled_back(self, run: RunId, to_round: int, model: Digest) -> None:
         """The next round begins with the model that an earlier one gave."""
         self._append("rolled back", {"run": run, "to_round": to_round, "model": model})

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
+from sqlalchemy import Connection
+
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
 from ..utils.errors import BadShareError, FederationError, ProtocolError, StorageError, WrongRoundError
@@ -27,6 +29,7 @@ from .audit import DirectorAudit
 from .conclusion import Conclusion
 from .history import History
 from .lines import Line, Lines
+from .mandates import Mandates, Unbound
 from .opening import Opening
 from .patches import Patches, waits_anew
 from .records import Ending, Published, RunRecord, RunState, SubmissionRecord
@@ -36,7 +39,7 @@ from .retention import Retention
 from .round_sum import RoundSum
 from .rounds import Round, RoundState
 from .run_queue import RunQueue
-from .sequel import after_close, after_expiry, after_failure, stopped, with_refusals
+from .sequel import after_close, after_expiry, after_failure, stopped, with_refusals, withheld
 from .steering import lineage
 from .sums import Sums
 from .uploads import Uploads
@@ -59,6 +62,7 @@ class Coordinator:
         sums: makes the secure sums; without it, runs under secure aggregation fail.
         audit: the director's log; without it, nothing is logged.
         suspects: envoys that are not asked: the director does not believe their audit logs.
+        mandates: whether a run may go on, and whom it may ask; without them, all may and all may be.
         keep_models: how many models of a run stay on disk; 0 keeps all.
         now: seconds since 1970.
         broken: called when the rounds cannot go on in this process, after the reason was logged.
@@ -74,13 +78,14 @@ class Coordinator:
         sums: Sums | None = None,
         audit: DirectorAudit | None = None,
         suspects: Callable[[], Collection[m.EnvoyName]] = frozenset,
+        mandates: Mandates | None = None,
         keep_models: int = 5,
         now: Callable[[], float] = time.time,
         broken: Callable[[], None] = lambda: None,
     ) -> None:
         self._retention, self._broken = Retention(history, artifacts, keep_models), broken
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
-        self._members, self._now = members, now
+        self._mandates, self._now = mandates or Unbound(), now
         self._audit = audit or DirectorAudit()
         self._lock = threading.Condition(threading.RLock())
         self._attendance = Attendance(now())
@@ -89,9 +94,14 @@ class Coordinator:
         self._round: Round | None = None
         self._answers: dict[m.EnvoyName, SubmissionRecord] = {}  # of the present round, as in the database
         self._sum = RoundSum(sums, self._lines)
-        self._queue, self._patches = RunQueue(history), Patches(history, artifacts, members)
+        self._queue = RunQueue(history, self._mandates)
+
+        def asked(run: m.RunId) -> frozenset[m.EnvoyName]:
+            return self._mandates.among(run, members())
+
+        self._patches = Patches(history, artifacts, asked)
         self._opening = Opening(
-            history, self._queue.approvals, self._attendance, members, suspects, self._sum, self._lines, self._audit
+            history, self._queue.approvals, self._attendance, asked, suspects, self._sum, self._lines, self._audit
         )
         self._conclusion = Conclusion(self._lock, self._lines, artifacts, uploads)
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
@@ -283,8 +293,8 @@ class Coordinator:
 
     # ------------------------------------------------------------ operators
 
-    def enqueue(self, record: RunRecord) -> None:
-        """Put a run behind the others, and propose it to the sites.
+    def enqueue(self, record: RunRecord, also: Callable[[Connection], None] = lambda _: None) -> None:
+        """Put a run behind the others with what ``also`` keeps of it, and propose it to the sites.
 
         Raises:
             ProtocolError: another run has the same proposal.
@@ -295,7 +305,7 @@ class Coordinator:
             if record.proposal is not None:
                 proposal = proposal_of(record.proposal.content)
                 self._audit.proposed(record.run, proposal.digest, record.plan, proposal.proposed_by)
-            self._history.enqueue(record)
+            self._history.enqueue(record, also)
             for envoy, offer in self._queue.offers_of(record, self._attendance.there(self._now()), self._now()):
                 self._lines.push([envoy], offer)
             self._lock.notify_all()
@@ -388,7 +398,7 @@ class Coordinator:
         if self._run is None:
             self._start_next(now)
         run, this = self._run, self._round
-        if run is None or this is None:
+        if run is None or this is None or self._is_withheld(run, this, now):
             return None
         if this.state is RoundState.PLANNED:
             planned = self._open(run, this, now)
@@ -411,6 +421,14 @@ class Coordinator:
             ending = Ending(RunState.FAILED, f"{type(error).__name__}: {error}")
         self._end(this, ending)
         return None
+
+    def _is_withheld(self, run: ActiveRun, this: Round, now: float) -> bool:
+        """End a run that may not go on; what its closed rounds gave stays."""
+        objection = self._mandates.objection(run.record.run, now)
+        if objection is not None:
+            self._audit.withheld(run.record.run, objection)
+            self._end(this, withheld(this, objection))
+        return objection is not None
 
     def _look(self, run: ActiveRun, this: Round, now: float) -> Round | None:
         """Lose who is gone; close the round when it is due."""
@@ -527,6 +545,7 @@ class Coordinator:
     def _start_next(self, now: float) -> None:
         queued, over = self._queue.next(self._attendance.there(now), now)
         for record, ending in over:
+            self._audit.withheld(record.run, ending.reason)
             self._history.finish_run(record.run, ending, now)
             self._lock.notify_all()
         if queued is None:
@@ -558,6 +577,8 @@ class Coordinator:
             damaged = damaged or str(error)
         if left.run.steering.stop is not None:  # killed between the patch and what it says
             self._end(left.round, stopped(left.run.steering.stop.reason))
+            return
+        if self._is_withheld(left.run, left.round, now):
             return
         if damaged:
             self._fail(left.run, left.round, rounds.fail(left.round, damaged))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from cryptography import x509
+from sqlalchemy import Connection
 
 from .. import __version__
 from ..utils import messages as m
@@ -50,11 +52,22 @@ class ExperimentDesk:
     ) -> None:
         self._suspicions = suspicions
         self._federation, self._history, self._artifacts = federation, history, artifacts
-        self._coordinator, self._members, self._max_model_bytes = coordinator, members, max_model_bytes
+        self._coordinator, self._members, self.max_model_bytes = coordinator, members, max_model_bytes
+        self._numbering = threading.Lock()  # two runs of one name get two numbers
         self._root, self._now, self._started_at = root, now, now()
 
-    def submit(self, caller: PeerId, submission: m.Submission) -> m.SubmitReply:
+    def submit(
+        self,
+        caller: PeerId,
+        submission: m.Submission,
+        also: Callable[[m.RunId, Connection], None] = lambda *_: None,
+    ) -> m.SubmitReply:
         """Queue an experiment, or say which blobs of its plan are missing, its codec among them.
+
+        Args:
+            caller: who submits it, and signed its proposal.
+            submission: as it came.
+            also: what else is kept of the run, in the transaction that queues it; if it raises, nothing is queued.
 
         Raises:
             ConfigError: its settings are not right, or it comes without a proposal.
@@ -70,9 +83,10 @@ class ExperimentDesk:
         missing = tuple(digest for digest in needed if not self._artifacts.has(digest))
         if missing:
             return m.SubmitReply(missing, None)
-        record = self._record(settings, submission, manifest)
-        self._artifacts.put([submission.manifest])
-        self._coordinator.enqueue(record)
+        with self._numbering:
+            record = self._record(settings, submission, manifest)
+            self._artifacts.put([submission.manifest])
+            self._coordinator.enqueue(record, lambda connection: also(record.run, connection))
         return m.SubmitReply((), record.run)
 
     def put_blob(self, parts: Iterator[m.Part]) -> m.Acknowledgement:
@@ -86,8 +100,8 @@ class ExperimentDesk:
         opening = next(parts, None)
         if not isinstance(opening, m.Opening) or opening.digest is None or opening.offset:
             raise MalformedMessageError("a blob starts with an opening at 0 that says its SHA-256")
-        if opening.length > self._max_model_bytes:
-            raise PlanError(f"a blob of {opening.length} bytes; this director takes {self._max_model_bytes} at most")
+        if opening.length > self.max_model_bytes:
+            raise PlanError(f"a blob of {opening.length} bytes; this director takes {self.max_model_bytes} at most")
         with self._artifacts.receive(opening.digest, opening.length) as receiving:
             for part in parts:
                 if isinstance(part, m.Data):
@@ -149,10 +163,10 @@ class ExperimentDesk:
 
     def _record(self, settings: ExperimentSettings, submission: m.Submission, manifest: Manifest) -> RunRecord:
         layout, initial = check_plan(manifest, self._artifacts)
-        if model_num_bytes(layout) > self._max_model_bytes:
+        if model_num_bytes(layout) > self.max_model_bytes:
             raise PlanError(
                 f"plan {manifest.name} has a model of {model_num_bytes(layout)} bytes;"
-                f" this director takes {self._max_model_bytes} at most"
+                f" this director takes {self.max_model_bytes} at most"
             )
         read_run_codec(settings, layout, self._artifacts)
         check_summable(settings, layout)

@@ -8,7 +8,7 @@ transaction that ends it: only sums stay. Decides nothing: ``rounds`` does.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,8 +65,8 @@ class History:
 
     # Runs.
 
-    def enqueue(self, record: RunRecord) -> None:
-        """Put a run at the end of the queue.
+    def enqueue(self, record: RunRecord, also: Callable[[Connection], None] = lambda _: None) -> None:
+        """Put a run at the end of the queue, with what ``also`` keeps of it: both, or neither.
 
         Raises:
             ProtocolError: a run of that name was submitted before.
@@ -74,6 +74,7 @@ class History:
         try:
             with self._transition("enqueue") as connection:
                 connection.execute(_INSERT_RUN, run_values(record))
+                also(connection)
         except IntegrityError as error:
             raise ProtocolError(f"{record.run} was submitted before; a run's id is used once") from error
 

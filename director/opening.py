@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 
-from ..utils.messages import EnvoyName
+from ..utils.messages import EnvoyName, RunId
 from . import rounds
 from .active_run import ActiveRun
 from .approvals import Approvals, invited
@@ -32,7 +32,7 @@ class Opening:
         history: keeps them.
         approvals: what sites said that they approved.
         attendance: who is there.
-        members: the names of all envoys that joined.
+        members: the names of all envoys that joined and that a run may ask.
         suspects: envoys whose audit logs the director does not believe; they are not asked.
         round_sum: the present round's secure sum.
         lines: tasks go down these.
@@ -44,7 +44,7 @@ class Opening:
         history: History,
         approvals: Approvals,
         attendance: Attendance,
-        members: Callable[[], frozenset[EnvoyName]],
+        members: Callable[[RunId], frozenset[EnvoyName]],
         suspects: Callable[[], Collection[EnvoyName]],
         round_sum: RoundSum,
         lines: Lines,
@@ -77,18 +77,18 @@ class Opening:
 
     def willing(self, run: ActiveRun) -> frozenset[EnvoyName]:
         """The members that a run asks and whose sites approved it, be they there or not."""
-        return self._approvals.askable(run.record.proposal_digest, invited(run.sites, self._members()))
+        return self._approvals.askable(run.record.proposal_digest, invited(run.sites, self._members(run.record.run)))
 
     def num_asked(self, run: ActiveRun, this: Round) -> int:
-        """How many envoys an open round's study asks: all members, unless it names them."""
-        return len(run.sites_of(this) or self._members())
+        """How many envoys an open round's study asks: all that it may, unless it names them."""
+        return len(run.sites_of(this) or self._members(run.record.run))
 
     def _cohort(self, run: ActiveRun, this: Round, now: float) -> frozenset[EnvoyName]:
         """Whom the round asks; nobody yet, while it waits."""
         shunned = run.expelled.keys() | set(self._suspects())
-        asked = invited(run.sites, self._members()) - shunned
-        there = self._attendance.there(now) - shunned
-        willing = self._approvals.askable(run.record.proposal_digest, invited(run.sites, there))
+        asked = invited(run.sites, self._members(run.record.run)) - shunned
+        there = self._attendance.there(now) & asked
+        willing = self._approvals.askable(run.record.proposal_digest, there)
         able = self._sum.askable(run, willing)
         if len(able) < run.settings.round_policy.min_participants:
             return frozenset()

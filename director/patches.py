@@ -25,10 +25,12 @@ class Patches:
     Args:
         history: of runs and rounds.
         artifacts: hold the plans, and the models that a run may be rolled back to.
-        members: the names of all envoys that joined.
+        members: the names of all envoys that joined and that a run may ask.
     """
 
-    def __init__(self, history: History, artifacts: ArtifactStore, members: Callable[[], frozenset[EnvoyName]]) -> None:
+    def __init__(
+        self, history: History, artifacts: ArtifactStore, members: Callable[[RunId], frozenset[EnvoyName]]
+    ) -> None:
         self._history, self._artifacts, self._members = history, artifacts, members
 
     def check(self, patch: Patch, document: SignedDocument) -> Steering:
@@ -51,7 +53,7 @@ class Patches:
             proposal=proposal_of(record.proposal.content),
             steering=steering,
             has_controls=self._has_controls(manifest),
-            members=self._members(),
+            members=self._members(record.run),
             round=this,
             kept=self._kept(record.run) if this is not None else (),
         )

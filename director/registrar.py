@@ -33,17 +33,27 @@ from ..utils.certificates import (
     key_pem,
     make_key,
 )
-from ..utils.errors import ConfigError, IdentityError, JoinFileError, NotAuthorizedError, TooManyCallsError
+from ..utils.errors import (
+    ConfigError,
+    IdentityError,
+    JoinFileError,
+    NameTakenError,
+    NotAuthorizedError,
+    TooManyCallsError,
+)
 from ..utils.identity import PeerId, Role, expires_at, when
 from ..utils.join_file import INVITED_ROLES, JoinFile, sign_join_file
 from ..utils.messages import EnvoyName, JoinReply, JoinRequest, RenewRequest
-from ..utils.renewal import join_text, renewal_text
+from ..utils.renewal import identity_text, join_text, renewal_text
 from ..utils.tensors import digest_of
 from .audit import DirectorAudit
 from .founding import OPERATOR_NAME
 from .identity_store import Identity, Invitation, IssuedCertificate
 from .signing_requests import proven_identity_key, requested_key
 
+USER_ROLE = "user"
+"""Of members that are users of the hub: operators who sign with a certified key, and have none for connections."""
+_RESERVED = frozenset({OPERATOR_NAME, Role.DIRECTOR.value})
 MIN_TTL_SECONDS = 60.0
 MAX_TTL_SECONDS = 30.0 * DAY_SECONDS
 MAX_ORGANIZATION = 200
@@ -77,6 +87,14 @@ class Revoked(Protocol):
 
     def since(self, name: str, /) -> float | None:
         """When the name was revoked, if it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """A user's identity certificate, and the issuer's that signed it."""
+
+    leaf: x509.Certificate
+    issuer: x509.Certificate
 
 
 class Registrar:
@@ -258,6 +276,50 @@ class Registrar:
             self._members.add_identity(replace(member, certificate_sha256=issued.records[0].sha256), issued.records)
         return issued.reply
 
+    def certify(self, name: str, organization: str, raw_key: bytes, proof: bytes, now: float) -> Certified:
+        """Certify the identity key of a user, who signs with it and opens no connection.
+
+        A user who lost a key brings another one: the director believes the last one alone.
+
+        Args:
+            name: of the user, who proved who it is.
+            organization: whose user it is, for people.
+            raw_key: Ed25519 public key, 32 bytes.
+            proof: the key's signature of ``identity_text``.
+            now: seconds since 1970.
+
+        Returns:
+            the certificate, and the present issuer's.
+
+        Raises:
+            MalformedMessageError: no Ed25519 key.
+            NameTakenError: a member that joined has that name.
+            NotAuthorizedError: the name was revoked, or the key's possession is not proven.
+            TooManyCallsError: the user has a thousand certificates that have not expired.
+        """
+        peer = PeerId(self._federation, Role.OPERATOR, name)
+        try:
+            identity_key = proven_identity_key(raw_key, proof, identity_text(peer))
+        except IdentityError as error:
+            raise NotAuthorizedError(f"the identity key did not sign that it is {peer}'s") from error
+        with self._joining:
+            taken, revoked_at = self._members.identity(name), self._revoked.since(name)
+            if name in _RESERVED or (taken is not None and taken.role != USER_ROLE):
+                raise NameTakenError(f"{name} is the name of another member, so nothing is certified for this user")
+            if revoked_at is not None:
+                raise NotAuthorizedError(f"{name} was revoked on {when(revoked_at)}; nothing was certified")
+            if len(self._members.certificates(name, now)) >= MAX_CERTIFICATES:
+                raise TooManyCallsError(
+                    f"{name} has {MAX_CERTIFICATES} certificates that have not expired; wait until some have"
+                )
+            issuer = self._issuer()
+            made = issue_identity(issuer, identity_key, peer, now)
+            sha256 = made.fingerprint(hashes.SHA256()).hex()
+            self._audit.enrolled(name, USER_ROLE, organization, sha256, raw_key)
+            member = Identity(name, USER_ROLE, organization, sha256, raw_key, taken.joined_at if taken else now)
+            self._members.add_identity(member, (IssuedCertificate(sha256, name, USER_ROLE, now, expires_at(made)),))
+        return Certified(made, issuer.certificate)
+
     def _issue(
         self,
         member: Identity,
@@ -295,7 +357,7 @@ class Registrar:
     def _check_invitation(self, name: str, organization: str, role: Role, ttl_seconds: float) -> None:
         if role not in INVITED_ROLES:
             raise ConfigError(f"nobody is invited as {role.value}; expected envoy or operator")
-        if name in {OPERATOR_NAME, Role.DIRECTOR.value}:
+        if name in _RESERVED:
             raise IdentityError(f"{name} is the name of one who is here from the beginning; choose another")
         if not (0 < len(organization) <= MAX_ORGANIZATION and organization.isprintable() and organization.strip()):
             raise ConfigError(f"an organization is 1 to {MAX_ORGANIZATION} printable characters")

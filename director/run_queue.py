@@ -18,6 +18,7 @@ from ..utils.tensors import Digest
 from .approvals import Approvals, invited, offered
 from .experiments import ExperimentSettings
 from .history import History
+from .mandates import Mandates
 from .records import Ending, RunRecord, RunState
 from .sequel import stopped
 
@@ -27,8 +28,8 @@ _OFFERED_AGAIN_SECONDS = 60.0  # to an envoy that polls
 class RunQueue:
     """Queued runs, and what sites said about them."""
 
-    def __init__(self, history: History) -> None:
-        self._history = history
+    def __init__(self, history: History, mandates: Mandates) -> None:
+        self._history, self._mandates = history, mandates
         self.approvals = Approvals()
         self._polled: dict[tuple[m.EnvoyName, Digest], float] = {}  # when something was last offered to a poll
 
@@ -53,7 +54,7 @@ class RunQueue:
         self, envoy: m.EnvoyName, approved: Collection[Digest], now: float, *, is_poll: bool
     ) -> list[m.WorkItem]:
         """What a new line of an envoy ends its beginning with: what is proposed to its site and not approved yet."""
-        live = self._live()
+        live = {digest: record for digest, record in self._live().items() if self._mandates.among(record.run, [envoy])}
         proposals = {digest: _proposal(record) for digest, record in live.items()}
         due = offered(proposals, envoy, approved, now)
         if is_poll:
@@ -68,7 +69,7 @@ class RunQueue:
         if record.proposal_digest is None:
             return
         proposals = {record.proposal_digest: _proposal(record)}
-        for envoy in sorted(there):
+        for envoy in sorted(self._mandates.among(record.run, there)):
             if offered(proposals, envoy, (), now):
                 yield envoy, _offer(record)
 
@@ -95,7 +96,7 @@ class RunQueue:
 
     def _willing(self, record: RunRecord, there: Collection[m.EnvoyName]) -> frozenset[m.EnvoyName]:
         sites = self._history.steering(record.run).sites(_proposal(record).sites if record.proposal else ())
-        return self.approvals.askable(record.proposal_digest, invited(sites, there))
+        return self.approvals.askable(record.proposal_digest, invited(sites, self._mandates.among(record.run, there)))
 
     def _is_ready(self, record: RunRecord, there: Collection[m.EnvoyName]) -> bool:
         if self._history.steering(record.run).pause is not None:
@@ -109,6 +110,9 @@ class RunQueue:
         if record.proposal is None:
             reason = "submitted before there were proposals; no site can approve it: submit it again"
             return Ending(RunState.FAILED, reason)
+        objection = self._mandates.objection(record.run, now)
+        if objection is not None:
+            return stopped(objection)
         if now < _proposal(record).expires_at:
             return None
         count = f"{len(self._willing(record, there))} of {_needed(record)} sites had approved it"

@@ -66,6 +66,13 @@ def stopped(reason: str) -> Ending:
     return Ending(RunState.STOPPED, f"stopped: {reason}")
 
 
+def withheld(present: Round, objection: str) -> Ending:
+    """What a run may not go on for ends it; of a final evaluation, it ends without."""
+    if present.kind is TaskKind.EVALUATE:
+        return Ending(RunState.FINISHED, f"{present.reason}; without final evaluation: {objection}")
+    return stopped(objection)
+
+
 def after_expiry(planned: Round, proposal: Proposal | None, now: float) -> Ending | None:
     """How the run ends where its proposal's time is over before a round was opened; None where it is not.
 

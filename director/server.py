@@ -32,6 +32,7 @@ from .database import DirectorLock, open_database
 from .experiment_desk import ExperimentDesk
 from .history import History
 from .hub.hub import Hub
+from .hub.mandates import TaskMandates
 from .identity_store import IdentityStore
 from .issuer import IssuerFile
 from .membership import roster_of
@@ -104,6 +105,7 @@ class Director:
                 sums=sums,
                 audit=audit,
                 suspects=lambda: frozenset(heads.suspicions),
+                mandates=TaskMandates(engine, needs_infrastructure_user=config.rest.needs_infrastructure_user),
                 keep_models=config.keep_models,
                 broken=broken,
             )

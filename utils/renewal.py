@@ -1,4 +1,4 @@
-"""What a member signs when it joins and when it renews, and when a certificate is due: both sides must agree on each.
+"""What members and users sign to be certified, and when a certificate is due: both sides must agree on each.
 
 The identity key signs the digests of both signing requests under a context of their own, so that nothing signed for
 one purpose, federation, member or hour is good for another, and no byte moves from one request into the next. Pure.
@@ -13,7 +13,7 @@ from .tensors import canonical_json, digest_of
 
 RENEWED_AFTER = 2 / 3
 """The share of its life after which a certificate is replaced."""
-_JOIN, _RENEWAL = b"fedveil-join/1\0", b"fedveil-renewal/1\0"
+_JOIN, _RENEWAL, _IDENTITY = b"fedveil-join/1\0", b"fedveil-renewal/1\0", b"fedveil-identity/1\0"
 
 
 def join_text(signing_request: bytes, renewal_request: bytes) -> bytes:
@@ -43,6 +43,14 @@ def renewal_text(member: PeerId, asked_at: float, signing_request: bytes, renewa
         "renewal": digest_of(renewal_request),
     }
     return _RENEWAL + canonical_json(said)
+
+
+def identity_text(user: PeerId) -> bytes:
+    """What a user's identity key signs to be certified: that it is this user's, in this federation.
+
+    Whoever sends it again gets a certificate of the same key for the same name: of use to its holder alone.
+    """
+    return _IDENTITY + canonical_json({"user": str(user)})
 
 
 def due_at(certificate: x509.Certificate) -> float:

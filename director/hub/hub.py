@@ -18,10 +18,12 @@ from .agreements import Collaboration
 from .collaborations import Agreements, collaborations
 from .datasets import Dataset, datasets
 from .organizations import Organization, Stations, organizations
+from .plans import Plans
 from .rules import Decision, Operation, Resource, Target, decide
 from .sign_in import Caller, SignIn
 from .store import Store
 from .tables import PARTIES
+from .tasks import Tasks
 from .users import OwnRole, Roles, User, own_roles, users
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ class Hub:
     collaborations: Store[Collaboration] = field(init=False)
     agreements: Agreements = field(init=False)
     datasets: Store[Dataset] = field(init=False)
+    plans: Plans = field(init=False)
+    tasks: Tasks = field(init=False)
 
     def __post_init__(self) -> None:
         for name, made in (
@@ -70,6 +74,8 @@ class Hub:
             ("collaborations", collaborations(self.engine)),
             ("agreements", Agreements(self.engine)),
             ("datasets", datasets(self.engine)),
+            ("plans", Plans(self.engine)),
+            ("tasks", Tasks(self.engine)),
         ):
             object.__setattr__(self, name, made)
 

@@ -188,6 +188,16 @@ TASKS = Table(
     Column("organization", String(32), ForeignKey("hub_organizations.id"), nullable=False),
     Column("user", String(32), ForeignKey("hub_users.id"), nullable=False),
     Column("processing", String(32), ForeignKey("hub_agreements.id"), nullable=False),  # which of the two applies
+    Column("dataset", Text),  # that its plan reads, by name; null: none
+    Column("created_at", Double, nullable=False),
+)
+
+PLANS = Table(
+    "hub_plans",
+    METADATA,
+    Column("plan", String(64), primary_key=True),  # SHA-256 of its manifest
+    Column("user", String(32), ForeignKey("hub_users.id"), primary_key=True),  # who brought it; several may
+    Column("organization", String(32), ForeignKey("hub_organizations.id"), nullable=False),
     Column("created_at", Double, nullable=False),
 )
 

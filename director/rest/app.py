@@ -11,7 +11,21 @@ from sqlalchemy import create_engine
 from ... import __version__
 from ..audit import DirectorAudit
 from ..hub.hub import Hub
-from . import collaborations, datasets, envoys, health, keys, organizations, problems, roles, sessions, users
+from . import (
+    collaborations,
+    datasets,
+    envoys,
+    health,
+    identities,
+    keys,
+    organizations,
+    plans,
+    problems,
+    roles,
+    sessions,
+    tasks,
+    users,
+)
 from .idempotency import Answers, Idempotency
 from .limits import Limits
 from .numbers import Counting, Numbers
@@ -53,6 +67,9 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
         envoys.router,
         datasets.router,
         roles.router,
+        identities.router,
+        plans.router,
+        tasks.router,
     ):
         app.include_router(router)
     app.add_middleware(Idempotency, answers=Answers(hub.engine, hub.now))

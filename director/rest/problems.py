@@ -63,6 +63,15 @@ class Problem(BaseModel):
     status: int
     detail: str = Field(description="What was expected, what came, what to do.")
     errors: list[Fault] | None = Field(None, description="Each thing that is wrong, where several are.")
+    missing: list[str] | None = Field(None, description="Blobs that have to be brought first, by their SHA-256.")
+
+
+class MissingBlobsError(errors.ProtocolError):
+    """A plan is not here in whole."""
+
+    def __init__(self, missing: Sequence[str]) -> None:
+        super().__init__(f"{len(missing)} blobs are missing: PUT each to /api/v1/plans/PLAN/blobs/BLOB, then ask again")
+        self.missing = list(missing)
 
 
 def status_of(error: errors.FederationError) -> int:
@@ -102,7 +111,8 @@ def refusal(error: errors.FederationError) -> JSONResponse:
     """The answer to an error of ours."""
     status = status_of(error)
     _LOG.info("refused error=%s status=%d reason=%s", type(error).__name__, status, error)
-    return problem(status, type(error).__name__, _title(type(error)), str(error))
+    missing = error.missing if isinstance(error, MissingBlobsError) else None
+    return problem(status, type(error).__name__, _title(type(error)), str(error), missing=missing)
 
 
 def problem(
@@ -112,9 +122,11 @@ def problem(
     detail: str,
     faults: Sequence[Fault] | None = None,
     headers: Mapping[str, str] | None = None,
+    missing: list[str] | None = None,
 ) -> JSONResponse:
     """The answer."""
-    body = Problem(type=TYPE + kind, title=title, status=status, detail=detail, errors=list(faults) if faults else None)
+    found = list(faults) if faults else None
+    body = Problem(type=TYPE + kind, title=title, status=status, detail=detail, errors=found, missing=missing)
     told = dict(headers or {})
     if status == 401:
         told["WWW-Authenticate"] = 'Bearer realm="fedveil"'

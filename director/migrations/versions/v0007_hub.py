@@ -239,6 +239,7 @@ def upgrade() -> None:
         sa.Column("organization", sa.String(length=32), nullable=False),
         sa.Column("user", sa.String(length=32), nullable=False),
         sa.Column("processing", sa.String(length=32), nullable=False),
+        sa.Column("dataset", sa.Text(), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
             ["collaboration"], ["hub_collaborations.id"], name=op.f("fk_hub_tasks_collaboration_hub_collaborations")
@@ -254,6 +255,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run", name=op.f("pk_hub_tasks")),
     )
     op.create_index(op.f("ix_hub_tasks_collaboration"), "hub_tasks", ["collaboration"], unique=False)
+    op.create_table(
+        "hub_plans",
+        sa.Column("plan", sa.String(length=64), nullable=False),
+        sa.Column("user", sa.String(length=32), nullable=False),
+        sa.Column("organization", sa.String(length=32), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["organization"], ["hub_organizations.id"], name=op.f("fk_hub_plans_organization_hub_organizations")
+        ),
+        sa.ForeignKeyConstraint(["user"], ["hub_users.id"], name=op.f("fk_hub_plans_user_hub_users")),
+        sa.PrimaryKeyConstraint("plan", "user", name=op.f("pk_hub_plans")),
+    )
     op.create_table(
         "hub_user_roles",
         sa.Column("user", sa.String(length=32), nullable=False),
@@ -279,6 +292,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_hub_model_datasets_dataset"), table_name="hub_model_datasets")
     op.drop_table("hub_model_datasets")
     op.drop_table("hub_user_roles")
+    op.drop_table("hub_plans")
     op.drop_index(op.f("ix_hub_tasks_collaboration"), table_name="hub_tasks")
     op.drop_table("hub_tasks")
     op.drop_index(op.f("ix_hub_sessions_user"), table_name="hub_sessions")

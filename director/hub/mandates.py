@@ -1,0 +1,84 @@
+"""Whether a task may go on: its permit, its agreements, its organization and whoever started it, as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import Engine
+
+from ...utils.errors import AgreementError
+from ...utils.identity import when
+from ...utils.messages import EnvoyName, RunId
+from ..revocations import Revocations
+from .agreements import check_may_start
+from .collaborations import Agreements, collaborations
+from .organizations import Status, organizations
+from .tasks import Task, Tasks
+from .users import users
+
+
+class TaskMandates:
+    """``mandates.Mandates`` of a federation whose organizations agreed on things. Runs that are no tasks go free.
+
+    Args:
+        engine: of the director's database; it is asked each time, since other processes write there too.
+        needs_infrastructure_user: the federation's own rule.
+    """
+
+    def __init__(self, engine: Engine, *, needs_infrastructure_user: bool) -> None:
+        self._needs_infrastructure_user = needs_infrastructure_user
+        self._tasks, self._revocations = Tasks(engine), Revocations(engine)
+        self._collaborations, self._agreements = collaborations(engine), Agreements(engine)
+        self._organizations, self._users = organizations(engine), users(engine)
+
+    def objection(self, run: RunId, now: float) -> str | None:
+        """Why the run may not go on; None while it may.
+
+        Raises:
+            StorageError: the database does not answer.
+        """
+        task = self._tasks.find(run)
+        if task is None:
+            return None
+        return self._of_people(task) or self._of_agreements(task, now)
+
+    def among(self, run: RunId, envoys: Collection[EnvoyName]) -> frozenset[EnvoyName]:
+        """Of these, the envoys of the active organizations of its collaboration; all, where the run is no task.
+
+        Raises:
+            StorageError: the database does not answer.
+        """
+        task = self._tasks.find(run)
+        return frozenset(envoys) if task is None else frozenset(envoys) & self._tasks.envoys(task.collaboration).keys()
+
+    def _of_people(self, task: Task) -> str | None:
+        organization, user = self._organizations.get(task.organization), self._users.get(task.user)
+        if organization.status is not Status.ACTIVE:
+            return f"organization {organization.name}, whose task it is, is {organization.status.value}"
+        if user.disabled_at is not None:
+            return f"user {user.name}, who started it, is disabled"
+        revoked_at = self._revocations.since(user.name)
+        if revoked_at is not None:
+            return f"user {user.name}, who started it, was revoked on {when(revoked_at)}"
+        return None
+
+    def _of_agreements(self, task: Task, now: float) -> str | None:
+        collaboration = self._collaborations.get(task.collaboration)
+        try:
+            processing = check_may_start(
+                collaboration,
+                self._agreements.about(collaboration),
+                task.organization,
+                task.dataset,
+                now,
+                needs_infrastructure_user=self._needs_infrastructure_user,
+            )
+        except AgreementError as error:
+            return str(error)
+        began = self._agreements.get(task.processing)
+        if processing.kind is not began.kind:
+            return (
+                f"it was started under a {began.kind.value} agreement, and a {processing.kind.value} agreement is in"
+                " force now; start it anew"
+            )
+        return None
