@@ -78,17 +78,13 @@ class LocalFederation:
         """Make the federation. Its root's passphrase is forgotten at once: it lives as long as this folder.
 
         Args:
-            settings: lines of director.toml to replace, as text, by key.
+            settings: lines of director.toml to replace, as text, by key; ``rest.listen`` is that of the table [rest].
         """
         passphrase = secrets.token_hex(16).encode()
         init_federation(self.director_folder, self._name, ["127.0.0.1"], passphrase, time.time(), listen="127.0.0.1:0")
         if settings:
             file = self.director_folder / "director.toml"
-            lines = [
-                next((f"{key} = {value}" for key, value in settings.items() if line.startswith(f"{key} ")), line)
-                for line in file.read_text("utf-8").splitlines()
-            ]
-            file.write_text("\n".join(lines) + "\n", "utf-8")
+            file.write_text(_replaced(file.read_text("utf-8"), settings), "utf-8")
 
     def start_director(self) -> None:
         """``director start``; returns as soon as the process runs."""
@@ -223,6 +219,17 @@ class LocalFederation:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | {"PYTHONUNBUFFERED": "1"}
             )
+
+
+def _replaced(text: str, settings: Mapping[str, str]) -> str:
+    """A file's lines, with those of some keys replaced; a key of a table is TABLE.KEY."""
+    lines, table = [], ""
+    for line in text.splitlines():
+        if line.startswith("["):
+            table = line.strip("[] ") + "."
+        key = line.partition(" = ")[0]
+        lines.append(f"{key} = {settings[table + key]}" if table + key in settings else line)
+    return "\n".join(lines) + "\n"
 
 
 def _roster(federation: str, identities: Iterable[Identity]) -> Roster:
