@@ -150,6 +150,11 @@ class History:
         documents = tuple(SignedDocument(row.content, row.signature, row.chain) for row in rows)
         return Steering(tuple(patch_of(one.content) for one in documents), documents)
 
+    def patched_at(self, run: RunId) -> tuple[float, ...]:
+        """When each patch of a run was taken, in order; seconds since 1970."""
+        with reading(self._engine) as connection:
+            return tuple(row.taken_at for row in connection.execute(_SELECT_PATCHES, {"key_run": run}))
+
     # Rounds.
 
     def save_round(self, this: Round, now: float, model: Digest | None = None) -> None:

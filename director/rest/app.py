@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -15,6 +16,7 @@ from . import (
     collaborations,
     datasets,
     envoys,
+    events,
     health,
     identities,
     keys,
@@ -26,6 +28,7 @@ from . import (
     tasks,
     users,
 )
+from .event_feeds import Feeds
 from .idempotency import Answers, Idempotency
 from .limits import Limits
 from .numbers import Counting, Numbers
@@ -56,6 +59,8 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
         strict_content_type=True,
     )
     app.state.hub, app.state.works, app.state.numbers = hub, works, Numbers()
+    app.state.ends = threading.Event()  # set when the server closes
+    app.state.feeds = Feeds(app.state.ends)
     problems.install(app)
     for router in (
         health.router,
@@ -70,6 +75,7 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
         identities.router,
         plans.router,
         tasks.router,
+        events.router,
     ):
         app.include_router(router)
     app.add_middleware(Idempotency, answers=Answers(hub.engine, hub.now))

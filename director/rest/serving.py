@@ -60,6 +60,7 @@ class RestServer:
         config.load()
         config.ssl = self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._ends: threading.Event = app.state.ends
         self._certificate, self._shown = certificate, certificate.latest()
         _show(self._context, self._shown)
         self._server = uvicorn.Server(config)
@@ -68,6 +69,7 @@ class RestServer:
 
     def close(self) -> None:
         """Answer what was asked, and take no more."""
+        self._ends.set()
         self._server.should_exit = True
         self._thread.join(_GOODBYE_SECONDS + 5)
         with contextlib.suppress(OSError):

@@ -122,6 +122,41 @@ class TaskBody(TaskSummary):
         return cls(**_told(task, view, user, processing), model_digest=view.model, rounds=rounds, subtasks=subtasks)
 
 
+class SiteBudget(BaseModel):
+    """What one site published."""
+
+    total_epsilon: float
+    delta: float
+    unit: str
+
+
+class SecureAggregationBody(BaseModel):
+    """Whether sums alone came."""
+
+    state: str
+    masked: int
+    in_clear: int
+    metrics_in_clear: int
+
+
+class PrivacyReport(BaseModel):
+    """What a task cost in privacy, as far as its sites publish it."""
+
+    task_id: str
+    total_epsilon: float | None = Field(description="Of the worst site; none where nothing bounds the whole.")
+    delta: float | None
+    unit: str | None
+    adjacency: str
+    mechanism: str
+    accountant: str
+    participants: int
+    sites: dict[str, SiteBudget]
+    secure_aggregation: SecureAggregationBody
+    leakage_score: float | None
+    attack_used: str | None
+    suppressed_cells: int | None
+
+
 def _told(task: Task, view: ExperimentView, user: str, processing: Agreement) -> dict[str, Any]:
     return {
         "task_id": task.run,

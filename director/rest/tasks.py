@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response, status
+from fastapi import APIRouter, Path, Query, Request, Response, status
 from sqlalchemy import ColumnElement, Connection
 
 from ...utils import messages as m
 from ...utils.config import parse_toml
 from ...utils.errors import AgreementError, NotAuthorizedError, UnknownEntityError
 from ...utils.plan_bundle import Manifest
-from ...utils.proposal import patch_of, proposal_of
+from ...utils.proposal import Output, patch_of, proposal_of
 from ..experiments import ExperimentSettings
 from ..hub.agreements import Agreement, check_may_start
 from ..hub.hub import Hub
@@ -21,11 +21,13 @@ from ..hub.sign_in import Caller
 from ..hub.subtasks import subtasks
 from ..hub.tables import TASKS
 from ..hub.tasks import Task, check_asked
+from ..privacy_report import of_run
 from .asking import Page, TheCaller, TheHub, ThePage, next_after
 from .documents import DocumentBody, signed_by, signer_of
+from .files import download, file_answer
 from .plans import dataset_of, seen_plan
 from .problems import MissingBlobsError, documented
-from .task_bodies import NewTask, SubtaskBody, TaskBody, TaskSummary
+from .task_bodies import NewTask, PrivacyReport, SubtaskBody, TaskBody, TaskSummary
 from .works import TheWorks, Works
 
 router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"], responses=documented(400, 401, 403, 413, 422, 429, 503))
@@ -120,6 +122,25 @@ def steer_task(hub: TheHub, caller: TheCaller, works: TheWorks, task_id: TaskId,
     with signed_by(works, signer, document):
         works.desk.steer(signer, document)
     return whole(hub, works, task)
+
+
+@download(router, "/{task_id}/model", responses=documented(404))
+def task_model(hub: TheHub, caller: TheCaller, works: TheWorks, task_id: TaskId, request: Request) -> Response:
+    """The task's present model (safetensors), for those who may see its models, where its sites were asked for it."""
+    task = seen_task(hub, caller, task_id)
+    hub.allow(caller, Operation.VIEW, Resource.MODEL, target_of(task))
+    record = works.history.run(task.run)
+    if record.proposal is None or Output.MODEL not in proposal_of(record.proposal.content).outputs:
+        raise NotAuthorizedError("the sites were not asked for this task's model, only for its metrics")
+    return file_answer(request, works.artifacts, record.model, f"{task.run}.safetensors")
+
+
+@router.get("/{task_id}/privacy-report", responses=documented(404))
+def task_privacy(hub: TheHub, caller: TheCaller, works: TheWorks, task_id: TaskId) -> PrivacyReport:
+    """What the task cost in privacy, as far as its sites publish it: the director knows no more."""
+    task = seen_task(hub, caller, task_id)
+    hub.allow(caller, Operation.VIEW, Resource.REPORT, target_of(task))
+    return PrivacyReport(task_id=task.run, **of_run(works.desk.show(task.run)))
 
 
 def target_of(task: Task) -> Target:
