@@ -46,6 +46,7 @@ from fedveil.workspace.plan_builder import build_plan
 class Study:
     """A collaboration of two hospitals under a permit, a director that runs, and envoys that are the test's puppets."""
 
+    Step = Step
     PLAN = """
 import numpy as np
 from fedveil import ArrayPlan, DataKind, DataSpec
