@@ -12,7 +12,8 @@ from ..utils import wire_control as control
 from ..utils.artifacts import ArtifactStore
 from ..utils.identity import PeerId, Role
 from ..utils.roster import Roster
-from .doors import Door, OpenCall, download
+from .doors import Door, OpenCall
+from .downloads import download
 from .experiment_desk import ExperimentDesk
 from .membership import roster_reply
 from .standing import Standing

@@ -18,7 +18,14 @@ from sqlalchemy import Connection
 
 from ..utils import messages as m
 from ..utils.artifacts import ArtifactStore
-from ..utils.errors import BadShareError, FederationError, ProtocolError, StorageError, WrongRoundError
+from ..utils.errors import (
+    BadShareError,
+    FederationError,
+    ProtocolError,
+    StorageError,
+    UnreachableError,
+    WrongRoundError,
+)
 from ..utils.proposal import Patch, Step, proposal_of
 from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest, canonical_json, digest_of
@@ -155,8 +162,14 @@ class Coordinator:
             self._attendance.leave(line.envoy, self._now())
 
     def hear(self, envoy: m.EnvoyName) -> None:
-        """An envoy said something: if it was thought lost, it is waited for again."""
+        """An envoy said something: if it was thought lost, it is waited for again.
+
+        Raises:
+            UnreachableError: this director is ending; what is said now is said again to the next.
+        """
         with self._lock:
+            if self._ends:
+                raise UnreachableError("this director is ending; the next one goes on where it stopped")
             self._attendance.hear(envoy, self._now())
             if self._round is not None:
                 self._save(rounds.regain(self._round, envoy))

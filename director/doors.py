@@ -1,9 +1,7 @@
 """What the two gRPC doors share: who calls, may it, and how an error leaves.
 
-The caller's name comes from its certificate alone. Every call passes ``_admit``, which asks whether that certificate
-is still good (``standing``); calls that stay open are asked about again while they are. Each call holds a thread for as
-long as it lasts, an upload that never begins too, so one name has at most ``MAX_CALLS`` of them: it can hold up itself,
-and nobody else.
+The caller's name comes from its certificate alone; ``admission`` says whether that is still good, and how many calls
+one name may have open.
 """
 
 from __future__ import annotations
@@ -11,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import ssl
-import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,16 +16,15 @@ from typing import NoReturn, TypeVar
 
 import grpc
 
-from ..utils.artifacts import ArtifactStore
-from ..utils.errors import FederationError, IdentityError, NotAuthorizedError, ProtocolError, TooManyCallsError
+from ..utils.errors import FederationError, IdentityError, NotAuthorizedError
 from ..utils.identity import PeerId, Role, parse_spiffe
-from ..utils.messages import PART_BYTES, Data, DownloadRequest, Opening, Part
+from ..utils.messages import Part
 from ..utils.transport import refuse
 from ..utils.wire import part_from_wire
+from .admission import Admission
 from .standing import Standing
 
 _LOG = logging.getLogger(__name__)
-MAX_CALLS = 8  # at once, of one name: an envoy has five, and after a cut some that the director has yet to miss
 _Asked = TypeVar("_Asked")
 _Answer = TypeVar("_Answer")
 
@@ -86,9 +81,7 @@ class Door:
     """
 
     def __init__(self, federation: str, roles: Collection[Role], standing: Standing) -> None:
-        self._federation, self._roles, self._standing = federation, roles, standing
-        self._lock = threading.Lock()
-        self._calls: Counter[PeerId] = Counter()
+        self._federation, self._roles, self._admission = federation, roles, Admission(standing)
 
     def unary(
         self,
@@ -99,12 +92,22 @@ class Door:
     ) -> grpc.RpcMethodHandler:
         """One message in, one out."""
 
+        def answer(peer: PeerId, raw: bytes, check: Callable[[], None]) -> bytes:
+            answered = ask(peer, decode(raw))
+            check()  # it may have waited long
+            return encode(answered)
+
+        return self.raw(answer, roles)
+
+    def raw(
+        self, answer: Callable[[PeerId, bytes, Callable[[], None]], bytes], roles: Collection[Role] = ()
+    ) -> grpc.RpcMethodHandler:
+        """One message in, one out, by a function that reads the one and writes the other."""
+
         def call(raw: bytes, context: grpc.ServicerContext) -> bytes:
             try:
                 with self._admit(context, roles) as (peer, check):
-                    answer = ask(peer, decode(raw))
-                    check()  # it may have waited long
-                    return encode(answer)
+                    return answer(peer, raw, check)
             except FederationError as error:
                 self._refuse(context, error)
 
@@ -151,18 +154,9 @@ class Door:
         self, context: grpc.ServicerContext, roles: Collection[Role] = ()
     ) -> Iterator[tuple[PeerId, Callable[[], None]]]:
         """One call of a caller, from its start to the end of its thread's work; and a check that it may go on."""
-        peer, certificate = self._peer(context, roles), certificate_of(context)
-        self._standing.check(peer, certificate)
-        with self._lock:
-            if self._calls[peer] >= MAX_CALLS:
-                raise TooManyCallsError(f"{peer} has {MAX_CALLS} calls open already: too many calls at once; end one")
-            self._calls[peer] += 1
-        try:
-            yield peer, lambda: self._standing.check_open(peer, certificate)
-        finally:
-            with self._lock:
-                self._calls[peer] -= 1
-                self._calls += Counter()  # forget who has none
+        peer = self._peer(context, roles)
+        with self._admission.admit(peer, certificate_of(context)) as check:
+            yield peer, check
 
     def _peer(self, context: grpc.ServicerContext, roles: Collection[Role]) -> PeerId:
         peer = caller(context, self._federation)
@@ -183,23 +177,3 @@ def _parts(raws: Iterator[bytes], check: Callable[[], None]) -> Iterator[Part]:
     for raw in raws:
         check()
         yield part_from_wire(raw)
-
-
-def download(
-    artifacts: ArtifactStore, request: DownloadRequest, count: Callable[[int], None] = lambda _: None
-) -> Generator[Part, None, None]:
-    """An artifact from an offset on: an opening, then data.
-
-    Raises:
-        UnknownArtifactError: it is not here.
-        ProtocolError: the offset lies behind its end.
-    """
-    length = artifacts.size(request.digest)
-    if request.offset > length:
-        raise ProtocolError(f"a download from {request.offset} on of {length} bytes")
-    yield Opening(length, request.offset, digest=request.digest)
-    with artifacts.open(request.digest) as file:
-        file.seek(request.offset)
-        while content := file.read(PART_BYTES):
-            count(len(content))
-            yield Data(content)

@@ -7,7 +7,7 @@ revoked is ``revocations``'s; whoever is, is no member here.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sqlalchemy import Engine, RowMapping, Select, bindparam, delete, insert, select, update
@@ -79,6 +79,22 @@ class IdentityStore:
                 connection.execute(insert(INVITATIONS), asdict(invitation))
         except IntegrityError as error:
             raise JoinFileError(f"the invitation for {invitation.name} has the id of an earlier one") from error
+
+    def repeat_invitation(self, invitation: Invitation) -> None:
+        """Remember an invitation that is used up as it is made; or know it again by its id.
+
+        Raises:
+            JoinFileError: another was made with that id, or used by another request, or it was revoked.
+        """
+        with reading(self._engine) as connection:
+            asked = select(INVITATIONS).where(INVITATIONS.c.id == invitation.id)
+            row = connection.execute(asked).mappings().one_or_none()
+        if row is None:
+            self.add_invitation(invitation)
+            return
+        kept = _invitation(row)
+        if kept.revoked_at is not None or replace(kept, expires_at=invitation.expires_at) != invitation:
+            raise JoinFileError(f"{invitation.name} was invited before, otherwise")
 
     def use_invitation(self, invitation_id: str, csr_digest: str, now: float) -> Invitation:
         """Use an invitation up, in favour of one signing request.

@@ -2,9 +2,10 @@
 
 An invitation is made for one name, role and organization; the certificate's name comes from there and never from the
 signing request. An invitation is used up by the first key that comes with it; the very same request may come again,
-since its answer may have been lost. A member renews by its identity key: a new leaf, its identity certified anew, and a
-new renewal certificate where it asks for one. ``identity_store`` remembers, ``revocations`` who is a member no more,
-``service`` answers the calls, ``founding`` makes the authorities. Private keys of others are never seen here.
+since its answer may have been lost. The hub registers envoys of organizations that take part without a file, by the
+same rules. A member renews by its identity key: a new leaf, its identity certified anew, and a new renewal certificate
+where it asks for one. ``identity_store`` remembers, ``revocations`` who is a member no more, ``service`` answers the
+calls, ``founding`` makes the authorities. Private keys of others are never seen here.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ class Members(Protocol):
 
     def use_invitation(self, invitation_id: str, csr_digest: str, now: float, /) -> Invitation:
         """Use an invitation up for one signing request, or raise ``JoinFileError``."""
+
+    def repeat_invitation(self, invitation: Invitation, /) -> None:
+        """Remember what is used as it is made, or know it again, or raise ``JoinFileError``."""
 
     def identity(self, name: str, /) -> Identity | None:
         """The member of that name."""
@@ -204,13 +208,9 @@ class Registrar:
         """
         if bootstrap.role is not Role.JOIN or bootstrap.federation != self._federation:
             raise NotAuthorizedError(f"{bootstrap} may not join; a join needs the certificate of a join file")
-        leaf_key = requested_key(request.signing_request)
-        renewal_key = requested_key(request.renewal_request) if request.renewal_request else None
-        text = join_text(request.signing_request, request.renewal_request)
-        identity_key = proven_identity_key(request.identity_key, request.identity_proof, text)
-        digest = digest_of(text, request.identity_key)
+        keys = self._requested(request)
         with self._joining:
-            invitation = self._members.use_invitation(bootstrap.name, digest, now)
+            invitation = self._members.use_invitation(bootstrap.name, keys.digest, now)
             known = self._members.identity(invitation.name)
             returns = self._revoked.since(invitation.name) is not None  # or else the file were revoked too
             known = None if returns else known
@@ -219,21 +219,55 @@ class Registrar:
                     f"{invitation.name} joined on {when(known.joined_at)} with another join file, used before this one;"
                     " if that was not you, tell the director's operator"
                 )
-            member = Identity(
-                name=invitation.name,
-                role=invitation.role,
-                organization=invitation.organization,
-                certificate_sha256="",
-                identity_key=request.identity_key,
-                joined_at=known.joined_at if known else now,
-            )
-            issued = self._issue(member, leaf_key, identity_key, renewal_key, now)
-            leaf, *others = issued.records
-            self._audit.enrolled(member.name, member.role, member.organization, leaf.sha256, member.identity_key)
-            self._write_down(others)
-            member = replace(member, certificate_sha256=leaf.sha256)
-            self._members.add_identity(member, issued.records, reinstates=returns)
-        return issued.reply
+            return self._enrol(invitation, keys, request, known, now, returns=returns)
+
+    def register(
+        self,
+        name: str,
+        organization: str,
+        request: JoinRequest,
+        now: float,
+        claim: Callable[[], None] = lambda: None,
+    ) -> JoinReply:
+        """Issue to a new envoy by the hub's word alone: its organization takes part, and asked by one of its users.
+
+        The same request gets the same name again, since its answer may have been lost; any other gets nothing, and a
+        name that was revoked comes back by a join file alone.
+
+        Args:
+            name: of the envoy; no other member has it.
+            organization: whose it is, for people.
+            request: its keys.
+            now: seconds since 1970.
+            claim: makes the name the organization's, once it is known that it may be given and before it is.
+
+        Raises:
+            MalformedMessageError: no signing request for a P-256 key, or no Ed25519 key.
+            IdentityError: a key's possession is not proven, or the name cannot be.
+            NameTakenError: somebody else has that name, or had it.
+            ConfigError: no organization.
+        """
+        self._check_invitation(name, organization, Role.ENVOY, MIN_TTL_SECONDS)
+        PeerId(self._federation, Role.ENVOY, name)
+        keys = self._requested(request)
+        with self._joining:
+            revoked_at, known = self._revoked.since(name), self._members.identity(name)
+            if revoked_at is not None:
+                raise NameTakenError(
+                    f"{name} was revoked on {when(revoked_at)}; choose another name, or ask the director's operator for"
+                    " a join file that brings it back"
+                )
+            if known is not None and (known.identity_key, known.role) != (request.identity_key, Role.ENVOY.value):
+                raise NameTakenError(f"{name} of {known.organization} is here already; choose another name")
+            invitation = Invitation(_registration_of(name), name, Role.ENVOY.value, organization, now, keys.digest)
+            claim()
+            try:
+                self._members.repeat_invitation(invitation)
+            except JoinFileError:
+                raise NameTakenError(
+                    f"{name} was registered with other keys; choose another name, or send the very same request"
+                ) from None
+            return self._enrol(invitation, keys, request, known, now, returns=False)
 
     def renew(self, caller: PeerId, request: RenewRequest, now: float) -> JoinReply:
         """Answer one renewal: a new leaf, the identity certified anew, a renewal certificate where one is asked for.
@@ -320,6 +354,43 @@ class Registrar:
             self._members.add_identity(member, (IssuedCertificate(sha256, name, USER_ROLE, now, expires_at(made)),))
         return Certified(made, issuer.certificate)
 
+    def _requested(self, request: JoinRequest) -> _Requested:
+        """The keys of a join, each of them proven."""
+        text = join_text(request.signing_request, request.renewal_request)
+        return _Requested(
+            requested_key(request.signing_request),
+            proven_identity_key(request.identity_key, request.identity_proof, text),
+            requested_key(request.renewal_request) if request.renewal_request else None,
+            digest_of(text, request.identity_key),
+        )
+
+    def _enrol(
+        self,
+        invitation: Invitation,
+        keys: _Requested,
+        request: JoinRequest,
+        known: Identity | None,
+        now: float,
+        *,
+        returns: bool,
+    ) -> JoinReply:
+        """Issue to whoever an invitation is for, write it down, and remember it."""
+        member = Identity(
+            name=invitation.name,
+            role=invitation.role,
+            organization=invitation.organization,
+            certificate_sha256="",
+            identity_key=request.identity_key,
+            joined_at=known.joined_at if known else now,
+        )
+        issued = self._issue(member, keys.leaf, keys.identity, keys.renewal, now)
+        leaf, *others = issued.records
+        self._audit.enrolled(member.name, member.role, member.organization, leaf.sha256, member.identity_key)
+        self._write_down(others)
+        member = replace(member, certificate_sha256=leaf.sha256)
+        self._members.add_identity(member, issued.records, reinstates=returns)
+        return issued.reply
+
     def _issue(
         self,
         member: Identity,
@@ -366,11 +437,26 @@ class Registrar:
 
 
 @dataclass(frozen=True, slots=True)
+class _Requested:
+    """What a join asks certificates for."""
+
+    leaf: ec.EllipticCurvePublicKey
+    identity: Ed25519PublicKey
+    renewal: ec.EllipticCurvePublicKey | None
+    digest: str  # of the request; the same keys give the same
+
+
+@dataclass(frozen=True, slots=True)
 class _Issued:
     """What a member is given, and what is remembered of it; the leaf first."""
 
     reply: JoinReply
     records: tuple[IssuedCertificate, ...]
+
+
+def _registration_of(name: str) -> str:
+    """The id of a registration, in the place of a join file's; no bootstrap certificate is ever made for it."""
+    return digest_of(b"fedveil-registration/1\0", name.encode())[:32]
 
 
 def _dialled(addresses: Sequence[str]) -> tuple[str, ...]:

@@ -24,11 +24,13 @@ from ..utils.identity import Role
 from ..utils.messages import EnvoyName
 from ..utils.private_files import read_private_file
 from ..utils.roster import Roster
+from .admission import Admission
 from .audit import LOG_FILE, DirectorAudit
 from .config import DirectorConfig, OpenIdSettings
 from .control import ControlService
 from .coordinator import Coordinator
 from .database import DirectorLock, open_database
+from .envoy_calls import EnvoyCalls
 from .experiment_desk import ExperimentDesk
 from .history import History
 from .hub.hub import Hub
@@ -124,9 +126,8 @@ class Director:
             registrar = Registrar(
                 config.federation, issuer, issuer.root, members, revocations, leaf_days=config.leaf_days, audit=audit
             )
-            service = FederationService(
-                config.federation, self._coordinator, artifacts, registrar, roster, heads, standing
-            )
+            calls = EnvoyCalls(self._coordinator, artifacts, registrar, roster, heads)
+            service = FederationService(config.federation, calls, standing)
             control = ControlService(config.federation, desk, artifacts, roster, standing)
             self._server = grpc.server(
                 ThreadPoolExecutor(_MAX_THREADS, "call"),
@@ -161,6 +162,8 @@ class Director:
                     roster=roster,
                     heads=heads,
                     standing=standing,
+                    calls=calls,
+                    site_admission=Admission(standing),
                 )
                 self.rest_port = stack.enter_context(_rest(config, hub, works, shown)).port
             self._coordinator.start()

@@ -6,9 +6,7 @@ Here things are built, and nowhere else in this room. Errors leave as one line o
 from __future__ import annotations
 
 import datetime as dt
-import re
 import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -19,16 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ..utils.command_line import errors_in_words
-from ..utils.errors import ConfigError, JoinFileError, UnreachableError
+from ..utils.errors import ConfigError
 from ..utils.logs import log_to_stderr
 from ..utils.messages import EnvoyName
 from .approval_commands import approve_plan, diff_plan, list_plans, reject_plan, show_plan
 from .audit_commands import audit
 from .doctor_commands import doctor
 from .identity_commands import identity, renew
+from .join_commands import join, register
 from .plan_commands import plan
 from .privacy_commands import privacy
-from .proxy import ProxySettings, way_to
 from .records import describe
 from .roster_commands import roster
 from .splits import GivenSplits, SplitRule
@@ -62,66 +60,12 @@ plan.command("show")(show_plan)
 plan.command("diff")(diff_plan)
 plan.command("approve")(approve_plan)
 plan.command("reject")(reject_plan)
+app.command()(join)
+app.command()(register)
 app.command()(veto)
 app.command()(stop)
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder.", envvar="FEDVEIL_ENVOY")]
-
-
-@app.command()
-def join(
-    file: Annotated[Path, typer.Argument(help="The join file that the director's operator handed over.")],
-    folder: Folder = DEFAULT_FOLDER,
-    expected: Annotated[
-        str | None,
-        typer.Option("--fingerprint", help="The root's, as the operator reads it out; then nothing is asked."),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the fingerprint was compared already.")] = False,
-    proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of the site's proxy; kept in envoy.toml.")] = None,
-    proxy_user: Annotated[str, typer.Option(help="Who asks the proxy.")] = "",
-    proxy_password_file: Annotated[
-        Path | None, typer.Option(help="Its first line is the proxy's password; mode 600.")
-    ] = None,
-) -> None:
-    """Join a federation: make keys here, get certificates. The join file is good once."""
-    from ..utils.identity import fingerprint
-    from ..utils.join_file import read_join_file
-    from .client import bootstrap_client
-    from .config import load_config, write_default_config
-    from .enrolment import prepare_join, save_credentials
-
-    with errors_in_words():
-        given = _given_proxy(proxy, proxy_user, proxy_password_file)
-        way_out = given or load_config(folder).proxy
-        invitation = read_join_file(file, time.time())
-        root = fingerprint(invitation.root)
-        _CONSOLE.print(f"Root fingerprint, to be compared by phone: {root}")
-        _compare(root, expected, was_compared=yes)
-        request, keys = prepare_join(folder, invitation)
-        reply = None
-        for address in invitation.addresses:
-            client = bootstrap_client(invitation, address, way_to(address, way_out, folder))
-            try:
-                reply = client.join(request)
-                break
-            except UnreachableError as error:
-                typer.echo(f"{address}: {error}", err=True)
-            finally:
-                client.close()
-        if reply is None:
-            raise UnreachableError(
-                f"no director answers at {', '.join(invitation.addresses)}; nothing is lost, try again"
-            )
-        credentials = save_credentials(folder, invitation, keys, reply, time.time())
-        is_new = write_default_config(folder, given)
-    _CONSOLE.print(f"{credentials.peer} ({credentials.organization}) joined; its keys are in {folder}/.")
-    if is_new:
-        _CONSOLE.print(
-            f"{folder}/envoy.toml says what may leave this site. As it is, it protects no patient: see to it."
-        )
-    if given is not None and not is_new:
-        _CONSOLE.print(f"{folder}/envoy.toml was there before: see that its table [proxy] names this proxy, too.")
-    _CONSOLE.print("Next: `envoy data add NAME PATH`, then `envoy start`. If something does not work: `envoy doctor`.")
 
 
 @app.command()
@@ -139,6 +83,7 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
     from .config import load_config
     from .control_socket import ControlSocket
     from .gate import LeakGate
+    from .registration import load_access
     from .renewing import connect
     from .session import Session
     from .summing import SumIdentity
@@ -147,7 +92,8 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         config = load_config(folder)
         log_to_stderr(config.log_level)
         credentials, link, renewer = connect(folder, config, time.time())
-        address = config.dialled(credentials.addresses)[0]
+        access = load_access(folder)
+        address = config.dialled(credentials.addresses)[0] if access is None else access.url
         name = EnvoyName(credentials.peer.name)
         sandbox, trainer = _boxed_trainer(folder, config)
         gate = LeakGate(folder, config.protection, sandbox) if config.protection is not None else None
@@ -316,48 +262,6 @@ def _boxed_trainer(folder: Path, config: EnvoyConfig) -> tuple[Sandbox, ChildTra
 def main() -> None:
     """The console script ``envoy``."""
     app()
-
-
-def _compare(root: str, expected: str | None, *, was_compared: bool) -> None:
-    """Is this the federation that the operator speaks for? Before it is known, nothing is sent.
-
-    Raises:
-        JoinFileError: the fingerprint is not the one expected.
-        typer.Abort: somebody was asked, and said no.
-    """
-    if expected is not None:
-        if _hexadecimal(expected) != _hexadecimal(root):
-            raise JoinFileError(
-                f"the root's fingerprint is {root}, expected {expected}; nothing was sent."
-                " The file is another federation's, or not the operator's: ask for it again, another way"
-            )
-    elif not was_compared and _somebody_is_there():
-        typer.confirm("Does the director's operator read out the same?", abort=True)
-    elif not was_compared:
-        typer.echo("The fingerprint was not compared: no terminal to ask at, and no --fingerprint.", err=True)
-
-
-def _given_proxy(url: str | None, user: str, password_file: Path | None) -> ProxySettings | None:
-    """The proxy of the command line; a password has no place there, where every user of the machine can read it."""
-    if url is None:
-        if user or password_file is not None:
-            raise ConfigError("--proxy-user and --proxy-password-file go with --proxy http://HOST:PORT")
-        return None
-    try:
-        return ProxySettings(url, user, password_file.absolute() if password_file is not None else None)
-    except ConfigError as error:
-        raise ConfigError(
-            f"--proxy: {error}".replace("user and password_file", "--proxy-user and --proxy-password-file")
-        ) from error
-
-
-def _hexadecimal(fingerprint: str) -> str:
-    """Its digits alone, however they were grouped."""
-    return re.sub(r"[\s:]", "", fingerprint).lower()
-
-
-def _somebody_is_there() -> bool:
-    return sys.stdin.isatty()
 
 
 def _shares(text: str) -> tuple[float, float, float]:

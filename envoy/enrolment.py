@@ -121,13 +121,21 @@ def prepare_join(folder: Path, join: JoinFile) -> tuple[JoinRequest, JoinKeys]:
         IdentityError: the folder belongs to a member already, or its files were damaged.
         StorageError: the keys cannot be written.
     """
+    return prepare_keys(folder, digest_of(join.bootstrap))
+
+
+def prepare_keys(folder: Path, invitation: str) -> tuple[JoinRequest, JoinKeys]:
+    """Likewise, for whatever a join is asked by: the digest tells one join from another.
+
+    Raises:
+        IdentityError, StorageError: as ``prepare_join``.
+    """
     if (folder / CREDENTIALS_FILE).exists():
         raise IdentityError(f"{folder} holds the credentials of a member already; join with another folder")
-    invitation = digest_of(join.bootstrap)
     path = folder / JOINING_FILE
     keys = _read_keys(path) if path.exists() else None
     if keys is None or keys.invitation != invitation:
-        keys = make_keys(join)
+        keys = _new_keys(invitation)
         make_private_folder(folder)
         write_private_file(path, _keys_document(keys))
     return keys.request(), keys
@@ -135,9 +143,13 @@ def prepare_join(folder: Path, join: JoinFile) -> tuple[JoinRequest, JoinKeys]:
 
 def make_keys(join: JoinFile) -> JoinKeys:
     """New keys and the signing request for a join file."""
+    return _new_keys(digest_of(join.bootstrap))
+
+
+def _new_keys(invitation: str) -> JoinKeys:
     (leaf_key, signing_request), (renewal_key, renewal_request) = new_request(), new_request()
     identity_key = key_pem(Ed25519PrivateKey.generate())
-    return JoinKeys(digest_of(join.bootstrap), leaf_key, identity_key, signing_request, renewal_key, renewal_request)
+    return JoinKeys(invitation, leaf_key, identity_key, signing_request, renewal_key, renewal_request)
 
 
 def new_request() -> tuple[bytes, bytes]:
@@ -159,11 +171,39 @@ def save_credentials(folder: Path, join: JoinFile, keys: JoinKeys, reply: JoinRe
         raise IdentityError(
             f"the director answered for {reply.name} of {reply.federation}; asked was {join.name} of {join.federation}"
         )
+    return keep_answer(folder, join.peer, join.organization, join.addresses, join.root, keys, reply, now)
+
+
+def keep_answer(
+    folder: Path,
+    peer: PeerId,
+    organization: str,
+    addresses: tuple[str, ...],
+    root: bytes,
+    keys: JoinKeys,
+    reply: JoinReply,
+    now: float,
+) -> Credentials:
+    """Likewise, of a member that joined without a file.
+
+    Args:
+        folder: the envoy's.
+        peer: who it is now.
+        organization: whose it is.
+        addresses: host:port of the director.
+        root: PEM of the federation's root, as the site came to believe it.
+        keys: that it made.
+        reply: the director's answer to them.
+        now: seconds since 1970.
+
+    Raises:
+        IdentityError, StorageError: as ``save_credentials``.
+    """
     credentials = Credentials(
-        peer=join.peer,
-        organization=join.organization,
-        addresses=join.addresses,
-        root=join.root,
+        peer=peer,
+        organization=organization,
+        addresses=addresses,
+        root=root,
         chain=certificate_pem(*read_chain(reply.chain, "the answer")),
         leaf_key=keys.leaf_key,
         identity_certificate=certificate_pem(read_certificate(reply.identity_certificate, "the answer")),

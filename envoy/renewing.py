@@ -21,13 +21,17 @@ from cryptography.hazmat.primitives import hashes
 from ..utils.errors import FederationError, IdentityError, UnreachableError
 from ..utils.identity import when
 from ..utils.messages import JoinReply, RenewRequest
+from ..utils.rest_calls import address_of
 from .audit_door import logging_to
 from .client import DirectorClient
 from .config import EnvoyConfig
 from .enrolment import Credentials, keep_credentials, load_credentials
+from .link import Link
 from .patience import a_few_times
+from .registration import load_access
 from .renewal import may_renew_offline, prepare_renewal, renewal_due, renewed
 from .renewing_link import RenewingLink
+from .rest_link import RestLink
 
 _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 60.0
@@ -72,7 +76,21 @@ def renew(folder: Path, held: Credentials, ask: Ask, now: float) -> Credentials:
 
 
 def over_the_network(held: Credentials, config: EnvoyConfig, folder: Path) -> Ask:
-    """Asks at the addresses that the envoy knows, one after the other, over a connection of its own."""
+    """Asks at the addresses that the envoy knows, one after the other, over a connection of its own.
+
+    A site that calls over HTTPS asks there: its key stands for the certificate, and the identity key signs.
+    """
+    access = load_access(folder)
+
+    def ask_over_https(_: bytes, __: bytes, request: RenewRequest) -> JoinReply:
+        link = dial_rest(folder, config, held)
+        try:
+            return link.renew(request)
+        finally:
+            link.close()
+
+    if access is not None:
+        return ask_over_https
 
     def ask(chain: bytes, key: bytes, request: RenewRequest) -> JoinReply:
         failure = UnreachableError("the director has no address")
@@ -101,7 +119,11 @@ def usable_credentials(folder: Path, config: EnvoyConfig, now: float) -> Credent
     return renew(folder, held, over_the_network(held, config, folder), now)
 
 
-def connect(folder: Path, config: EnvoyConfig, now: float) -> tuple[Credentials, RenewingLink, Renewer]:
+class Renews(Moves, Link, Protocol):
+    """A link that goes on over new credentials."""
+
+
+def connect(folder: Path, config: EnvoyConfig, now: float) -> tuple[Credentials, Renews, Renewer]:
     """What an envoy works with: its credentials, a link over them, and what renews both.
 
     A leaf that expired is renewed first; while no director answers, that is left to the renewer.
@@ -112,14 +134,38 @@ def connect(folder: Path, config: EnvoyConfig, now: float) -> tuple[Credentials,
     credentials = load_credentials(folder, now)
     with contextlib.suppress(UnreachableError):
         credentials = usable_credentials(folder, config, now)
+    link: Renews = (
+        dial_rest(folder, config, credentials) if is_over_https(folder) else _dial(folder, config, credentials)
+    )
+    return credentials, link, Renewer(folder, over_the_network(credentials, config, folder), link, credentials.chain)
+
+
+def is_over_https(folder: Path) -> bool:
+    """Does this site call the REST API?"""
+    return load_access(folder) is not None
+
+
+def dial_rest(folder: Path, config: EnvoyConfig, held: Credentials) -> RestLink:
+    """A link over HTTPS, for a site that registered so.
+
+    Raises:
+        IdentityError: its access is damaged.
+    """
+    access = load_access(folder)
+    if access is None:
+        raise IdentityError(f"{folder} did not register over HTTPS")
+    way = config.way_to(str(address_of(access.url)), folder)
+    return RestLink(access.url, access.api_key, held.root, held.peer.name, way)
+
+
+def _dial(folder: Path, config: EnvoyConfig, credentials: Credentials) -> RenewingLink:
     address = config.dialled(credentials.addresses)[0]
     way = config.way_to(address, folder)
 
     def dial(held: Credentials) -> DirectorClient:
         return DirectorClient(address, held.chain, held.leaf_key, held.root, way)
 
-    link = RenewingLink(dial, credentials)
-    return credentials, link, Renewer(folder, over_the_network(credentials, config, folder), link, credentials.chain)
+    return RenewingLink(dial, credentials)
 
 
 class Renewer:

@@ -16,6 +16,7 @@ from ..utils.errors import IdentityError
 if TYPE_CHECKING:
     from ..utils.roster import Roster
     from .enrolment import Credentials
+    from .rest_link import RestLink
 
 _CONSOLE = Console(soft_wrap=True)
 _DEFAULT = Path("fedveil-envoy")
@@ -116,11 +117,16 @@ def _asked(folder: Path, credentials: Credentials) -> Roster:
     from ..utils.roster import roster_of
     from .client import DirectorClient
     from .config import load_config
+    from .renewing import dial_rest, is_over_https
 
     config = load_config(folder)
-    address = config.dialled(credentials.addresses)[0]
-    way = config.way_to(address, folder)
-    client = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root, way)
+    client: DirectorClient | RestLink
+    if is_over_https(folder):
+        client = dial_rest(folder, config, credentials)
+    else:
+        address = config.dialled(credentials.addresses)[0]
+        way = config.way_to(address, folder)
+        client = DirectorClient(address, credentials.chain, credentials.leaf_key, credentials.root, way)
     try:
         return roster_of(client.roster())
     finally:

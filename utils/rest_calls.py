@@ -6,8 +6,12 @@ believed where a root is given, and verification cannot be turned off.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 import ssl
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -16,7 +20,9 @@ from typing import Any, Self
 import httpx
 
 from . import errors
-from .proxies import Proxy
+from .addresses import Address
+from .proxies import Direct, Proxy, Way, is_on_this_machine, proxy_of_environment
+from .transport import proxy_refusal
 
 PROBLEM = "urn:fedveil:problem:"
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
@@ -73,6 +79,9 @@ class RestCalls:
             headers={"User-Agent": "fedveil"},
         )
         self.bearer = bearer
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +90,13 @@ class RestCalls:
         self.close()
 
     def close(self) -> None:
-        """End what is open."""
+        """End what is open at once, calls of other threads too, and make no more calls."""
+        with self._lock:
+            self._is_closed = True
+            held = list(self._sockets)
+        for one in held:  # closing alone would leave a thread that reads waiting
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
         self._http.close()
 
     def json(
@@ -117,13 +132,15 @@ class RestCalls:
         content: bytes | Iterable[bytes],
         media_type: str,
         headers: Mapping[str, str] = _NOTHING,
+        read_seconds: float | None = READ_SECONDS,
     ) -> bytes:
         """One call with bytes, and the bytes that it answers.
 
         Raises:
             FederationError, UnreachableError: as ``json``.
         """
-        with self.open(method, path, content, headers={"Content-Type": media_type, **headers}) as answer:
+        told = {"Content-Type": media_type, **headers}
+        with self.open(method, path, content, headers=told, read_seconds=read_seconds) as answer:
             return _whole(answer)
 
     @contextmanager
@@ -153,14 +170,80 @@ class RestCalls:
         told = {"Authorization": f"Bearer {self.bearer}"} if self.bearer else {}
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, read=read_seconds)
         try:
+            if self._is_closed:
+                raise errors.UnreachableError(f"the connection to {self.url} was closed")
             with self._http.stream(
-                method, path, content=content, params=dict(params), headers={**told, **headers}, timeout=timeout
+                method,
+                path,
+                content=content,
+                params=dict(params),
+                headers={**told, **headers},
+                timeout=timeout,
+                extensions={"trace": self._opened},
             ) as answer:
                 if not answer.is_success and answer.status_code != httpx.codes.NOT_MODIFIED:
                     raise refused(answer.status_code, _whole(answer, _MOST_PROBLEM_BYTES), self.url)
                 yield answer
-        except (httpx.HTTPError, httpx.StreamError) as error:
-            raise errors.UnreachableError(f"{self.url} does not answer: {error or type(error).__name__}") from error
+        except httpx.ProxyError as error:
+            status = str(error).partition(" ")[0]
+            said = proxy_refusal(int(status)) if status.isdecimal() else f"the proxy: {error}"
+            raise errors.UnreachableError(said) from error
+        except (httpx.HTTPError, httpx.StreamError, ssl.SSLError) as error:
+            raise errors.UnreachableError(self._why(error)) from error
+        except (RuntimeError, ValueError, OSError) as error:  # all that is said of a connection closed meanwhile
+            if not self._is_closed:
+                raise
+            raise errors.UnreachableError(self._why(error)) from error
+
+    def _why(self, error: Exception) -> str:
+        if self._is_closed:
+            return f"the connection to {self.url} was closed"
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return (
+                f"{self.url} shows no certificate of this federation's root for that host: is it the director, and is"
+                f" the root the one that its operator reads out? {error}"
+            )
+        return f"{self.url} does not answer: {error or type(error).__name__}"
+
+    def _opened(self, event: str, about: dict[str, Any]) -> None:
+        """Told of each step of each call: remembers the sockets."""
+        if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            return
+        opened = about["return_value"].get_extra_info("socket")
+        if isinstance(opened, socket.socket):
+            with self._lock:
+                self._sockets = {one for one in self._sockets if one.fileno() >= 0} | {opened}
+            if self._is_closed:
+                raise httpx.ConnectError("it was closed meanwhile")
+
+
+def proxy_to(url: str, way: Way) -> Proxy | None:
+    """The proxy on the way to a director's URL, if any: as a site set it, or as the environment says.
+
+    Raises:
+        ConfigError: no https URL, or a variable that holds no proxy.
+    """
+    if way is None:
+        address = address_of(url)
+        found = None if is_on_this_machine(address) else proxy_of_environment(address, os.environ)
+        return None if found is None else found[1]
+    return None if isinstance(way, Direct) else way
+
+
+def address_of(url: str) -> Address:
+    """Host and port of ``https://host[:port]``.
+
+    >>> str(address_of("https://director.example:8443"))
+    'director.example:8443'
+
+    Raises:
+        ConfigError: it is no such URL.
+    """
+    host = url.removeprefix("https://").rstrip("/")
+    if host == url.rstrip("/"):
+        raise errors.ConfigError("url: expected https://HOST:PORT, as the director's operator says it")
+    address = Address.parse(host)
+    return address if address.port else address.with_port(443)
 
 
 def refused(status: int, raw: bytes, url: str) -> errors.FederationError:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..director.coordinator import Coordinator
 from ..director.database import open_database
-from ..director.doors import download
+from ..director.downloads import download
 from ..director.experiment_desk import ExperimentDesk
 from ..director.experiments import ExperimentSettings
 from ..director.history import History

@@ -25,6 +25,8 @@ from . import (
     problems,
     roles,
     sessions,
+    site_calls,
+    sites,
     tasks,
     users,
 )
@@ -32,6 +34,7 @@ from .event_feeds import Feeds
 from .idempotency import Answers, Idempotency
 from .limits import Limits
 from .numbers import Counting, Numbers
+from .protobuf_bodies import threads
 from .works import Works
 
 _ABOUT = """Who takes part in a federation, who may do what on which data, and what became of it.
@@ -61,6 +64,7 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
     app.state.hub, app.state.works, app.state.numbers = hub, works, Numbers()
     app.state.ends = threading.Event()  # set when the server closes
     app.state.feeds = Feeds(app.state.ends)
+    app.state.waiting = threads()
     problems.install(app)
     for router in (
         health.router,
@@ -76,6 +80,8 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
         plans.router,
         tasks.router,
         events.router,
+        sites.router,
+        site_calls.router,
     ):
         app.include_router(router)
     app.add_middleware(Idempotency, answers=Answers(hub.engine, hub.now))

@@ -13,16 +13,14 @@ from cryptography.hazmat.primitives import hashes
 from fastapi import APIRouter, Path, Response, status
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...utils.errors import AgreementError, IdentityError, NameTakenError, UnknownEntityError
+from ...utils.errors import IdentityError, NameTakenError, UnknownEntityError
 from ...utils.identity import Role
 from ...utils.join_file import join_file_text
 from ...utils.messages import EnvoyName
-from ..hub.agreements import Kind, in_force
 from ..hub.hub import Hub
-from ..hub.organizations import Organization, Status
+from ..hub.participation import check_may_bring_envoys
 from ..hub.rules import Operation, Resource, Target
 from ..hub.sign_in import Caller
-from ..hub.tables import AGREEMENTS
 from ..registrar import MAX_TTL_SECONDS, MIN_TTL_SECONDS
 from ..revocations import Revocations
 from .asking import Page, TheCaller, TheHub, ThePage, next_after
@@ -109,8 +107,7 @@ def invite_envoy(hub: TheHub, works: TheWorks, caller: TheCaller, new: NewEnvoy,
     """A join file for a new envoy of an organization, or for one that is to come back."""
     of = new.organization_id or caller.user.organization
     hub.allow(caller, Operation.CREATE, Resource.ENVOY, Target(of, hub.collaborations_of(of)))
-    organization = hub.organizations.get(of)
-    _check_takes_part(hub, organization)
+    organization = check_may_bring_envoys(hub, of)
     claimed = hub.stations.whose(new.name)
     if claimed not in {None, of}:
         raise NameTakenError(f"envoy {new.name} is another organization's")
@@ -231,16 +228,3 @@ def _envoys(hub: Hub, works: Works) -> list[EnvoyBody]:
             )
         )
     return found
-
-
-def _check_takes_part(hub: Hub, organization: Organization) -> None:
-    """May this organization have envoys now?
-
-    Raises:
-        AgreementError: it was not accepted, or has not agreed to what the federation asks for.
-    """
-    if organization.status is not Status.ACTIVE:
-        raise AgreementError(f"organization {organization.name} is {organization.status.value}: it has no envoys yet")
-    agreements, kind = hub.agreements.all(AGREEMENTS.c.kind == Kind.INFRASTRUCTURE_USER.value), Kind.INFRASTRUCTURE_USER
-    if hub.needs_infrastructure_user and in_force(agreements, kind, organization.id, hub.now()) is None:
-        raise AgreementError(f"{organization.name} has no infrastructure-user agreement in force: no envoy of it joins")

@@ -18,9 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .problems import problem
 
 MAX_BODY_BYTES = 4 << 20
+_STREAMED = re.compile(
+    r"/api/v1/plans/[0-9a-f]{64}/blobs/[0-9a-f]{64}"  # the route looks at how long it is, before it reads any of it
+    r"|/api/v1/federated/sites/[^/]+/updates"  # as long as the task's turn says; each part is bounded
+)
 CALLS_A_SECOND, BURST = 100.0, 400.0
 _MAX_ADDRESSES = 10_000
-_STREAMED = re.compile(r"/api/v1/plans/[0-9a-f]{64}/blobs/[0-9a-f]{64}")
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -74,7 +77,7 @@ class Limits:
             headers = {"Retry-After": str(int(wait) + 1)}
             await problem(429, "TooManyCalls", "Too often", detail, headers=headers)(scope, receive, guarded)
             return
-        if _STREAMED.fullmatch(scope["path"]):  # the route looks at how long it is, before it reads any of it
+        if _STREAMED.fullmatch(scope["path"]):
             await self._app(scope, receive, guarded)
             return
         announced = Headers(scope=scope).get("content-length", "0")

@@ -13,7 +13,9 @@ from fastapi import Depends, Request
 from ...utils.artifacts import ArtifactStore
 from ...utils.errors import StorageError
 from ...utils.roster import Roster
+from ..admission import Admission
 from ..coordinator import Coordinator
+from ..envoy_calls import EnvoyCalls
 from ..experiment_desk import ExperimentDesk
 from ..history import History
 from ..identity_store import IdentityStore
@@ -38,6 +40,8 @@ class Works:
     roster: Callable[[], Roster]
     heads: SiteHeads
     standing: Standing
+    calls: EnvoyCalls
+    site_admission: Admission  # of the sites that call over HTTPS
 
 
 def works_of(request: Request) -> Works:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fedveil.director.doors import MAX_CALLS
+from fedveil.director.admission import MAX_CALLS
 from fedveil.envoy.client import _in_our_words
 from fedveil.envoy.config import EnvoyConfig, TrainingSettings, Work
 from fedveil.envoy.policy import OPEN_POLICY, PLAIN_ALLOWED

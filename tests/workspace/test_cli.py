@@ -199,7 +199,7 @@ def test_without_a_terminal_a_join_says_that_nothing_was_compared(federation, as
 def test_at_a_terminal_the_fingerprint_is_asked_about_unless_yes_was_said(
     federation, asked, monkeypatch, answer, words, joins
 ):
-    monkeypatch.setattr("fedveil.envoy.__main__._somebody_is_there", lambda: True)
+    monkeypatch.setattr("fedveil.envoy.join_commands._somebody_is_there", lambda: True)
     monkeypatch.setattr("typer.confirm", lambda question, abort: answer == "y" or _raise_abort())
     said = joining(*words)
     assert (said.exit_code, bool(asked)) == (1, joins)

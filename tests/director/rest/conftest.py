@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from fedveil.director.admission import Admission
 from fedveil.director.audit import DirectorAudit
 from fedveil.director.coordinator import Coordinator
+from fedveil.director.envoy_calls import EnvoyCalls
 from fedveil.director.experiment_desk import ExperimentDesk
 from fedveil.director.history import History
 from fedveil.director.hub.agreements import Agreement, Kind
@@ -32,6 +34,7 @@ from fedveil.director.standing import Standing
 from fedveil.director.uploads import Uploads
 from fedveil.utils.artifacts import ArtifactStore
 from fedveil.utils.certificates import Authority, make_issuer, make_root
+from fedveil.utils.roster import Roster
 from sqlalchemy import Engine
 
 PASSWORD = "correct horse battery staple"
@@ -111,6 +114,12 @@ def works_of(hub: Hub, folder: Path, root: Authority, issuer: Authority) -> Work
         return frozenset(one.name for one in members.identities() if one.role == "envoy")
 
     coordinator = Coordinator(kept, artifacts, uploads, envoys, audit=audit, now=clock)
+    registrar = Registrar(hub.federation, issuer, root.certificate, members, revocations, audit=audit)
+    standing = Standing(revocations)
+
+    def roster() -> Roster:
+        return roster_of(hub.federation, members.identities())
+
     return Works(
         folder=folder,
         addresses=("127.0.0.1:9443",),
@@ -122,10 +131,12 @@ def works_of(hub: Hub, folder: Path, root: Authority, issuer: Authority) -> Work
         history=kept,
         artifacts=artifacts,
         members=members,
-        registrar=Registrar(hub.federation, issuer, root.certificate, members, revocations, audit=audit),
-        roster=lambda: roster_of(hub.federation, members.identities()),
+        registrar=registrar,
+        roster=roster,
         heads=heads,
-        standing=Standing(revocations),
+        standing=standing,
+        calls=EnvoyCalls(coordinator, artifacts, registrar, roster, heads),
+        site_admission=Admission(standing),
     )
 
 
