@@ -103,7 +103,7 @@ def room_of(name: str) -> str:
 def test_every_room_of_the_design_is_there_and_has_modules():
     assert {room_of(name) for name in modules()} == {"", *BELOW}
     assert len(modules()) > 60
-    assert "director.coordinator" in own_imports("director.service")
+    assert "director.coordinator" in own_imports("director.envoy_calls")
     assert "envoy.training" in own_imports("envoy.workbench")
 
 

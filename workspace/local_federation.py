@@ -31,7 +31,7 @@ from ..envoy.accepted_roster import accept_roster
 from ..envoy.approvals import Standing
 from ..envoy.client import bootstrap_client
 from ..envoy.config import write_default_config
-from ..envoy.enrolment import Credentials, prepare_join, save_credentials
+from ..envoy.enrolment import Credentials, load_credentials, prepare_join, save_credentials
 from ..utils import messages as m
 from ..utils.certificates import read_identity_key
 from ..utils.errors import UnreachableError
@@ -120,11 +120,16 @@ class LocalFederation:
             reply = _until_reachable(lambda: client.join(request))
         finally:
             client.close()
-        self._joined[folder] = save_credentials(folder, invitation, keys, reply, time.time())
+        save_credentials(folder, invitation, keys, reply, time.time())
         write_default_config(folder)
+        self.adopt(folder)
+        return folder
+
+    def adopt(self, folder: Path) -> None:
+        """One more site is in, however it came: all accept the roster anew, and what is proposed to it is approved."""
+        self._joined[folder] = load_credentials(folder, time.time())
         self._accept_roster()
         self.data_managers.watch(folder)
-        return folder
 
     def start_envoy(self, name: str) -> None:
         """``envoy start``."""

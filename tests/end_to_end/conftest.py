@@ -100,11 +100,12 @@ class ToyFederation(LocalFederation):
     def __init__(self, folder: Path, sites: tuple[str, ...] = SITES, envoy: str = ENVOY) -> None:
         super().__init__(folder, "toys")
         self.sites, self._envoy = sites, envoy
+        self.director_settings: dict[str, str] = {}
         self.lives = 0  # directors started
 
     def set_up(self) -> None:
         """A director that runs, and its envoys: all are in before the first starts, so that their rosters are whole."""
-        self.found(settings={"listen": f'"127.0.0.1:{_free_port()}"'})
+        self.found(settings={"listen": f'"127.0.0.1:{_free_port()}"'} | self.director_settings)
         self.start_director()
         self.wait_for_director()
         for name in self.sites:
