@@ -99,7 +99,7 @@ class ToyFederation(LocalFederation):
 
     def __init__(self, folder: Path, sites: tuple[str, ...] = SITES, envoy: str = ENVOY) -> None:
         super().__init__(folder, "toys")
-        self.sites, self._envoy = sites, envoy
+        self.sites, self.envoy_settings = sites, envoy
         self.director_settings: dict[str, str] = {}
         self.lives = 0  # directors started
 
@@ -110,7 +110,7 @@ class ToyFederation(LocalFederation):
         self.wait_for_director()
         for name in self.sites:
             folder = self.join(name, name.title())
-            (folder / "envoy.toml").write_text(self._envoy, "utf-8")
+            (folder / "envoy.toml").write_text(self.envoy_settings, "utf-8")
         for name in self.sites:
             self.start_envoy(name)
 
@@ -263,9 +263,11 @@ def four(tmp_path: Path) -> Iterator[ToyFederation]:
 
 
 @pytest.fixture
-def toy_federation() -> Callable[[Path, str], ToyFederation]:
+def toy_federation() -> Callable[..., ToyFederation]:
     """Makes a federation of four in a folder, with more lines of [secure_aggregation]; to be set up and ended."""
-    return lambda folder, more: ToyFederation(folder, FOUR, ENVOY.replace('"allowed"', '"required"') + more)
+    return lambda folder, more, rule="required": ToyFederation(
+        folder, FOUR, ENVOY.replace('"allowed"', f'"{rule}"') + more
+    )
 
 
 @pytest.fixture(name="write_xrays")
