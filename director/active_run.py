@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -39,7 +39,9 @@ from ..utils.tensors import Digest, Layout, Role, Vector, model_num_bytes, model
 from .coding import read_run_codec
 from .experiments import ExperimentSettings
 from .group_opening import OpenedGroup, record_of
-from .records import RoundRecord, RunRecord, SubmissionRecord, SumRecord
+from .privacy_budget import exhausted, spent_of
+from .private_runs import release_of
+from .records import Published, RoundRecord, RunRecord, SubmissionRecord, SumRecord
 from .rounds import Round
 from .server_optimizer import State, initial_state, state_from_bytes, state_pieces, step
 from .steering import Steering
@@ -128,6 +130,21 @@ class ActiveRun:
     def roll_back(self) -> Patch | None:
         """A rollback that takes effect when the next round is opened."""
         return self.steering.roll_back(self.patches)
+
+    def out_of_budget(
+        self, told: Sequence[RoundRecord], published: Mapping[tuple[int, int], Mapping[EnvoyName, Published]]
+    ) -> str | None:
+        """Why its privacy budget lets no further training round begin; None where it does, or there is none.
+
+        Args:
+            told: every attempt at every round so far; the last one is over, or about to be.
+            published: what sites told with their answers, by round and attempt.
+        """
+        budget = self.settings.privacy_budget
+        if budget is None:
+            return None
+        a_round = release_of(self.settings, self.manifest, self.payload_layout.size)
+        return exhausted(budget, a_round, spent_of(told, published))
 
     def recall(self, line: Sequence[RoundRecord], closed: int) -> None:
         """What the run knows of its past, after a restart or a rollback.

@@ -513,7 +513,8 @@ class Coordinator:
         if back is not None:
             line = lineage(self._history.rounds(run.record.run), run.steering, back.to_round)
             progress, run_model = progress_of(line, len(progress)), run.model_after(line)
-        following, ending = after_close(run.steered, closed, progress, run.record.started_at or now, now)
+        began = run.record.started_at or now
+        following, ending = after_close(run.steered, closed, progress, began, now, self._out_of_budget(run))
         self._audit.closed(closed.ref, outcome.model, outcome.sum)
         self._write_traffic(run)
         self._history.close_round(
@@ -537,7 +538,7 @@ class Coordinator:
     def _fail(self, run: ActiveRun, before: Round, failed: Round) -> None:
         now = self._now()
         recorded = with_refusals(failed, self._refusals)
-        following, ending = after_failure(run.settings, before, recorded, now)
+        following, ending = after_failure(run.settings, before, recorded, now, self._out_of_budget(run))
         self._audit.failed(recorded.ref, recorded.reason)
         self._write_traffic(run)
         self._history.fail_round(recorded, now, following, ending)
@@ -611,6 +612,12 @@ class Coordinator:
             self._answers[submission.envoy] = submission
             self._lock.notify_all()
         return m.Receipt(submission.ref, submission.digest, submission.length)
+
+    def _out_of_budget(self, run: ActiveRun) -> str | None:
+        """Why a run may train no more, by what its plan and its sites say; asked when a round ended."""
+        if run.settings.privacy_budget is None:
+            return None
+        return run.out_of_budget(self._history.rounds(run.record.run), self._history.published(run.record.run))
 
     def _receipt_of(self, envoy: m.EnvoyName, ref: m.TaskRef) -> m.Receipt | None:
         if self._round is not None and ref == self._round.ref:

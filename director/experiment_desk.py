@@ -168,10 +168,10 @@ class ExperimentDesk:
                 f"plan {manifest.name} has a model of {model_num_bytes(layout)} bytes;"
                 f" this director takes {self.max_model_bytes} at most"
             )
-        read_run_codec(settings, layout, self._artifacts)
+        codec = read_run_codec(settings, layout, self._artifacts)
         check_summable(settings, layout)
         self._check_aggregator(settings)
-        check_privacy(settings, manifest)
+        check_privacy(settings, manifest, (codec.payload_layout if codec else layout).size)
         taken = {record.run for record in self._history.runs()}
         number = next(n for n in range(1, len(taken) + 2) if f"{settings.name}-{n}" not in taken)
         return RunRecord(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..utils.aggregation import Aggregation, Method
 from ..utils.errors import ConfigError
@@ -20,6 +20,9 @@ from ..utils.proposal import MAX_ROUNDS
 from ..utils.secure_sum.groups import LEAST_GROUPS
 from ..utils.secure_sum.terms import NoiseTerms
 from ..utils.tensors import Digest
+from . import aggregation_config
+from .aggregation_config import AggregationConfig
+from .privacy_budget import BudgetMechanism, PrivacyBudget
 from .rounds import RoundPolicy, Stragglers
 from .server_optimizer import ServerOptimizer
 from .stop_rule import Mode, StopRule
@@ -127,6 +130,8 @@ class ExperimentSettings:
     secure_aggregation: SecureAggregation = SecureAggregation.REQUIRED
     secure_sum: SecureSumSettings = field(default_factory=SecureSumSettings)
     study: StudySettings | None = None  # a submission needs it; None in runs of before there were proposals
+    aggregation_config: AggregationConfig | None = None  # the same as [rounds] and secure_aggregation, in other words
+    privacy_budget: PrivacyBudget | None = None  # left out: only the sites' own budgets end a run
 
     REFUSED: ClassVar[Mapping[str, str]] = {
         "adaptive_clipping": "it is client-level differential privacy, which hides a whole hospital and no patient of"
@@ -162,10 +167,30 @@ class ExperimentSettings:
             )
         if self.study is not None:
             self._check_approvals(self.study)
+        if self.privacy_budget is not None:
+            self._check_budget(self.privacy_budget)
         if self.stop.patience is not None and self.stop.patience >= self.rounds.max_rounds:
             raise ConfigError(
                 f"stop.patience is {self.stop.patience}, which can never end a run of {self.rounds.max_rounds} rounds; "
                 "lower it or leave it out"
+            )
+
+    @classmethod
+    def spelled_out(cls, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings with what ``[aggregation_config]`` stands for in its place; ``utils/config`` asks.
+
+        Raises:
+            ConfigError: it contradicts the native settings.
+        """
+        return aggregation_config.spelled_out(document)
+
+    def _check_budget(self, budget: PrivacyBudget) -> None:
+        """What the settings alone show of a budget; what the plan shows is looked at with the plan."""
+        is_skellam = budget.mechanism is BudgetMechanism.SKELLAM
+        if is_skellam and not (self.is_secure and self.secure_sum.noise_multiplier):
+            raise ConfigError(
+                "privacy_budget.mechanism is skellam, and secure_sum.noise_multiplier adds no such noise; give it, or"
+                " say gaussian"
             )
 
     @property

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from ..utils.errors import ConfigError
 from ..utils.plan_bundle import Manifest
+from ..utils.privacy.events import Mechanism
 from .experiments import ExperimentSettings
+from .privacy_budget import a_round_of, check_budget
+from .sum_terms import noise_of
 
 
-def check_privacy(settings: ExperimentSettings, manifest: Manifest) -> None:
-    """Do the settings ask for something that such a plan lets nobody know?
+def check_privacy(settings: ExperimentSettings, manifest: Manifest, size: int) -> None:
+    """Do the settings ask for something that such a plan lets nobody know, or allow it too little for one round?
+
+    Args:
+        settings: of the experiment.
+        manifest: of its plan.
+        size: numbers in what leaves a site.
 
     Raises:
-        ConfigError: a rule that reads metrics, or weights by the number of examples.
+        ConfigError: a rule that reads metrics, or weights by the number of examples; or a budget that is none.
     """
+    if settings.privacy_budget is not None:
+        delta = None if manifest.privacy is None else manifest.privacy.delta
+        check_budget(settings.privacy_budget, release_of(settings, manifest, size), delta)
     if manifest.privacy is None:
         return
     what = f"plan {manifest.name} is trained with differential privacy ({manifest.privacy.label})"
@@ -23,3 +34,15 @@ def check_privacy(settings: ExperimentSettings, manifest: Manifest) -> None:
             f"{what}, and each site weighs 1: how many examples it has is not told; set equal_weights = true in"
             " [secure_sum]"
         )
+
+
+def release_of(settings: ExperimentSettings, manifest: Manifest, size: int) -> Mechanism | None:
+    """What one training round of a run releases of each site, as its sites count it; None: nothing bounds it.
+
+    Args:
+        settings: of the experiment.
+        manifest: of its plan.
+        size: numbers in what leaves a site.
+    """
+    plan = None if manifest.privacy is None else manifest.privacy.release().mechanism
+    return a_round_of(plan, settings.protection.noise_multiplier, noise_of(settings), size)

@@ -18,7 +18,12 @@ _MOST_REFUSALS = 3  # that a reason quotes
 
 
 def after_close(
-    settings: ExperimentSettings, closed: Round, progress: Sequence[Mapping[str, float]], began: float, now: float
+    settings: ExperimentSettings,
+    closed: Round,
+    progress: Sequence[Mapping[str, float]],
+    began: float,
+    now: float,
+    out_of_budget: str | None = None,
 ) -> tuple[Round | None, Ending | None]:
     """The next training round; once the stop rule speaks, a final evaluation if one is wanted; then the end.
 
@@ -28,13 +33,14 @@ def after_close(
         progress: federated metrics of every training round so far, this one's last.
         began: when the run started, seconds since 1970.
         now: seconds since 1970.
+        out_of_budget: why no further training round may begin, where its privacy budget lets none.
 
     Returns:
         A planned round and no ending, or the other way round.
     """
     if closed.kind is TaskKind.EVALUATE:
         return None, Ending(RunState.FINISHED, closed.reason)
-    reason = verdict(settings.stop_rule, closed.ref.round, progress, now - began)
+    reason = verdict(settings.stop_rule, closed.ref.round, progress, now - began) or out_of_budget
     ref = replace(closed.ref, round=closed.ref.round + 1, attempt=1)
     if reason is None:
         return Round(ref, TaskKind.TRAIN, now), None
@@ -44,7 +50,7 @@ def after_close(
 
 
 def after_failure(
-    settings: ExperimentSettings, before: Round, failed: Round, now: float
+    settings: ExperimentSettings, before: Round, failed: Round, now: float, out_of_budget: str | None = None
 ) -> tuple[Round | None, Ending | None]:
     """Another attempt while there are some left; a final evaluation that fails does not fail the run.
 
@@ -53,7 +59,10 @@ def after_failure(
         before: the round as it was; an evaluation's reason says why the run ends.
         failed: the same with the reason of its failure.
         now: seconds since 1970.
+        out_of_budget: why no further training may begin, another attempt neither.
     """
+    if out_of_budget is not None and failed.kind is TaskKind.TRAIN:
+        return None, Ending(RunState.FAILED, f"{failed.ref}: {failed.reason}; {out_of_budget}")
     if failed.ref.attempt < settings.rounds.max_attempts:
         return replace(rounds.again(failed, now), reason=before.reason), None
     if failed.kind is TaskKind.EVALUATE:

@@ -5,7 +5,8 @@ A table becomes a dataclass, an array becomes a ``tuple[X, ...]``, a text become
 number and ``"3"`` is none either. What goes together is checked by each dataclass itself, in ``__post_init__``.
 
 Messages name the file, the key by its dotted name and what was expected, and never repeat a value that may be
-a secret. This module knows no setting of any room; a dataclass may say in ``REFUSED`` why it has not what is sought.
+a secret. This module knows no setting of any room; a dataclass may say in ``REFUSED`` why it has not what is sought,
+and in a class method ``spelled_out`` what a table stands for that says something in other words.
 """
 
 from __future__ import annotations
@@ -75,6 +76,12 @@ class _Reader:
     def table(self, value: Mapping[str, object], cls: type[Any], where: str) -> object:
         """One table into its dataclass."""
         hints = get_type_hints(cls)
+        spelled_out = getattr(cls, "spelled_out", None)
+        if spelled_out is not None:
+            try:
+                value = spelled_out(value)
+            except ConfigError as error:
+                raise ConfigError(f"{self.source}: {error}") from error
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
         for key in value:
             if key not in fields:

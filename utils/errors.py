@@ -14,6 +14,7 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     ├── MalformedMessageError       bytes that do not say what the protocol says
     ├── ProtocolError               well-formed, but not now
     │   ├── WrongRoundError         another run, round or attempt is open
+    │   │   └── RoundOverError      the round was open, and is over
     │   ├── NotInvitedError         this envoy is not in the cohort
     │   ├── DuplicateUpdateError    one update an envoy and round
     │   ├── UnknownArtifactError    no model, plan or blob with that digest
@@ -27,7 +28,8 @@ mistake of our own caller and never crosses the wire. The gRPC status of each cl
     │   ├── LayoutMismatchError     other names, shapes or order
     │   ├── LengthMismatchError     more or fewer bytes than announced
     │   ├── DigestMismatchError     the bytes are not those that were promised
-    │   └── NonFiniteUpdateError    NaN or infinity
+    │   ├── NonFiniteUpdateError    NaN or infinity
+    │   └── FailedChecksError       it failed some checks; says which
     ├── AttackError                 this attack cannot be run on this model or update
     ├── EmptyRoundError             nothing to average
     ├── PrivacyError                a data set's privacy rules do not allow it
@@ -60,6 +62,7 @@ __all__ = [
     "DigestMismatchError",
     "DuplicateUpdateError",
     "EmptyRoundError",
+    "FailedChecksError",
     "FederationError",
     "IdentityError",
     "JoinFileError",
@@ -77,6 +80,7 @@ __all__ = [
     "PlanError",
     "PrivacyError",
     "ProtocolError",
+    "RoundOverError",
     "SandboxError",
     "StorageError",
     "SumAbortedError",
@@ -127,6 +131,10 @@ class ProtocolError(FederationError):
 
 class WrongRoundError(ProtocolError):
     """Another run, round, attempt or plan is open."""
+
+
+class RoundOverError(WrongRoundError):
+    """The round was open, and is over: what answers it comes too late."""
 
 
 class NotInvitedError(ProtocolError):
@@ -187,6 +195,14 @@ class DigestMismatchError(UnsendableUpdateError):
 
 class NonFiniteUpdateError(UnsendableUpdateError):
     """The update holds NaN or infinity."""
+
+
+class FailedChecksError(UnsendableUpdateError):
+    """An update failed some checks; ``failed`` has the name of each with what it found, no value of the update."""
+
+    def __init__(self, message: str, failed: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.failed = failed
 
 
 class AttackError(FederationError):

@@ -32,6 +32,7 @@ _STATUS: Mapping[type[errors.FederationError], int] = {
     errors.UnknownEntityError: 404,
     errors.UnknownArtifactError: 404,
     errors.ChangedMeanwhileError: 412,
+    errors.RoundOverError: 410,
     errors.UnsendableUpdateError: 422,
     errors.NotInvitedError: 403,
     errors.NotApprovedError: 403,
@@ -51,6 +52,7 @@ class Fault(BaseModel):
 
     where: str = Field(description="The field, as a path.", examples=["body.name"])
     what: str = Field(description="What was expected.")
+    check: str | None = Field(default=None, description="Of an update: which check it failed.", examples=["nan_check"])
 
 
 class Problem(BaseModel):
@@ -112,7 +114,10 @@ def refusal(error: errors.FederationError) -> JSONResponse:
     status = status_of(error)
     _LOG.info("refused error=%s status=%d reason=%s", type(error).__name__, status, error)
     missing = error.missing if isinstance(error, MissingBlobsError) else None
-    return problem(status, type(error).__name__, _title(type(error)), str(error), missing=missing)
+    faults = None
+    if isinstance(error, errors.FailedChecksError):
+        faults = [Fault(where="body", what=what, check=check) for check, what in error.failed]
+    return problem(status, type(error).__name__, _title(type(error)), str(error), faults, missing=missing)
 
 
 def problem(

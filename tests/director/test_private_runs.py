@@ -26,22 +26,22 @@ def settings(head="", tables=""):
 
 @pytest.mark.parametrize(("head", "tables"), [(OFF, ""), ('secure_aggregation = "required"\n', EQUAL)])
 def test_a_private_plan_is_taken_where_every_site_weighs_1_and_no_metric_is_asked_for(head, tables):
-    check_privacy(settings(head, tables), PRIVATE)
+    check_privacy(settings(head, tables), PRIVATE, 10)
 
 
 def test_a_stop_by_a_metric_that_no_site_sends_is_refused():
     with pytest.raises(
         ConfigError, match=r"stop\.metric: plan Plan is trained with differential privacy \(per patient"
     ):
-        check_privacy(settings(OFF, STOP), PRIVATE)
-    check_privacy(settings(OFF, STOP), PLAIN)
+        check_privacy(settings(OFF, STOP), PRIVATE, 10)
+    check_privacy(settings(OFF, STOP), PLAIN, 10)
 
 
 def test_a_secure_sum_weighted_by_the_number_of_examples_is_refused():
     required = 'secure_aggregation = "required"\n'
     with pytest.raises(ConfigError, match="set equal_weights = true"):
-        check_privacy(settings(required), PRIVATE)
-    check_privacy(settings(required), PLAIN)
+        check_privacy(settings(required), PRIVATE, 10)
+    check_privacy(settings(required), PLAIN, 10)
 
 
 def test_client_level_privacy_is_refused_in_a_real_federation_with_the_reason():
