@@ -1,12 +1,14 @@
 """Who is there. Pure: ``now`` is an argument.
 
 An envoy is there from its first word. It is gone when its last line broke and it did not come back within a moment,
-or when it was silent too long. One that was not seen since the director started is not gone before it had the time to
-come back: until then a restarted director asks and loses nobody.
+or when it was silent too long. One without a line that says until when it will answer is there until then. One that was
+not seen since the director started is not gone before it had the time to come back: until then a restarted director asks
+and loses nobody.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ..utils.messages import EnvoyName
@@ -23,6 +25,7 @@ class _Seen:
     heard_at: float
     lines: int = 0
     broke_at: float | None = None
+    until: float = -math.inf  # it said that it answers until then, line or no line
 
 
 @dataclass(slots=True)
@@ -56,9 +59,19 @@ class Attendance:
         if seen.lines == 0:
             seen.broke_at = now
 
+    def stay(self, envoy: EnvoyName, until: float, now: float) -> None:
+        """It says until when it will answer without a line; a time that is over takes that back."""
+        self.hear(envoy, now)
+        seen = self._seen[envoy]
+        seen.until = until
+        if until <= now and not seen.lines:
+            seen.broke_at = now - RETURN_SECONDS - 1
+
     def is_there(self, envoy: EnvoyName, now: float) -> bool:
-        """Seen, and neither silent nor without a line for too long."""
+        """Seen, and neither silent nor without a line for too long; or it said that it will be."""
         seen = self._seen.get(envoy)
+        if seen is not None and now < seen.until:
+            return True
         if seen is None or now - seen.heard_at > SILENCE_SECONDS:
             return False
         return seen.broke_at is None or now - seen.broke_at <= RETURN_SECONDS

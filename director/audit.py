@@ -183,6 +183,25 @@ class DirectorAudit:
         self._of(ref, "round closed", said)
         self.rounds_ended += 1
 
+    def posted(self, ref: TaskRef, envoy: EnvoyName, organization: str, update: Digest) -> tuple[Entry, SignedHead]:
+        """An update came in one body, without the envoy's own connection: who sent it, and its SHA-256.
+
+        Returns:
+            the entry, and a head of the log with that entry in it.
+        """
+        if self._chain is None:
+            raise ValueError("this director logs nothing")
+        place: dict[str, Json] = {"run": ref.run, "round": ref.round, "attempt": ref.attempt, "plan": ref.plan}
+        said: dict[str, Json] = {"envoy": envoy, "organization": organization, "update": update}
+        entry = self._chain.append({"what": "update posted", **place, **said}, self._clock())
+        return entry, self._chain.head
+
+    def sign(self, content: bytes) -> bytes:
+        """Sign by the log's key: 64 bytes. The content begins with what tells it from all else that is signed."""
+        if self._chain is None:
+            raise ValueError("this director logs nothing")
+        return self._chain.sign(content)
+
     def failed(self, ref: TaskRef, reason: str) -> None:
         """An attempt ended without a result."""
         self._of(ref, "round failed", {"reason": reason[:1000]})

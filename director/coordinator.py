@@ -39,6 +39,7 @@ from .lines import Line, Lines
 from .mandates import Mandates, Unbound
 from .opening import Opening
 from .patches import Patches, waits_anew
+from .present import Present
 from .records import Ending, Published, RunRecord, RunState, SubmissionRecord
 from .relayed_sum import RelayedSum
 from .resumption import left_open
@@ -180,6 +181,40 @@ class Coordinator:
             self.hear(envoy)
             if self._queue.say(envoy, heartbeat.approved):
                 self._lock.notify_all()
+
+    def stay(self, envoy: m.EnvoyName, approved: tuple[Digest, ...], until: float) -> None:
+        """A site without a line says what it approved, and until when it answers by itself; a past time ends that."""
+        with self._lock:
+            now = self._now()
+            self._attendance.stay(envoy, until, now)
+            if self._round is not None and until > now:
+                self._save(rounds.regain(self._round, envoy))
+            self._queue.say(envoy, approved)
+            self._lock.notify_all()
+
+    def present(self) -> Present | None:
+        """The round under way, if a run is."""
+        with self._lock:
+            run, this = self._run, self._round
+            if run is None or this is None:
+                return None
+            return Present(
+                run=run.record.run,
+                settings=run.settings,
+                manifest=run.manifest,
+                proposal=run.record.proposal_digest,
+                sites=run.sites,
+                round=this,
+                model=run.model,
+                layout=run.layout,
+                payload=run.payload_layout,
+                codec=run.codec.digest if run.codec else None,
+            )
+
+    def has_approved(self, envoy: m.EnvoyName, proposal: Digest | None) -> bool:
+        """Did an envoy say that its site approved a proposal?"""
+        with self._lock:
+            return envoy in self._queue.approvals.by(proposal)
 
     def request_upload(self, envoy: m.EnvoyName, header: m.UpdateHeader) -> m.Grant:
         """Give a turn, or the receipt of an update that is already here.

@@ -165,6 +165,8 @@ class Director:
                     calls=calls,
                     site_admission=Admission(standing),
                 )
+                for word in hub.site_words.standing(hub.now()):
+                    self._coordinator.stay(word.envoy, word.approved, word.until)
                 self.rest_port = stack.enter_context(_rest(config, hub, works, shown)).port
             self._coordinator.start()
             self._server.start()

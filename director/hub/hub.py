@@ -21,6 +21,7 @@ from .organizations import Organization, Stations, organizations
 from .plans import Plans
 from .rules import Decision, Operation, Resource, Target, decide
 from .sign_in import Caller, SignIn
+from .site_words import SiteWords
 from .store import Store
 from .tables import PARTIES
 from .tasks import Tasks
@@ -53,6 +54,7 @@ class Hub:
     device_sign_ins: DeviceSignIns | None = None
     organizations: Store[Organization] = field(init=False)
     stations: Stations = field(init=False)
+    site_words: SiteWords = field(init=False)
     users: Store[User] = field(init=False)
     own_roles: Store[OwnRole] = field(init=False)
     roles: Roles = field(init=False)
@@ -67,6 +69,7 @@ class Hub:
         for name, made in (
             ("organizations", organizations(self.engine)),
             ("stations", Stations(self.engine)),
+            ("site_words", SiteWords(self.engine)),
             ("users", users(self.engine)),
             ("own_roles", own_roles(self.engine)),
             ("roles", Roles(self.engine)),

@@ -53,6 +53,15 @@ ENVOYS = Table(
     Column("added_at", Double, nullable=False),
 )
 
+SITE_WORDS = Table(
+    "hub_site_words",
+    METADATA,
+    Column("envoy", String(63), ForeignKey("hub_envoys.name"), primary_key=True),
+    Column("approved", JSON, nullable=False),  # digests of proposals
+    Column("until", Double, nullable=False),  # the site answers until then, without a line
+    Column("said_at", Double, nullable=False),
+)
+
 COLLABORATIONS = Table(
     "hub_collaborations",
     METADATA,

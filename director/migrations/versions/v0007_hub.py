@@ -107,6 +107,15 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_hub_envoys_organization"), "hub_envoys", ["organization"], unique=False)
     op.create_table(
+        "hub_site_words",
+        sa.Column("envoy", sa.String(length=63), nullable=False),
+        sa.Column("approved", sa.JSON(), nullable=False),
+        sa.Column("until", sa.Double(), nullable=False),
+        sa.Column("said_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["envoy"], ["hub_envoys.name"], name=op.f("fk_hub_site_words_envoy_hub_envoys")),
+        sa.PrimaryKeyConstraint("envoy", name=op.f("pk_hub_site_words")),
+    )
+    op.create_table(
         "hub_roles",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("name", sa.String(length=63), nullable=False),
@@ -307,6 +316,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_hub_users_organization"), table_name="hub_users")
     op.drop_table("hub_users")
     op.drop_table("hub_roles")
+    op.drop_table("hub_site_words")
     op.drop_index(op.f("ix_hub_envoys_organization"), table_name="hub_envoys")
     op.drop_table("hub_envoys")
     op.drop_index(op.f("ix_hub_collaboration_parties_organization"), table_name="hub_collaboration_parties")
