@@ -2,8 +2,8 @@
 
 An envoy is there from its first word. It is gone when its last line broke and it did not come back within a moment,
 or when it was silent too long. One without a line that says until when it will answer is there until then. One that was
-not seen since the director started is not gone before it had the time to come back: until then a restarted director asks
-and loses nobody.
+not seen since the director started is not gone before it had the time to come back: until then a restarted director
+asks and loses nobody.
 """
 
 from __future__ import annotations

@@ -82,6 +82,11 @@ class DirectorAudit:
         return self._chain.head
 
     @property
+    def public_key(self) -> bytes:
+        """Ed25519, 32 bytes, by which entries are known to be this log's; empty where nothing is logged."""
+        return self._chain.head.key if self._chain is not None else b""
+
+    @property
     def head_bytes(self) -> bytes:
         """The same as it travels; empty where nothing is logged."""
         return self._chain.head.to_bytes() if self._chain is not None else b""

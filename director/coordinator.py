@@ -109,7 +109,15 @@ class Coordinator:
 
         self._patches = Patches(history, artifacts, asked)
         self._opening = Opening(
-            history, self._queue.approvals, self._attendance, asked, suspects, self._sum, self._lines, self._audit
+            history,
+            self._queue.approvals,
+            self._attendance,
+            asked,
+            self._mandates.among,
+            suspects,
+            self._sum,
+            self._lines,
+            self._audit,
         )
         self._conclusion = Conclusion(self._lock, self._lines, artifacts, uploads)
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed

@@ -33,6 +33,7 @@ class Opening:
         approvals: what sites said that they approved.
         attendance: who is there.
         members: the names of all envoys that joined and that a run may ask.
+        among: of some envoys, those that a run may ask.
         suspects: envoys whose audit logs the director does not believe; they are not asked.
         round_sum: the present round's secure sum.
         lines: tasks go down these.
@@ -45,13 +46,14 @@ class Opening:
         approvals: Approvals,
         attendance: Attendance,
         members: Callable[[RunId], frozenset[EnvoyName]],
+        among: Callable[[RunId, Collection[EnvoyName]], frozenset[EnvoyName]],
         suspects: Callable[[], Collection[EnvoyName]],
         round_sum: RoundSum,
         lines: Lines,
         audit: DirectorAudit,
     ) -> None:
         self._history, self._approvals, self._attendance = history, approvals, attendance
-        self._members, self._suspects = members, suspects
+        self._members, self._among, self._suspects = members, among, suspects
         self._sum, self._lines, self._audit = round_sum, lines, audit
 
     def open(self, run: ActiveRun, this: Round, now: float) -> Round:
@@ -87,8 +89,8 @@ class Opening:
         """Whom the round asks; nobody yet, while it waits."""
         shunned = run.expelled.keys() | set(self._suspects())
         asked = invited(run.sites, self._members(run.record.run)) - shunned
-        there = self._attendance.there(now) & asked
-        willing = self._approvals.askable(run.record.proposal_digest, there)
+        there = self._among(run.record.run, self._attendance.there(now)) - shunned
+        willing = self._approvals.askable(run.record.proposal_digest, invited(run.sites, there))
         able = self._sum.askable(run, willing)
         if len(able) < run.settings.round_policy.min_participants:
             return frozenset()

@@ -1,4 +1,4 @@
-"""What a director tells of the round under way to whoever has no line: a picture, taken under the coordinator's lock."""
+"""The round under way, as those see it who have no line: a picture, taken under the coordinator's lock."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """A whole update in one body that the director alone can open: for sites that post it, past whoever ends their TLS.
 
-The form is that of ``secure_sum/sealed_stream``: an HPKE box (X25519) with the stream's own key, then parts of AES-256-GCM.
-It is bound to where it goes: the run, round, attempt and plan, the model that the update is of, the organization and its
-envoy. A body that was sealed for another of them does not open, so none can be sent again elsewhere.
+The form is that of ``secure_sum/sealed_stream``: an HPKE box (X25519) with the stream's own key, then parts of
+AES-256-GCM. It is bound to where it goes: the run, round, attempt and plan, the model that the update is of, the
+organization and its envoy. A body that was sealed for another of them does not open, so none can be sent elsewhere.
 
-It hides an update from those on the way and not from the director, which opens it. Where the director may not see single
-updates either, sums are taken (``secure_sum``), and no single body can be one.
+It hides an update from those on the way and not from the director, which opens it. Where the director may not see
+single updates either, sums are taken (``secure_sum``), and no single body can be one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from .errors import MalformedMessageError
 from .messages import EnvoyName, TaskRef
@@ -85,8 +83,8 @@ def opened(to: Destination, pieces: Iterable[bytes], length: int, key: sealing.P
         key: the director's private one.
 
     Raises:
-        MalformedMessageError: it was sealed to another key, for another destination, or is damaged. What came before the
-            error is to be thrown away.
+        MalformedMessageError: it was sealed to another key, for another destination, or is damaged. What came before
+            the error is to be thrown away.
     """
     return open_stream(to.binding(plain_length(length)), key, pieces)
 
@@ -107,8 +105,3 @@ def plain_length(length: int) -> int:
     if found < 1 or sealed_length(found) != length:
         raise MalformedMessageError(f"a body of {length} bytes is no sealed update")
     return found
-
-
-def public_bytes(key: X25519PrivateKey) -> bytes:
-    """What is sealed to, 32 bytes."""
-    return key.public_key().public_bytes_raw()

@@ -17,6 +17,11 @@ from . import (
     datasets,
     envoys,
     events,
+    federated_gradients,
+    federated_model,
+    federated_organizations,
+    federated_privacy,
+    federated_rounds,
     health,
     identities,
     keys,
@@ -82,8 +87,14 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
         events.router,
         sites.router,
         site_calls.router,
+        federated_organizations.router,
+        federated_rounds.router,
+        federated_gradients.router,
+        federated_model.router,
+        federated_privacy.router,
     ):
         app.include_router(router)
+    app.state.registrations = federated_organizations.new_registrations()
     app.add_middleware(Idempotency, answers=Answers(hub.engine, hub.now))
     app.add_middleware(Limits)
     app.add_middleware(Counting, numbers=app.state.numbers)

@@ -17,7 +17,7 @@ from ..hub.sign_in import Caller
 from .numbers import Numbers
 
 MAX_PAGE = 200
-_BEARER = HTTPBearer(auto_error=False, description="A session's token (POST /api/v1/sessions) or an API key.")
+BEARER = HTTPBearer(auto_error=False, description="A session's token (POST /api/v1/sessions) or an API key.")
 _TAG = re.compile(r'(?:W/)?"(\d{1,10})"')
 Item = TypeVar("Item", bound=BaseModel)
 
@@ -30,7 +30,7 @@ def hub_of(request: Request) -> Hub:
 
 def caller_of(
     hub: Annotated[Hub, Depends(hub_of)],
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
 ) -> Caller:
     """Who asks.
 
@@ -42,7 +42,7 @@ def caller_of(
     return hub.sign_in.caller(credentials.credentials, hub.now())
 
 
-def token_of(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> str:
+def token_of(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> str:
     """What was presented."""
     return "" if credentials is None else credentials.credentials
 

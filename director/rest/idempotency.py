@@ -23,7 +23,7 @@ from ..hub.tables import IDEMPOTENCY
 from .problems import problem, refusal
 
 MAX_KEY = 255
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 4 << 20  # as much as any body that comes at once
 _DAY_SECONDS, _UNDER_WAY_SECONDS = 86400.0, 300.0
 _UNDER_WAY, _NOT_KEPT = 0, 1
 

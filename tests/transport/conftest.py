@@ -174,9 +174,14 @@ def parts_of(turn: m.Turn, update: np.ndarray, size: int = 4_000) -> list[m.Part
 class Federation:
     """A director, its authorities, and whoever calls it."""
 
-    def __init__(self, folder: Path, bundle: Bundle) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, *, serves_rest: bool = False) -> None:
         self.folder, self.bundle = folder, bundle
         init_federation(folder, "lungs", ["127.0.0.1"], b"passphrase", time.time(), listen="127.0.0.1:0")
+        if serves_rest:
+            settings = (folder / "director.toml").read_text("utf-8")
+            served = settings.replace('[rest]\nlisten = ""', '[rest]\nlisten = "127.0.0.1:0"')
+            assert served != settings
+            (folder / "director.toml").write_text(served, "utf-8")
         self.issuer, self.root = load_issuer(folder, time.time())
         self._puppets: list[Puppet] = []
         self.director = Director(folder, load_config(folder))
@@ -302,6 +307,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def federation(tmp_path: Path, bundle: Bundle) -> Iterator[Federation]:
     """A federation of its own for each test."""
     made = Federation(tmp_path / "director", bundle)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path, bundle: Bundle) -> Iterator[Federation]:
+    """One that serves its REST API too."""
+    made = Federation(tmp_path / "director", bundle, serves_rest=True)
     yield made
     made.close()
 
