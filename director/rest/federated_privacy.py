@@ -50,7 +50,7 @@ class SumState(BaseModel):
     metrics_in_clear: int
 
 
-class PrivacyReport(BaseModel):
+class RunPrivacyReport(BaseModel):
     """The privacy of a run, or of one of its rounds."""
 
     task_id: str
@@ -104,7 +104,7 @@ def show_privacy_report(
     caller: TheCaller,
     round: RoundQuery = None,  # noqa: A002 - as it is asked for
     task: TaskQuery = None,
-) -> PrivacyReport:
+) -> RunPrivacyReport:
     """Epsilons and leakage scores that sites published, and whether the director saw single updates."""
     record = seen_run(hub, works, caller, Resource.REPORT, task)
     view = works.desk.show(record.run)
@@ -115,7 +115,7 @@ def show_privacy_report(
         view = replace(view, rounds=rounds)
     found = of_run(view)
     scores = {str(name): score for one in view.rounds for name, score in sorted(one.leakage.items())}
-    return PrivacyReport(task_id=record.run, round=round, leakage_scores=scores, **found)
+    return RunPrivacyReport(task_id=record.run, round=round, leakage_scores=scores, **found)
 
 
 @router.get("/budget")
