@@ -82,8 +82,9 @@ def site(served) -> Iterator[Site]:
     IdentityStore(hub.engine).add_identity(Identity(SITE, "envoy", "South", "00" * 32, os.urandom(32), time.time()))
     hub.stations.take(SITE, organization.id, 1.0)
     http = called(served.folder, hub.sign_in.open(user, time.time()).token)
-    yield Site(organization.id, http)
-    http.close()
+    made = Site(organization.id, http)
+    yield made
+    made.http.close()
     hub.engine.dispose()
 
 
@@ -175,9 +176,11 @@ def test_what_a_site_that_posts_said_and_sent_outlives_the_director(served, site
     }
     site.post("gradients", **body)
     served.until(lambda: site.get("round")["round"] == 2)
+    token = site.http.headers["Authorization"].removeprefix("Bearer ")
+    site.http.close()
     served.director.close()
     served.director = Director(served.folder, load_config(served.folder))
-    site.http.base_url = (served.folder / REST_ADDRESS_FILE).read_text()
+    site.http = called(served.folder, token)
     served.until(lambda: site.get("round")["takes"] == "gradients")
     again = site.post("gradients", 410, **body)
     assert again["type"].endswith("RoundOverError")
