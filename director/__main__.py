@@ -23,6 +23,8 @@ from ..utils.identity import Role
 from ..utils.logs import log_to_stderr
 from ..utils.messages import RunId, SumView
 from .audit_commands import audit
+from .backup_commands import backup, restore
+from .bundle_commands import bundle
 from .doctor_commands import doctor
 from .experiment_table import experiment_table
 from .member_commands import authority, members, revoke
@@ -49,6 +51,9 @@ app.add_typer(users, name="user")
 app.command()(members)
 app.command()(revoke)
 app.command("doctor")(doctor)
+app.command()(backup)
+app.command()(restore)
+app.command()(bundle)
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The director's folder.", envvar="FEDVEIL_DIRECTOR")]
 Address = Annotated[str | None, typer.Option(help="host:port of the director; by default the one it announced.")]
@@ -137,6 +142,19 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
     ends.wait()
     director.close()
     raise typer.Exit(1 if broke.is_set() else 0)
+
+
+@app.command()
+def service(
+    folder: Folder = DEFAULT_FOLDER,
+    account: Annotated[str, typer.Option(help="As whom it runs: an account of its own.")] = "fedveil",
+    own: Annotated[bool, typer.Option("--user", help="Write it into your own systemd instead.")] = False,
+) -> None:
+    """Print a unit for systemd that starts this director with the machine, walled in."""
+    from ..utils.service_command import print_or_install
+    from ..utils.service_unit import Side
+
+    print_or_install(Side.DIRECTOR, folder, account, own=own)
 
 
 @app.command()

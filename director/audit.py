@@ -140,6 +140,10 @@ class DirectorAudit:
         """Anything else that a person asked the director for."""
         self._append("operator", {"by": by, "action": action, **(more or {})})
 
+    def restored(self, backup: str, made_at: float, by: str) -> None:
+        """This log, and all else of the director, is that of a backup, from here on; what was later is lost."""
+        self._append("restored from a backup", {"backup": backup, "made_at": made_at, "by": by})
+
     # ------------------------------------------------------------ the sites' logs
 
     def witnessed(self, envoy: EnvoyName, head: SignedHead) -> None:

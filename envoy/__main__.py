@@ -135,6 +135,19 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
 
 
 @app.command()
+def service(
+    folder: Folder = DEFAULT_FOLDER,
+    account: Annotated[str, typer.Option(help="As whom it runs: an account of its own.")] = "fedveil",
+    own: Annotated[bool, typer.Option("--user", help="Write it into your own systemd instead.")] = False,
+) -> None:
+    """Print a unit for systemd that starts this envoy with the machine, walled in."""
+    from ..utils.service_command import print_or_install
+    from ..utils.service_unit import Side
+
+    print_or_install(Side.ENVOY, folder, account, own=own)
+
+
+@app.command()
 def status(folder: Folder = DEFAULT_FOLDER) -> None:
     """What the envoy that runs in this folder does now."""
     from .control_socket import ask_status

