@@ -33,8 +33,8 @@ set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 target=${1:?"usage: sh install.sh FOLDER-OF-THE-NEW-ENVIRONMENT"}
 "${PYTHON:-python3}" -m venv "$target"
-"$target/bin/python" -m pip install --no-index --find-links "$here/wheels" --require-hashes --no-cache-dir \\
-  --disable-pip-version-check -r "$here/requirements.txt"
+PIP_CONFIG_FILE=/dev/null "$target/bin/python" -m pip --isolated install --no-index --find-links "$here/wheels" \\
+  --require-hashes --no-cache-dir --disable-pip-version-check -r "$here/requirements.txt"
 echo "installed: $target/bin/envoy, $target/bin/director, $target/bin/fedveil"
 """
 _README = """\

@@ -5,30 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fedveil.director.__main__ import app as director
 from fedveil.director.config import load_config
 from fedveil.director.rounds import RoundState
+from fedveil.envoy.__main__ import app as envoy
 from fedveil.envoy.audit import heads_in
 from fedveil.utils.audit_chain import read_entries
 from fedveil.utils.messages import TaskKind
 from fedveil.workspace.processes import family
+from typer.testing import CliRunner
 
-ROUNDS = 4
+ROUNDS = 3
 SITES = ("site-a", "site-b", "site-c")
 
 
 def command(*words: object, expected: int = 0) -> str:
     """What somebody types."""
     program, *rest = map(str, words)
-    module = [sys.executable, "-m", f"fedveil.{program}"]
-    done = subprocess.run([*module, *rest], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == expected, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    done = CliRunner().invoke({"director": director, "envoy": envoy}[program], rest)
+    assert done.exit_code == expected, done.output
+    return done.output
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_running_federation_goes_on_from_its_backup_to_the_same_model(
     with any_federation(tmp_path / "federation") as federation:
         folder, file = federation.director_folder, tmp_path / "toys.backup"
         federation.set_up(databases(before))
-        plan = federation.plan(seconds=0.7)
+        plan = federation.plan(seconds=0.5)
         expected = federation.finish(federation.submit(settings("undisturbed", rounds=ROUNDS), plan)).model
         run = federation.submit(settings("copied", rounds=ROUNDS), plan)
         open_round = _held_up(federation, run, wait_until)
@@ -85,7 +85,7 @@ def test_a_running_federation_goes_on_from_its_backup_to_the_same_model(
         told = [
             (one.round.ref.round, one.round.ref.attempt, one.round.state)
             for one in federation.rounds(run)
-            if _trained(one)
+            if one.round.kind is TaskKind.TRAIN
         ]
         assert told == [(number, 1, RoundState.CLOSED) for number in range(1, ROUNDS + 1)]
         federation.history._engine.dispose()
@@ -102,10 +102,6 @@ def _held_up(federation, run, wait_until) -> int:
         if _trains(federation, site):
             return federation.round(run).round.ref.round
         _signal(federation, signal.SIGCONT)  # it was stopped too late
-
-
-def _trained(record) -> bool:
-    return record.round.kind is TaskKind.TRAIN
 
 
 def _waits_for(federation, run, site: str) -> bool:
