@@ -72,12 +72,12 @@ def back_up(
         cost: of one guess of the passphrase, as a power of two.
 
     Raises:
-        StorageError: the file is there already or would lie in the folder; no database; the disk is full.
+        StorageError: the file is there already or would lie in the folder; the disk is full.
     """
     _refuse_place(folder, out)
     url = config.database_url(folder)
     if try_database(url) is None:
-        raise StorageError("there is no database of a director here: it was never started")
+        open_database(url, config.is_durable).dispose()  # never started: its keys are worth a backup too
     name = secrets.token_hex(8)
     log = DirectorAudit.open(folder, config.federation, clock=lambda: now)
     try:

@@ -20,6 +20,7 @@ from fedveil.director.backup.restoring import restore
 from fedveil.director.backup.sealing import sink_to, source_of
 from fedveil.director.config import load_config
 from fedveil.director.database import DirectorLock, open_database
+from fedveil.director.founding import init_federation
 from fedveil.utils.artifacts import ArtifactStore
 from fedveil.utils.audit_chain import read_entries
 from fedveil.utils.errors import FederationError, PassphraseError, StorageError, SuspectLogError
@@ -120,6 +121,13 @@ def test_a_folder_that_holds_anything_is_not_restored_to(folder, tmp_path):
     assert files(tmp_path / "new") == {"mine": b"mine"}
     (tmp_path / "new" / "mine").unlink()
     restored(tmp_path / "b", tmp_path / "new")
+
+
+def test_a_federation_whose_director_never_started_is_backed_up_too(tmp_path):
+    init_federation(tmp_path / "director", "toys", ["127.0.0.1"], b"the root's", 1.6e9)
+    backed_up(tmp_path / "director", tmp_path / "b")
+    restored(tmp_path / "b", tmp_path / "new")
+    assert (tmp_path / "new" / "ca" / "root.key.pem").exists()
 
 
 def test_a_backup_is_never_written_over_anything_nor_into_the_folder(folder, tmp_path):
