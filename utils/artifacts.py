@@ -24,7 +24,6 @@ from .tensors import Digest, digest_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = ".part"
-_HELD = ".held"
 _LARGE_BYTES = 4 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -219,7 +218,7 @@ def held(folder: Path) -> Iterator[None]:
     What would have been stays until the next sweep. New ones may come.
 
     Raises:
-        StorageError: the folder cannot be written to.
+        StorageError: there is no such folder.
     """
     try:
         file = _lock_file(folder)
@@ -248,7 +247,7 @@ def _if_not_held(folder: Path) -> Iterator[bool]:
 
 
 def _lock_file(folder: Path) -> int:
-    return os.open(folder / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the folder itself can be locked
 
 
 class Receiving:

@@ -48,7 +48,8 @@ def test_a_running_federation_goes_on_from_its_backup_to_the_same_model(
     saves_log = before == "postgresql"
     with any_federation(tmp_path / "federation") as federation:
         folder, file = federation.director_folder, tmp_path / "toys.backup"
-        federation.set_up(databases(before))
+        federation.director_settings["database.url"] = f'"{databases(before)}"'
+        federation.set_up()
         plan = federation.plan(seconds=0.5)
         expected = federation.finish(federation.submit(settings("undisturbed", rounds=ROUNDS), plan)).model
         run = federation.submit(settings("copied", rounds=ROUNDS), plan)
