@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .director.researcher.federation import connect as connect
     from .envoy.plans import BATCH_NORM_LAYERS as BATCH_NORM_LAYERS
     from .envoy.plans import ArrayPlan as ArrayPlan
     from .envoy.plans import PlanSettings as PlanSettings
@@ -42,6 +43,7 @@ _HOMES = {
     "PlanSettings": ".envoy.plans",
     "TrainingPlan": ".envoy.plans",
     "auc_of": ".utils.metrics",
+    "connect": ".director.researcher.federation",
     "bottleneck_kl": ".gradient_leakage.defenses.bottlenecks",
     "mean_of": ".utils.metrics",
     "simulate": ".workspace.simulation",

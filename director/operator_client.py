@@ -14,15 +14,15 @@ from ..utils import messages as m
 from ..utils import transport, wire, wire_sums
 from ..utils import wire_control as control
 from ..utils.config import parse_toml
-from ..utils.errors import ConfigError, DigestMismatchError, PlanError, ProtocolError, UnreachableError
+from ..utils.errors import ConfigError, DigestMismatchError, PlanError, UnreachableError
 from ..utils.plan_bundle import Bundle, Manifest, open_bundle
-from ..utils.proposal import MAX_LINE, MAX_PATCHES, Patch, Step, sign
+from ..utils.proposal import Step, sign
 from ..utils.signed_document import SignedDocument
 from ..utils.tensors import Digest, digest_of
 from .experiments import CodecSettings, ExperimentSettings
 from .founding import TlsCredentials
 from .operator_identity import load_operator_identity, load_operator_tls
-from .proposals import propose
+from .proposals import next_patch, propose
 from .server import ADDRESS_FILE
 
 _TIMEOUT_SECONDS = 30.0
@@ -131,20 +131,18 @@ class OperatorClient:
         """
         now, view = time.time(), self.show(run)
         operator, key, chain = load_operator_identity(self._folder, now)
-        if view.proposal is None:
-            raise ProtocolError(f"{run} was submitted before there were proposals, and takes no patches")
-        patch = Patch(
-            run=run,
-            proposal=view.proposal,
-            number=min(view.patches + 1, MAX_PATCHES),
-            step=step,
-            settings=dict(settings),
-            sites=None if sites is None else tuple(sorted({m.EnvoyName(site) for site in sites})),
-            stop=dict(stop),
+        patch = next_patch(
+            run,
+            view.proposal,
+            view.patches,
+            step,
+            operator,
+            now,
+            reason=reason,
+            settings=settings,
+            sites=sites,
+            stop=stop,
             to_round=to_round,
-            reason=one_line(reason),
-            signed_by=operator,
-            signed_at=now,
         )
         signed = control.patch_to_wire(sign(patch, key, chain))
         return control.experiment_from_wire(self._ask("Steer", signed))
@@ -202,11 +200,6 @@ class OperatorClient:
             yield from parts
         except grpc.RpcError as failure:
             raise transport.error_of(failure) from failure
-
-
-def one_line(reason: str) -> str:
-    """A reason as one printable line; of a long one, the beginning."""
-    return "".join(letter if letter.isprintable() else " " for letter in reason)[:MAX_LINE]
 
 
 def announced_address(folder: Path) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from types import MappingProxyType
 
 from ..utils.errors import ConfigError, IdentityError, ProtocolError
 from ..utils.identity import PeerId
+from ..utils.messages import EnvoyName, RunId
 from ..utils.plan_bundle import Manifest
-from ..utils.proposal import Proposal
-from ..utils.tensors import digest_of
+from ..utils.proposal import MAX_LINE, MAX_PATCHES, Patch, Proposal, Step
+from ..utils.tensors import Digest, digest_of
 from .experiments import ExperimentSettings
 from .sum_terms import noise_of
 
@@ -59,6 +62,61 @@ def propose(
         expires_at=now + study.valid_days * _DAY_SECONDS,
         sum_noise=0.0 if noise is None else noise.noise_multiplier,
     )
+
+
+def next_patch(
+    run: RunId,
+    proposal: Digest | None,
+    patches: int,
+    step: Step,
+    operator: PeerId,
+    now: float,
+    *,
+    reason: str = "",
+    settings: Mapping[str, float] = MappingProxyType({}),
+    sites: Iterable[str] | None = None,
+    stop: Mapping[str, float] = MappingProxyType({}),
+    to_round: int | None = None,
+) -> Patch:
+    """One change to an experiment, as the next after those that there are.
+
+    Args:
+        run: the experiment.
+        proposal: of it.
+        patches: changes to it so far.
+        step: what is done.
+        operator: who signs it.
+        now: seconds since 1970.
+        reason: kept with the patch; of a long one, the beginning.
+        settings: of the plan, by name; of ``SET`` alone, as ``sites`` and ``stop``.
+        sites: who is asked from the next round on.
+        stop: the stop rule's, by name.
+        to_round: of ``ROLL_BACK`` alone.
+
+    Raises:
+        ProtocolError: the experiment is of before there were proposals.
+        MalformedMessageError: a value that it cannot have.
+    """
+    if proposal is None:
+        raise ProtocolError(f"{run} was submitted before there were proposals, and takes no patches")
+    return Patch(
+        run=run,
+        proposal=proposal,
+        number=min(patches + 1, MAX_PATCHES),
+        step=step,
+        settings=dict(settings),
+        sites=None if sites is None else tuple(sorted({EnvoyName(site) for site in sites})),
+        stop=dict(stop),
+        to_round=to_round,
+        reason=one_line(reason),
+        signed_by=operator,
+        signed_at=now,
+    )
+
+
+def one_line(reason: str) -> str:
+    """A reason as one printable line; of a long one, the beginning."""
+    return "".join(letter if letter.isprintable() else " " for letter in reason)[:MAX_LINE]
 
 
 def check_proposal(

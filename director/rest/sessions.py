@@ -64,6 +64,7 @@ class DeviceSignIn(BaseModel):
 class Me(BaseModel):
     """Who asks."""
 
+    federation: str
     user_id: str
     name: str
     full_name: str
@@ -153,10 +154,11 @@ def end_session(hub: TheHub, caller: TheCaller, token: TheToken) -> None:
 
 
 @router.get("/me")
-def show_me(caller: TheCaller) -> Me:
+def show_me(hub: TheHub, caller: TheCaller) -> Me:
     """Who asks, and with which roles."""
     user, actor = caller.user, caller.actor
     return Me(
+        federation=hub.federation,
         user_id=user.id,
         name=user.name,
         full_name=user.full_name,

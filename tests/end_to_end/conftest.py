@@ -300,6 +300,12 @@ def _wait_until() -> Callable[..., None]:
 
 
 @pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Finds one that a director may take again after each of its deaths."""
+    return _free_port
+
+
+@pytest.fixture
 def settings() -> Callable[..., str]:
     """Makes an experiment.toml."""
     return experiment
