@@ -30,6 +30,7 @@ _BACKLOG = 512
 _GOODBYE_SECONDS = 2
 _KEEP_ALIVE_SECONDS = 30
 _LOOK_SECONDS = 10.0
+_ABORT_SECONDS = 0.05
 
 
 class RestServer:
@@ -84,6 +85,9 @@ class RestServer:
             await self._server.serve(sockets=[self._socket])
         finally:
             looking.cancel()
+            for connection in list(self._server.server_state.connections):  # of callers who did not hang up in time
+                connection.transport.abort()
+            await asyncio.sleep(_ABORT_SECONDS)  # the loop's own work of closing them
 
     async def _look(self) -> None:
         """New handshakes show what was renewed; connections that stand keep what they were opened with."""
