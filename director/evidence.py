@@ -27,6 +27,7 @@ from .audit import LOG_FILE, DirectorAudit, audit_key
 from .config import DirectorConfig
 from .database import open_database, reading
 from .history import History
+from .hub.evidence import hub_evidence
 from .identity_store import IdentityStore
 from .records import Published, RoundRecord, RunRecord
 from .revocations import Revocations
@@ -43,6 +44,10 @@ members.json     who joined, with public identity keys; who was revoked, and why
 runs.json        experiments and their rounds: who was asked, who answered, digests of models, metrics over all sites,
                  what secure sums were of, and what sites published of their privacy ledgers
 agreements.json  purpose and legal basis, as each proposal names them
+organizations.json, permits.json, organization-agreements.json, tasks.json
+                 organizations with their envoys; collaborations under their permits; agreements by the SHA-256 of what
+                 was signed, and who signed when; which run is a task of which collaboration, and under which of the
+                 data-processing and joint-controller agreements
 leakage.json     scores of the sites' leak tests, of those that publish them
 proposals/       what sites were asked to approve, as it was signed; patches/ what was changed later, likewise
 plans/           the manifests of the plans, whose SHA-256 is their name; settings/ each run's experiment.toml
@@ -99,6 +104,7 @@ def _members(folder: Path, config: DirectorConfig, engine: Engine, artifacts: Ar
     found["members.json"] = canonical_json(_people(engine))
     found["runs.json"] = canonical_json([_run(one, history) for one in runs])
     found["agreements.json"] = canonical_json(_agreements(runs))
+    found |= {name: canonical_json(content) for name, content in hub_evidence(engine).items()}
     found["leakage.json"] = canonical_json(_leakage(runs, history))
     for run in runs:
         found[f"settings/{run.run}.toml"] = run.settings.encode()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi.testclient import TestClient
+from fedveil.director.audit import DirectorAudit
 from fedveil.director.coordinator import Coordinator
 from fedveil.director.experiment_desk import ExperimentDesk
 from fedveil.director.experiments import ExperimentSettings
@@ -20,7 +21,8 @@ from fedveil.director.hub.agreements import Agreement, Collaboration, Kind, Perm
 from fedveil.director.hub.mandates import TaskMandates
 from fedveil.director.hub.organizations import Organization
 from fedveil.director.hub.store import new_id
-from fedveil.director.identity_store import IdentityStore
+from fedveil.director.hub.tables import AGREEMENTS
+from fedveil.director.identity_store import Identity, IdentityStore
 from fedveil.director.lines import Line
 from fedveil.director.proposals import propose
 from fedveil.director.records import RunRecord
@@ -31,6 +33,7 @@ from fedveil.director.site_heads import SiteHeads
 from fedveil.director.standing import Standing
 from fedveil.director.uploads import Uploads
 from fedveil.utils.artifacts import ArtifactStore
+from fedveil.utils.audit_chain import read_entries
 from fedveil.utils.certificates import make_issuer, make_root, public_bytes
 from fedveil.utils.config import parse_toml
 from fedveil.utils.identity import PeerId, Role
@@ -41,6 +44,7 @@ from fedveil.utils.renewal import identity_text
 from fedveil.utils.roster import Roster
 from fedveil.utils.tensors import Digest, bytes_of, digest_of
 from fedveil.workspace.plan_builder import build_plan
+from sqlalchemy import update
 
 
 class Study:
@@ -64,12 +68,13 @@ class Adding(ArrayPlan):
         return ()
 """
 
-    def __init__(self, world: Any, folder: Path) -> None:
-        self.world, self.folder, self.hub = world, folder, world.hub
+    def __init__(self, world: Any, folder: Path, plans: Path) -> None:
+        self.world, self.folder, self.hub, self.plans = world, folder, world.hub, plans
         engine, now = world.hub.engine, world.clock()
         authority = make_root("lungs", now)
         self.issuer = make_issuer(authority, "lungs", now)
         self.root = authority.certificate
+        self.audit = DirectorAudit.open(folder, "lungs", durable=False, clock=world.clock)
         self.history, self.artifacts = History(engine), ArtifactStore(folder / "artifacts", durable=False)
         self.uploads, self.members = Uploads(folder / "uploads", 4, durable=False), IdentityStore(engine)
         self.registrar = Registrar("lungs", self.issuer, self.root, self.members, Revocations(engine))
@@ -93,7 +98,7 @@ class Adding(ArrayPlan):
             self.uploads,
             lambda: frozenset(self.envoys),
             mandates=TaskMandates(self.hub.engine, needs_infrastructure_user=self.hub.needs_infrastructure_user),
-            audit=self.hub.audit,
+            audit=self.audit,
             now=self.world.clock,
         )
         desk = ExperimentDesk(
@@ -106,7 +111,7 @@ class Adding(ArrayPlan):
             max_model_bytes=1 << 20,
             now=self.world.clock,
         )
-        self.world.app.state.works = Works(
+        self.works = self.world.app.state.works = Works(
             folder=self.folder,
             addresses=("127.0.0.1:1",),
             root=self.root,
@@ -143,6 +148,24 @@ class Adding(ArrayPlan):
             self.sign(None, Kind.INFRASTRUCTURE_USER, frozenset([party]))
         return made
 
+    def agreeless(self, name: str) -> Collaboration:
+        """A collaboration of both hospitals without any agreement of its own."""
+        now, permit = self.world.clock(), self.collaboration.permit
+        return self.hub.collaborations.add(Collaboration(new_id(), name, self.collaboration.organizations, permit, now))
+
+    def end_agreement(self, one: Agreement, until: float) -> None:
+        """As if it had been made for so long; over HTTP an agreement is never changed."""
+        with self.hub.engine.begin() as connection:
+            connection.execute(update(AGREEMENTS).where(AGREEMENTS.c.id == one.id).values(valid_until=until))
+
+    def joined(self, name: str, role: str) -> None:
+        """A member that joined by an invitation."""
+        self.members.add_identity(Identity(name, role, "South Hospital", "ab" * 32, bytes(32), self.world.clock()))
+
+    def logged(self, what: str) -> list[dict[str, Any]]:
+        """Entries of the audit log."""
+        return [one.event for one in read_entries(self.folder / "audit.jsonl") if one.event["what"] == what]
+
     def sign(
         self, of: Collaboration | None, kind: Kind, parties: frozenset[str] | None = None, **more: Any
     ) -> Agreement:
@@ -175,7 +198,7 @@ class Adding(ArrayPlan):
 
     def plan(self, dataset: str = "xrays", kind: str = "IMAGES", elements: int = 4) -> Bundle:
         """A bundle whose plan reads that dataset."""
-        folder = self.folder / f"plan-{dataset}-{kind}-{elements}"
+        folder = self.plans / f"plan-{dataset}-{kind}-{elements}"
         if not folder.exists():
             folder.mkdir()
             shape = {"IMAGES": "(1, 8, 8)", "NONE": "()"}[kind]
@@ -275,15 +298,22 @@ class Adding(ArrayPlan):
     def close(self) -> None:
         """End its threads."""
         self.coordinator.close()
+        self.audit.close()
 
 
 def b64(raw: bytes) -> str:
     return base64.b64encode(raw).decode("ascii")
 
 
+@pytest.fixture(scope="session")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plans that were built, each once."""
+    return tmp_path_factory.mktemp("plans")
+
+
 @pytest.fixture
-def study(world: Any, tmp_path: Path) -> Iterator[Study]:
+def study(world: Any, tmp_path: Path, plans: Path) -> Iterator[Study]:
     """Two hospitals that may begin."""
-    made = Study(world, tmp_path)
+    made = Study(world, tmp_path, plans)
     yield made
     made.close()
