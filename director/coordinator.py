@@ -7,7 +7,6 @@ open round in the database and goes on: what has a receipt is there, the others 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -28,9 +27,10 @@ from ..utils.errors import (
 )
 from ..utils.proposal import Patch, Step, proposal_of
 from ..utils.signed_document import SignedDocument
-from ..utils.tensors import Digest, canonical_json, digest_of
+from ..utils.tensors import Digest, digest_of
 from . import rounds
 from .active_run import ActiveRun, Outcome, progress_of, values_of
+from .answers import answer_of_report, answer_of_update
 from .attendance import Attendance
 from .audit import DirectorAudit
 from .conclusion import Conclusion
@@ -40,7 +40,7 @@ from .mandates import Mandates, Unbound
 from .opening import Opening
 from .patches import Patches, waits_anew
 from .present import Present
-from .records import Ending, Published, RunRecord, RunState, SubmissionRecord
+from .records import Ending, RunRecord, RunState, SubmissionRecord
 from .relayed_sum import RelayedSum
 from .resumption import left_open
 from .retention import Retention
@@ -50,6 +50,7 @@ from .run_queue import RunQueue
 from .sequel import after_close, after_expiry, after_failure, stopped, with_refusals, withheld
 from .steering import lineage
 from .sums import Sums
+from .traffic import Traffic
 from .uploads import Uploads
 
 _LOG = logging.getLogger(__name__)
@@ -119,9 +120,9 @@ class Coordinator:
             self._lines,
             self._audit,
         )
+        self._traffic = Traffic(history)
         self._conclusion = Conclusion(self._lock, self._lines, artifacts, uploads)
         self._refusals: dict[m.EnvoyName, str] = {}  # of the present round, for whoever asks why it failed
-        self._up = self._down = 0
         self._looked_at = now()
         self._ends = False
         self._thread = threading.Thread(target=self._work, name="director-rounds", daemon=True)
@@ -255,20 +256,9 @@ class Coordinator:
             FederationError: as ``Uploads.receive``, and ``ProtocolError`` if the round closed meanwhile.
         """
         received = self._uploads.receive(envoy, parts, lambda: self.hear(envoy))
-        header = received.header
-        submission = SubmissionRecord(
-            ref=header.ref,
-            envoy=envoy,
-            digest=received.digest,
-            length=header.length,
-            num_examples=header.num_examples,
-            metrics=header.metrics,
-            spool=self._uploads.path(envoy).name,
-            published=Published(header.privacy, header.leakage_score),
-        )
         with self._lock:
-            self._up += header.length
-        return self._submit(submission)
+            self._traffic.count(up=received.header.length)
+        return self._submit(answer_of_update(envoy, received, self._uploads.path(envoy).name))
 
     def report(self, envoy: m.EnvoyName, report: m.MetricsReport) -> m.Receipt:
         """Take the answer to an evaluation.
@@ -286,18 +276,7 @@ class Coordinator:
                 raise ProtocolError(f"{report.ref} takes masked answers alone, {envoy} reports metrics in clear")
             if this.kind is not m.TaskKind.EVALUATE:
                 raise ProtocolError(f"{report.ref} asks for an update, {envoy} reports metrics alone")
-            content = canonical_json([[x.name, x.kind.value, list(x.values), x.weight] for x in report.metrics])
-            return self._submit(
-                SubmissionRecord(
-                    ref=report.ref,
-                    envoy=envoy,
-                    digest=digest_of(content),
-                    length=0,
-                    num_examples=0,
-                    metrics=report.metrics,
-                    spool="",
-                )
-            )
+            return self._submit(answer_of_report(envoy, report))
 
     def tell_sum(self, envoy: m.EnvoyName, statement: m.SumStatement) -> m.SumReply:
         """Take what an envoy says in a secure sum; the very same may come again.
@@ -345,7 +324,7 @@ class Coordinator:
     def count_download(self, num_bytes: int) -> None:
         """Some bytes went down."""
         with self._lock:
-            self._down += num_bytes
+            self._traffic.count(down=num_bytes)
 
     # ------------------------------------------------------------ operators
 
@@ -559,7 +538,7 @@ class Coordinator:
         began = run.record.started_at or now
         following, ending = after_close(run.steered, closed, progress, began, now, self._out_of_budget(run))
         self._audit.closed(closed.ref, outcome.model, outcome.sum)
-        self._write_traffic(run)
+        self._traffic.write_down(run.record.run)
         self._history.close_round(
             closed,
             model_out=outcome.model,
@@ -583,7 +562,7 @@ class Coordinator:
         recorded = with_refusals(failed, self._refusals)
         following, ending = after_failure(run.settings, before, recorded, now, self._out_of_budget(run))
         self._audit.failed(recorded.ref, recorded.reason)
-        self._write_traffic(run)
+        self._traffic.write_down(run.record.run)
         self._history.fail_round(recorded, now, following, ending)
         _LOG.warning("round failed task=%s reason=%s", recorded.ref, recorded.reason)
         self._withdraw(failed, failed.cohort)
@@ -593,8 +572,7 @@ class Coordinator:
         """The run ends with its present round, which gives nothing."""
         failed = rounds.fail(this, ending.reason)
         self._audit.failed(failed.ref, failed.reason)
-        if self._run is not None:
-            self._write_traffic(self._run)
+        self._traffic.write_down(this.ref.run)
         self._history.fail_round(failed, self._now(), None, ending)
         self._withdraw(failed, failed.cohort)
         self._begin(None, ending, f"failed: {ending.reason}")
@@ -706,21 +684,9 @@ class Coordinator:
     def _withdraw(self, this: Round, envoys: frozenset[m.EnvoyName]) -> None:
         self._lines.push(sorted(envoys), m.Withdrawal(this.ref, this.reason or f"{this.ref} is {this.state.value}"))
 
-    def _write_traffic(self, run: ActiveRun) -> None:
-        """Before its round is over: who reads that the run has ended reads all of its traffic."""
-        if self._up or self._down:
-            with self._may_wait():
-                self._history.add_traffic(run.record.run, self._up, self._down)
-                self._up = self._down = 0
-
     def _tidy(self, run: ActiveRun) -> None:
-        with self._may_wait():
-            self._retention.tidy(run)
-
-    @contextlib.contextmanager
-    def _may_wait(self) -> Iterator[None]:
         """Housekeeping, which a full disk may put off until the next round."""
         try:
-            yield
+            self._retention.tidy(run)
         except FederationError as error:
             _LOG.warning("housekeeping is put off: %s", error)

@@ -20,6 +20,7 @@ from fedveil.director.history import History
 from fedveil.director.hub.agreements import Agreement, Collaboration, Kind, Permit
 from fedveil.director.hub.mandates import TaskMandates
 from fedveil.director.hub.organizations import Organization
+from fedveil.director.hub.roles import PRESETS
 from fedveil.director.hub.store import new_id
 from fedveil.director.hub.tables import AGREEMENTS
 from fedveil.director.identity_store import Identity, IdentityStore
@@ -181,8 +182,11 @@ class Adding(ArrayPlan):
 
     def researcher(self, name: str, organization: str = "north") -> TestClient:
         """Somebody with a certified key."""
-        self.world.user(name, self.organizations[organization], "researcher")
-        client = self.world.signed_in(name)
+        user = self.world.user(name, self.organizations[organization], "researcher")
+        client = self.world.anonymous()
+        rules, now = PRESETS["researcher"].rules, self.world.clock()
+        _, key = self.hub.sign_in.make_key(user, "a test's", rules, now, now + 1e7)  # quicker than a password
+        client.headers["Authorization"] = f"Bearer {key}"
         self.certify(client, name)
         return client
 
