@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,7 @@ from fedveil.director.lines import Line
 from fedveil.director.proposals import propose
 from fedveil.director.records import RunRecord
 from fedveil.director.registrar import Registrar
-from fedveil.director.rest.works import Works
 from fedveil.director.revocations import Revocations
-from fedveil.director.site_heads import SiteHeads
-from fedveil.director.standing import Standing
 from fedveil.director.uploads import Uploads
 from fedveil.utils.artifacts import ArtifactStore
 from fedveil.utils.audit_chain import read_entries
@@ -42,7 +40,6 @@ from fedveil.utils.messages import Closing, Data, EnvoyName, Opening, RunId, Tas
 from fedveil.utils.plan_bundle import Bundle, open_bundle
 from fedveil.utils.proposal import Patch, Proposal, Step, sign
 from fedveil.utils.renewal import identity_text
-from fedveil.utils.roster import Roster
 from fedveil.utils.tensors import Digest, bytes_of, digest_of
 from fedveil.workspace.plan_builder import build_plan
 from sqlalchemy import update
@@ -112,9 +109,9 @@ class Adding(ArrayPlan):
             max_model_bytes=1 << 20,
             now=self.world.clock,
         )
-        self.works = self.world.app.state.works = Works(
+        self.works = self.world.app.state.works = replace(
+            self.world.works,
             folder=self.folder,
-            addresses=("127.0.0.1:1",),
             root=self.root,
             coordinator=self.coordinator,
             desk=desk,
@@ -122,9 +119,6 @@ class Adding(ArrayPlan):
             artifacts=self.artifacts,
             members=self.members,
             registrar=self.registrar,
-            roster=lambda: Roster("lungs", ()),
-            heads=SiteHeads(self.hub.audit, (), lambda _: None),
-            standing=Standing(Revocations(self.hub.engine)),
         )
         self.coordinator.start()
 
