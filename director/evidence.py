@@ -80,9 +80,8 @@ def export_evidence(folder: Path, config: DirectorConfig, root: bytes, by: str, 
         log.close()
     engine = open_database(config.database_url(folder), config.is_durable)
     try:
-        members = _members(folder, config, engine, ArtifactStore(folder / "artifacts", config.is_durable)) | {
-            "root.pem": root
-        }
+        artifacts = ArtifactStore(folder / "artifacts", config.is_durable, clears=False)
+        members = _members(folder, config, engine, artifacts) | {"root.pem": root}
     finally:
         engine.dispose()
     about = {

@@ -32,20 +32,21 @@ class ArtifactStore:
     """One folder of artifacts; safe to share between threads.
 
     Args:
-        folder: made if it is not there. What an earlier process left half-written in it is removed.
+        folder: made if it is not there.
         durable: an artifact that is there also survives a power cut; otherwise a kill -9.
+        clears: what an earlier process left half-written in it is removed; not beside a director that runs.
 
     Raises:
         StorageError: the folder cannot be made or read.
     """
 
-    def __init__(self, folder: Path, durable: bool) -> None:
+    def __init__(self, folder: Path, durable: bool, *, clears: bool = True) -> None:
         self.folder = folder
         self._durable = durable
         self._spare = folder / f".spare{_PARTIAL}"  # no artifact any more: only its pages are of use
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(f".*{_PARTIAL}"):
+            for leftover in folder.glob(f".*{_PARTIAL}") if clears else ():
                 leftover.unlink()
         except OSError as error:
             raise _storage_error(folder, error) from error

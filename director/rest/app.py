@@ -13,6 +13,7 @@ from ... import __version__
 from ..audit import DirectorAudit
 from ..hub.hub import Hub
 from . import (
+    audit,
     collaborations,
     datasets,
     envoys,
@@ -73,6 +74,7 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
     problems.install(app)
     for router in (
         health.router,
+        audit.router,
         sessions.router,
         organizations.router,
         users.router,
