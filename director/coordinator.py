@@ -89,10 +89,11 @@ class Coordinator:
         suspects: Callable[[], Collection[m.EnvoyName]] = frozenset,
         mandates: Mandates | None = None,
         keep_models: int = 5,
+        registered: Callable[[], Collection[Digest]] = frozenset,
         now: Callable[[], float] = time.time,
         broken: Callable[[], None] = lambda: None,
     ) -> None:
-        self._retention, self._broken = Retention(history, artifacts, keep_models), broken
+        self._retention, self._broken = Retention(history, artifacts, keep_models, registered), broken
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
         self._mandates, self._now = mandates or Unbound(), now
         self._audit = audit or DirectorAudit()

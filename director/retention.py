@@ -1,9 +1,12 @@
-"""Which models, states, codecs and blobs stay on disk. Housekeeping: it comes after a round is closed, and may fail."""
+"""Which models, states, codecs and blobs stay on disk. Housekeeping: it comes after a round is closed, and may fail.
+
+A model that is registered (``hub/models``) stays for good.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from ..utils.artifacts import ArtifactStore
 from ..utils.config import parse_toml
@@ -22,16 +25,24 @@ _LOG = logging.getLogger(__name__)
 
 
 class Retention:
-    """Keeps the last models of a run, the latest of every run, and what plans consist of.
+    """Keeps the last models of a run, the latest of every run, those that are registered, and what plans consist of.
 
     Args:
         history: says what there is.
         artifacts: where it lies.
         keep_models: of the run under way, the last so many rounds'; 0 keeps all.
+        registered: files that stay whatever becomes of their runs.
     """
 
-    def __init__(self, history: History, artifacts: ArtifactStore, keep_models: int) -> None:
+    def __init__(
+        self,
+        history: History,
+        artifacts: ArtifactStore,
+        keep_models: int,
+        registered: Callable[[], Collection[Digest]] = frozenset,
+    ) -> None:
         self._history, self._artifacts, self._keep_models = history, artifacts, keep_models
+        self._registered = registered
 
     def tidy(self, run: ActiveRun) -> None:
         """Discard what a closed round made superfluous: models of long ago, and the optimizer's states with them.
@@ -48,8 +59,9 @@ class Retention:
         old = [one for one in run.kept[: -self._keep_models] if one.round != back]
         stays = [one for one in run.kept if one not in old]
         needed.update([run.model], _digests(stays), [run.state] if run.state else [])
-        for digest in _digests(old) - needed:
-            self._artifacts.discard(digest)
+        with self._artifacts.turn:
+            for digest in _digests(old) - needed.union(self._registered()):
+                self._artifacts.discard(digest)
         run.kept = stays
 
     def sweep(self) -> None:
@@ -61,7 +73,8 @@ class Retention:
             keep |= {record.model, record.plan, *self._blobs(record)}
             if record.state is RunState.RUNNING:
                 keep |= self._going_on(record)
-        count = self._artifacts.discard_except(keep)
+        with self._artifacts.turn:
+            count = self._artifacts.discard_except(keep.union(self._registered()))
         _LOG.info("swept artifacts=%d", count)
 
     def _going_on(self, record: RunRecord) -> set[Digest]:

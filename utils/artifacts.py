@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class ArtifactStore:
     """One folder of artifacts; safe to share between threads.
 
+    ``turn`` is for those who decide what is discarded, and for those who write down that an artifact is to stay: each
+    has it from its look at what there is until it is done.
+
     Args:
         folder: made if it is not there.
         durable: an artifact that is there also survives a power cut; otherwise a kill -9.
@@ -42,6 +46,7 @@ class ArtifactStore:
 
     def __init__(self, folder: Path, durable: bool, *, clears: bool = True) -> None:
         self.folder = folder
+        self.turn = threading.RLock()
         self._durable = durable
         self._spare = folder / f".spare{_PARTIAL}"  # no artifact any more: only its pages are of use
         try:

@@ -17,6 +17,7 @@ from ..utils.secure_sum.terms import Suite
 from .attack_commands import attack
 from .audit_commands import audit
 from .codec_commands import codec as codecs
+from .model_commands import models
 from .report_commands import report
 from .secagg_commands import secagg
 
@@ -37,6 +38,7 @@ app.add_typer(codecs, name="codec")
 app.add_typer(secagg, name="secagg")
 app.add_typer(report, name="report")
 app.add_typer(audit, name="audit")
+app.add_typer(models, name="model")
 
 
 @app.command()
@@ -111,6 +113,24 @@ def bench_round(
     typer.echo(figures)
     if json_file:
         json_file.write_text(figures + "\n", "utf-8")
+
+
+@bench.command("hub")
+def bench_hub(
+    mb: Annotated[float, typer.Option(help="Size of the model, in 1e6 bytes.")] = 40.0,
+    callers: Annotated[int, typer.Option(min=1, max=5000, help="At once, each from an address of its own.")] = 50,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For which each status call is repeated.")] = 10.0,
+    turns: Annotated[int, typer.Option(min=1, help="Downloads by all, in turn with a bare TLS socket.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """The REST API under many callers: a real director, TLS, status calls and downloads of a model."""
+    from .benchmarks.hub import as_json, as_markdown, measure_hub
+
+    with errors_in_words():
+        cost = measure_hub(mb, callers, seconds, turns)
+    typer.echo(as_markdown(cost))
+    if json_file:
+        json_file.write_text(json.dumps(as_json(cost), indent=2) + "\n", "utf-8")
 
 
 @bench.command("chain")

@@ -17,6 +17,7 @@ from ..database import reading
 from .agreements import Collaboration
 from .collaborations import Agreements, collaborations
 from .datasets import Dataset, datasets
+from .models import Models
 from .organizations import Organization, Stations, organizations
 from .plans import Plans
 from .rules import Decision, Operation, Resource, Target, decide
@@ -64,6 +65,7 @@ class Hub:
     datasets: Store[Dataset] = field(init=False)
     plans: Plans = field(init=False)
     tasks: Tasks = field(init=False)
+    models: Models = field(init=False)
 
     def __post_init__(self) -> None:
         for name, made in (
@@ -79,6 +81,7 @@ class Hub:
             ("datasets", datasets(self.engine)),
             ("plans", Plans(self.engine)),
             ("tasks", Tasks(self.engine)),
+            ("models", Models(self.engine)),
         ):
             object.__setattr__(self, name, made)
 

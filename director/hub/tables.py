@@ -216,12 +216,14 @@ MODELS = Table(
     _id(),
     Column("name", String(63), nullable=False),
     Column("semver", String(32), nullable=False),
-    Column("digest", String(64), nullable=False),  # SHA-256 of the file
+    Column("digest", String(64), nullable=False, index=True),  # SHA-256 of the file
     Column("run", String(63), ForeignKey("runs.id"), nullable=False, index=True),
     Column("round", Integer, nullable=False),
     Column("plan", String(64), nullable=False),
+    Column("collaboration", String(32), ForeignKey("hub_collaborations.id"), nullable=False, index=True),
     Column("card", JSON, nullable=False),
-    Column("signature", LargeBinary, nullable=False),  # of the director's log key, over the card's canonical text
+    Column("key", LargeBinary, nullable=False),  # public, of the director's log, that signed the card's canonical text
+    Column("signature", LargeBinary, nullable=False),
     Column("organization", String(32), ForeignKey("hub_organizations.id"), nullable=False),
     Column("user", String(32), ForeignKey("hub_users.id"), nullable=False),
     Column("is_published", Boolean, nullable=False),

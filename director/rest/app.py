@@ -26,6 +26,7 @@ from . import (
     health,
     identities,
     keys,
+    models,
     organizations,
     plans,
     problems,
@@ -94,6 +95,7 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
         federated_gradients.router,
         federated_model.router,
         federated_privacy.router,
+        models.router,
     ):
         app.include_router(router)
     app.state.registrations = federated_organizations.new_registrations()

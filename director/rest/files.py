@@ -115,7 +115,7 @@ def file_answer(
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(artifacts.open(digest))
         length, told = os.fstat(file.fileno()).st_size, _told(digest, filename) | dict(headers or {})
-        answer = _conditional(request.headers, told)
+        answer = _conditional(request.headers, told, headers or {})
         if answer is not None:
             return answer
         part = None
@@ -156,7 +156,7 @@ def download(router: APIRouter, path: str, **about: Any) -> Callable[[Asked], As
     return put
 
 
-def _conditional(asked: Headers, told: Mapping[str, str]) -> Response | None:
+def _conditional(asked: Headers, told: Mapping[str, str], more: Mapping[str, str]) -> Response | None:
     """304 where the caller has the file, None where it is to be sent.
 
     Raises:
@@ -166,7 +166,7 @@ def _conditional(asked: Headers, told: Mapping[str, str]) -> Response | None:
     if wanted is not None and wanted.strip() != "*" and tag not in _tags(wanted, weak=False):
         raise ChangedMeanwhileError("this file is another than the one of your If-Match; ask without it")
     if held is not None and (held.strip() == "*" or tag in _tags(held, weak=True)):
-        return Response(None, 304, {name: told[name] for name in ("ETag", "Cache-Control")})
+        return Response(None, 304, {name: told[name] for name in ("ETag", "Cache-Control")} | dict(more))
     return None
 
 

@@ -215,13 +215,18 @@ def upgrade() -> None:
         sa.Column("run", sa.String(length=63), nullable=False),
         sa.Column("round", sa.Integer(), nullable=False),
         sa.Column("plan", sa.String(length=64), nullable=False),
+        sa.Column("collaboration", sa.String(length=32), nullable=False),
         sa.Column("card", sa.JSON(), nullable=False),
+        sa.Column("key", sa.LargeBinary(), nullable=False),
         sa.Column("signature", sa.LargeBinary(), nullable=False),
         sa.Column("organization", sa.String(length=32), nullable=False),
         sa.Column("user", sa.String(length=32), nullable=False),
         sa.Column("is_published", sa.Boolean(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["collaboration"], ["hub_collaborations.id"], name=op.f("fk_hub_models_collaboration_hub_collaborations")
+        ),
         sa.ForeignKeyConstraint(
             ["organization"], ["hub_organizations.id"], name=op.f("fk_hub_models_organization_hub_organizations")
         ),
@@ -230,6 +235,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_hub_models")),
         sa.UniqueConstraint("name", "semver", name=op.f("uq_hub_models_name")),
     )
+    op.create_index(op.f("ix_hub_models_collaboration"), "hub_models", ["collaboration"], unique=False)
+    op.create_index(op.f("ix_hub_models_digest"), "hub_models", ["digest"], unique=False)
     op.create_index(op.f("ix_hub_models_run"), "hub_models", ["run"], unique=False)
     op.create_table(
         "hub_sessions",
@@ -307,6 +314,8 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_hub_sessions_user"), table_name="hub_sessions")
     op.drop_table("hub_sessions")
     op.drop_index(op.f("ix_hub_models_run"), table_name="hub_models")
+    op.drop_index(op.f("ix_hub_models_digest"), table_name="hub_models")
+    op.drop_index(op.f("ix_hub_models_collaboration"), table_name="hub_models")
     op.drop_table("hub_models")
     op.drop_index(op.f("ix_hub_datasets_organization"), table_name="hub_datasets")
     op.drop_table("hub_datasets")
