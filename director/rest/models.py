@@ -127,7 +127,7 @@ def register_model(hub: TheHub, caller: TheCaller, works: TheWorks, new: NewMode
 
 
 @router.get("/{model_id}", responses=documented(404))
-def show_model(hub: TheHub, caller: TheCaller, model_id: ModelId) -> ModelBody:
+def show_model_version(hub: TheHub, caller: TheCaller, model_id: ModelId) -> ModelBody:
     """One version of a model, with its lineage and its signed card."""
     return _whole(hub, seen_model(hub, caller, model_id))
 
