@@ -103,6 +103,11 @@ class Models(Store[Model]):
         with reading(self.engine) as connection:
             return frozenset(map(Digest, connection.execute(select(MODELS.c.digest)).scalars()))
 
+    def seen(self, actor: Actor, digest: str) -> bool:
+        """Is a file registered as a model that somebody may see?"""
+        mine = seen_by(actor)
+        return self.first(MODELS.c.digest == digest, *([] if mine is None else [mine])) is not None
+
     def versions(self, name: str, *where: ColumnElement[bool]) -> tuple[Model, ...]:
         """All of a name, the last version first."""
         found = self.all(MODELS.c.name == name, *where)

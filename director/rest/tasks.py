@@ -206,10 +206,11 @@ def _may_start(hub: Hub, caller: Caller, collaboration_id: str, manifest: Manife
 
 
 def _check_no_other_model(hub: Hub, caller: Caller, manifest: Manifest) -> None:
-    """Nobody begins with, and so gets, a model of a task that it may not see, by knowing its SHA-256."""
+    """Nobody begins with, and so gets, a model that it may not see, by knowing its SHA-256."""
     given = hub.tasks.models_of({one.sha256 for one in manifest.files})
     for digest, runs in given.items():
-        if not any(_may_have(hub, caller, run) for run in runs):
+        is_seen = hub.models.seen(caller.actor, digest) or any(_may_have(hub, caller, run) for run in runs)
+        if not is_seen:
             raise UnknownEntityError(f"there is no blob {digest} that you may use")
 
 

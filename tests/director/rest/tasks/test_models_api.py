@@ -341,6 +341,15 @@ def test_a_model_that_began_with_a_registered_one_has_its_data_too(registry):
     assert registry.hub.models.parents(Digest(first["sha256"]), other.id) == ((), ())
 
 
+def test_a_published_model_may_be_begun_with_by_whoever_may_see_it(registry):
+    made, digest = registry.made(), registry.study.history.run("study-1").model
+    eve = registry.outsider()
+    caller = registry.hub.sign_in.caller(eve.headers["authorization"].split()[1], registry.study.world.clock())
+    assert not registry.hub.models.seen(caller.actor, digest)
+    registry.anna.post(f"/api/v1/models/{made['model_id']}/publication")
+    assert registry.hub.models.seen(caller.actor, digest)
+
+
 def test_a_card_that_was_changed_is_found(registry):
     made = json.dumps(registry.made())
     for field in ("intended_use", "withdrawn_datasets", "published", "version"):
