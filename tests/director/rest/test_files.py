@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import ssl
+import threading
 import time
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Shelf:
     def __init__(self, folder) -> None:
         self.store = ArtifactStore(folder, durable=False)
         self.app = FastAPI()
+        self.app.state.ends = threading.Event()  # as ``make_app`` has it
         problems.install(self.app)
         router = APIRouter()
 
