@@ -14,9 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi.testclient import TestClient
 from fedveil.director.audit import DirectorAudit
-from fedveil.director.admission import Admission
 from fedveil.director.coordinator import Coordinator
-from fedveil.director.envoy_calls import EnvoyCalls
 from fedveil.director.experiment_desk import ExperimentDesk
 from fedveil.director.experiments import ExperimentSettings
 from fedveil.director.history import History
@@ -113,12 +111,6 @@ class Adding(ArrayPlan):
         )
         self.works = self.world.app.state.works = replace(
             self.world.works,
-        heads, standing = SiteHeads(self.hub.audit, (), lambda _: None), Standing(Revocations(self.hub.engine))
-
-        def roster() -> Roster:
-            return Roster("lungs", ())
-
-        self.world.app.state.works = Works(
             folder=self.folder,
             root=self.root,
             coordinator=self.coordinator,
@@ -127,11 +119,6 @@ class Adding(ArrayPlan):
             artifacts=self.artifacts,
             members=self.members,
             registrar=self.registrar,
-            roster=roster,
-            heads=heads,
-            standing=standing,
-            calls=EnvoyCalls(self.coordinator, self.artifacts, self.registrar, roster, heads),
-            site_admission=Admission(standing),
         )
         self.coordinator.start()
 
