@@ -38,6 +38,7 @@ from ..utils.errors import (
     ConfigError,
     IdentityError,
     JoinFileError,
+    MalformedMessageError,
     NameTakenError,
     NotAuthorizedError,
     TooManyCallsError,
@@ -242,14 +243,19 @@ class Registrar:
             claim: makes the name the organization's, once it is known that it may be given and before it is.
 
         Raises:
-            MalformedMessageError: no signing request for a P-256 key, or no Ed25519 key.
-            IdentityError: a key's possession is not proven, or the name cannot be.
-            NameTakenError: somebody else has that name, or had it.
+            MalformedMessageError: no signing request for a P-256 key, no Ed25519 key, or one that is not proven.
+            NameTakenError: somebody else has that name, or had it, or it is none.
             ConfigError: no organization.
         """
-        self._check_invitation(name, organization, Role.ENVOY, MIN_TTL_SECONDS)
-        PeerId(self._federation, Role.ENVOY, name)
-        keys = self._requested(request)
+        try:
+            self._check_invitation(name, organization, Role.ENVOY, MIN_TTL_SECONDS)
+            PeerId(self._federation, Role.ENVOY, name)
+        except IdentityError as error:  # of the name, not of the caller
+            raise NameTakenError(str(error)) from error
+        try:
+            keys = self._requested(request)
+        except IdentityError as error:  # likewise, of the keys
+            raise MalformedMessageError(str(error)) from error
         with self._joining:
             revoked_at, known = self._revoked.since(name), self._members.identity(name)
             if revoked_at is not None:

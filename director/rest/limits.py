@@ -20,7 +20,7 @@ from .problems import problem
 MAX_BODY_BYTES = 4 << 20
 _STREAMED = re.compile(
     r"/api/v1/plans/[0-9a-f]{64}/blobs/[0-9a-f]{64}"  # the route looks at how long it is, before it reads any of it
-    r"|/api/v1/federated/sites/[^/]+/updates"  # as long as the task's turn says; each part is bounded
+    r"|/api/v1/federated/sites/[^/]+/[a-z]+"  # messages, each bounded as those of gRPC
 )
 CALLS_A_SECOND, BURST = 100.0, 400.0
 _MAX_ADDRESSES = 10_000

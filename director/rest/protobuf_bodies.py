@@ -64,6 +64,10 @@ async def whole_body(request: Request) -> bytes:
     Raises:
         HTTPException: 413, it is too long; 400, it broke off.
     """
+    too_long = HTTPException(413, f"a message has at most {MAX_MESSAGE_BYTES} bytes")
+    announced = request.headers.get("content-length", "0")
+    if not announced.isdecimal() or int(announced) > MAX_MESSAGE_BYTES:
+        raise too_long
     found = bytearray()
     while True:
         message = await request.receive()
@@ -71,7 +75,7 @@ async def whole_body(request: Request) -> bytes:
             raise HTTPException(400, "the request broke off")
         found += message.get("body", b"")
         if len(found) > MAX_MESSAGE_BYTES:
-            raise HTTPException(413, f"a message has at most {MAX_MESSAGE_BYTES} bytes")
+            raise too_long
         if not message.get("more_body", False):
             return bytes(found)
 

@@ -78,7 +78,7 @@ def experiment(
         name=name,
         rounds=rounds,
         quorum=quorum,
-        approvals=len(FOUR if secure == "required" else SITES),
+        approvals=max(quorum, len(FOUR if secure == "required" else SITES)),
         cohort=sample,
         timeout=timeout,
         optimizer=optimizer,

@@ -14,16 +14,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pytest
+from fedveil.director.audit import DirectorAudit
 from fedveil.director.config import load_config
+from fedveil.director.database import open_database
 from fedveil.director.founding import init_federation, load_issuer
+from fedveil.director.hub.bootstrap import add_first_user
+from fedveil.director.hub.hub import Hub
+from fedveil.director.hub.rules import Rule
 from fedveil.director.operator_client import OperatorClient
-from fedveil.director.server import Director
+from fedveil.director.server import REST_ADDRESS_FILE, Director
 from fedveil.envoy.client import DirectorClient
+from fedveil.envoy.enrolment import Credentials
+from fedveil.envoy.registration import RestAccess, register
+from fedveil.envoy.rest_link import RestLink
 from fedveil.utils import messages as m
 from fedveil.utils.certificates import Authority, certificate_pem, issue_client, key_pem, make_key
 from fedveil.utils.errors import FederationError
@@ -79,7 +88,7 @@ class Puppet:
     """An envoy that does what a test tells it."""
 
     name: str
-    client: DirectorClient
+    client: DirectorClient | RestLink
     approves: bool = True  # whatever it is offered
     attends: bool = False
     approved: tuple[Digest, ...] = ()
@@ -174,13 +183,15 @@ def parts_of(turn: m.Turn, update: np.ndarray, size: int = 4_000) -> list[m.Part
 class Federation:
     """A director, its authorities, and whoever calls it."""
 
-    def __init__(self, folder: Path, bundle: Bundle, *, serves_rest: bool = False) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, *, serves_rest: bool = False, asks_agreement: bool = True) -> None:
         self.folder, self.bundle = folder, bundle
         init_federation(folder, "lungs", ["127.0.0.1"], b"passphrase", time.time(), listen="127.0.0.1:0")
         if serves_rest:
             settings = (folder / "director.toml").read_text("utf-8")
             served = settings.replace('[rest]\nlisten = ""', '[rest]\nlisten = "127.0.0.1:0"')
             assert served != settings
+            if not asks_agreement:
+                served = served.replace("needs_infrastructure_user = true", "needs_infrastructure_user = false")
             (folder / "director.toml").write_text(served, "utf-8")
         self.issuer, self.root = load_issuer(folder, time.time())
         self._puppets: list[Puppet] = []
@@ -207,6 +218,40 @@ class Federation:
         """A caller, as an envoy unless it shows another certificate."""
         tls = tls or self.certificate(name=name)
         puppet = Puppet(name, DirectorClient(self.address, tls.chain, tls.key, tls.root))
+        self._puppets.append(puppet)
+        return puppet
+
+    @cached_property
+    def hub(self) -> Hub:
+        """Of the director's database, from outside its process's own."""
+        config = load_config(self.folder)
+        return Hub("lungs", open_database(config.database_url(self.folder), durable=False), DirectorAudit())
+
+    def api_key(self, organization: str = "North Hospital", *rules: str) -> str:
+        """Of a program that takes part for an organization."""
+        name, password = organization.lower().replace(" ", "-"), "correct horse battery staple"
+        user = self.hub.users.first(self.hub.users.table.c.name == name) or add_first_user(
+            self.hub.engine, DirectorAudit(), "lungs", name, "", organization, ["organization-admin"], password, "test"
+        )
+        allowed = frozenset(map(Rule.parse, rules or ("create:envoy:organization", "edit:envoy:organization")))
+        now = time.time()
+        return self.hub.sign_in.make_key(user, "site", allowed, now, now + 3600.0)[1]
+
+    @property
+    def url(self) -> str:
+        """Of the REST API."""
+        return (self.folder / REST_ADDRESS_FILE).read_text()
+
+    def registered(self, name: str, key: str) -> Credentials:
+        """A site that registers over HTTPS, with a folder of its own."""
+        root = certificate_pem(self.root)
+        return register(self.folder.parent / name, RestAccess(self.url, key), root, name, time.time())
+
+    def over_https(self, name: str, key: str | None = None) -> Puppet:
+        """A site that registered over HTTPS, and calls so."""
+        key = key or self.api_key()
+        self.registered(name, key)
+        puppet = Puppet(name, RestLink(self.url, key, certificate_pem(self.root), name))
         self._puppets.append(puppet)
         return puppet
 
@@ -266,6 +311,8 @@ class Federation:
         for puppet in self._puppets:
             puppet.close()
         self.director.close()
+        if "hub" in self.__dict__:
+            self.hub.engine.dispose()
 
 
 class OpenRound:
@@ -315,6 +362,14 @@ def federation(tmp_path: Path, bundle: Bundle) -> Iterator[Federation]:
 def served(tmp_path: Path, bundle: Bundle) -> Iterator[Federation]:
     """One that serves its REST API too."""
     made = Federation(tmp_path / "director", bundle, serves_rest=True)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def rest_federation(tmp_path: Path, bundle: Bundle) -> Iterator[Federation]:
+    """Likewise; sites come in without an agreement."""
+    made = Federation(tmp_path / "director", bundle, serves_rest=True, asks_agreement=False)
     yield made
     made.close()
 
