@@ -18,7 +18,7 @@ from ..utils.errors import DatasetError, LayoutMismatchError, PlanError, Trainin
 from ..utils.messages import TaskKind
 from ..utils.metrics import MetricSum
 from ..utils.tensors import ExactEntry, Layout, Role, Vector, exact_arrays, exact_bytes, exact_dtype, named_views
-from .orders import WorkResult
+from .orders import CellsOrder, WorkResult
 from .plan_calls import calling, collect_metrics, of_test_split
 from .plans import ArrayPlan, Arrays
 from .records import LoadedDataset
@@ -35,6 +35,7 @@ class ArrayRound:
     vector: Vector  # the federation's model; only read
     exact: bytes
     data: LoadedDataset
+    cells: CellsOrder | None = None  # held-out examples that are evaluated apart
 
 
 def run_round(plan: ArrayPlan, given: ArrayRound, out: Vector | None) -> WorkResult:
@@ -54,14 +55,15 @@ def run_round(plan: ArrayPlan, given: ArrayRound, out: Vector | None) -> WorkRes
         raise PlanError("an ArrayPlan steps by itself: proximal_mu and scaffold are for a TrainingPlan")
     weights = _weights(given)
     metrics = _metrics(plan, weights, given, Split.VALIDATION)
+    cells = _cells(plan, weights, given)
     if given.kind is TaskKind.EVALUATE or out is None:
         test = () if _is_dataless(plan) else _metrics(plan, weights, given, Split.TEST)
         held = int(np.count_nonzero(np.isin(given.data.split, (Split.VALIDATION, Split.TEST))))
-        return WorkResult(held, metrics + of_test_split(test))
+        return WorkResult(held, metrics + of_test_split(test), cells)
     examples = _examples(given.data, Split.TRAIN)
     if not len(examples) and not _is_dataless(plan):
         raise DatasetError("the dataset has no training example; check its splits with: envoy data check")
-    return WorkResult(_train(plan, weights, given, examples, out), metrics)
+    return WorkResult(_train(plan, weights, given, examples, out), metrics, cells)
 
 
 def layout_of(arrays: Arrays) -> tuple[Layout, Vector, bytes]:
@@ -137,6 +139,25 @@ def _metrics(plan: ArrayPlan, weights: Arrays, given: ArrayRound, split: Split) 
     examples = _examples(given.data, split)
     if not len(examples) and not _is_dataless(plan):
         return ()
+    return _metrics_of(plan, weights, examples)
+
+
+def _cells(plan: ArrayPlan, weights: Arrays, given: ArrayRound) -> dict[tuple[int, int], tuple[MetricSum, ...]]:
+    """Metrics of each cell that the site may tell of."""
+    asked = given.cells
+    if asked is None:
+        return {}
+    found = {}
+    for place in asked.cells:
+        chosen = given.data.cell(asked.split, *place)
+        if len(chosen):
+            features, labels = _scaled(given.data.features[chosen]), given.data.labels[chosen]
+            held = LoadedDataset(features, labels, np.full(len(chosen), asked.split, np.uint8))
+            found[place] = _metrics_of(plan, weights, held)
+    return found
+
+
+def _metrics_of(plan: ArrayPlan, weights: Arrays, examples: LoadedDataset) -> tuple[MetricSum, ...]:
     with calling("evaluate"):
         metrics = plan.evaluate(weights, examples)
     return collect_metrics(metrics, "evaluate")
@@ -144,9 +165,11 @@ def _metrics(plan: ArrayPlan, weights: Arrays, given: ArrayRound, split: Split) 
 
 def _examples(data: LoadedDataset, split: Split) -> LoadedDataset:
     features, labels = data.part(split)
-    if features.dtype == np.uint8:
-        features = features.astype(np.float32) / np.float32(255)
-    return LoadedDataset(features, labels, np.full(len(labels), split, np.uint8))
+    return LoadedDataset(_scaled(features), labels, np.full(len(labels), split, np.uint8))
+
+
+def _scaled(features: NDArray[Any]) -> NDArray[np.float32]:
+    return features.astype(np.float32) / np.float32(255) if features.dtype == np.uint8 else features
 
 
 def _is_dataless(plan: ArrayPlan) -> bool:

@@ -14,10 +14,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ..utils import fairness
 from ..utils import messages as m
 from ..utils.errors import DigestMismatchError, FederationError, ProtocolError, StorageError, UnreachableError
 from ..utils.privacy.values import PublishedEpsilon
-from ..utils.tensors import Digest
+from ..utils.signed_document import SignedDocument
+from ..utils.tensors import Digest, digest_of
 from .journal import FinishedWork, Journal
 from .link import Link
 from .patience import Patience, asking_the_director
@@ -45,6 +47,7 @@ class Dispatch:
         published: what the site tells of its privacy ledger with a task's update.
         events: the site's log; what leaves, and what is refused, stands there first.
         publishes_leakage: the score of the leak test is told too.
+        signer: the federation's name, and what signs by the identity key; without it, nothing is published by subgroups.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class Dispatch:
         events: SiteEvents | None = None,
         *,
         publishes_leakage: bool = False,
+        signer: tuple[str, Callable[[bytes], bytes]] | None = None,
     ) -> None:
+        self._signer = signer
         self._published, self._events = published, events or Unlogged()
         self._publishes_leakage = publishes_leakage
         self._name, self._link, self._journal, self._payloads = name, link, journal, payloads
@@ -77,8 +82,10 @@ class Dispatch:
         if done.is_summed:
             raise ProtocolError(f"the answer to {done.ref} was made for a secure sum; it does not leave in the clear")
         self._events.sent(task.ref, done.kind.value if done.digest else "metrics", done.digest, done.length)
+        self._log_fairness(task.ref)
         if done.digest is None:
-            patience.insist(partial(self._report, m.MetricsReport(task.ref, done.result.metrics)))
+            report = m.MetricsReport(task.ref, done.result.metrics, self._fairness(task.ref))
+            patience.insist(partial(self._report, report))
         else:
             try:
                 receipt = patience.insist(lambda: self._send(task, done, withdrawn))
@@ -148,6 +155,7 @@ class Dispatch:
             FederationError: what the director refuses.
         """
         self._events.sent(header.ref, header.payload.value, None, header.length)
+        self._log_fairness(header.ref)
         return patience.insist(lambda: self._upload(header, parts, trained, withdrawn))
 
     def keep_receipt(self, done: FinishedWork) -> None:
@@ -196,9 +204,27 @@ class Dispatch:
 
     def _request_upload(self, header: m.UpdateHeader, trained: m.TaskRef) -> m.Grant:
         score = self._journal.leakage_score(header.ref) if self._publishes_leakage else None
-        told = replace(header, privacy=self._published(trained), leakage_score=score)
+        told = replace(
+            header,
+            privacy=self._published(trained),
+            leakage_score=score,
+            fairness=self._fairness(header.ref),
+        )
         with self._asking():
             return self._link.request_upload(told)
+
+    def _fairness(self, ref: m.TaskRef) -> SignedDocument | None:
+        """What is published by subgroups with an answer that was made ready; each time the same bytes."""
+        done = self._journal.finished(ref)
+        if self._signer is None or done is None or done.result.fairness is None:
+            return None
+        federation, sign = self._signer
+        return fairness.sign(fairness.Statement(federation, self._name, ref, done.result.fairness), sign)
+
+    def _log_fairness(self, ref: m.TaskRef) -> None:
+        document = self._fairness(ref)
+        if document is not None:
+            self._events.published(ref, digest_of(document.content))
 
     def _report(self, report: m.MetricsReport) -> m.Receipt:
         with self._asking():

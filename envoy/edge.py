@@ -17,6 +17,7 @@ from ..gradient_leakage.defenses.noise import NoiseSource, SystemNoise
 from ..gradient_leakage.vae.codec import Codec, round_seed
 from ..utils import messages as m
 from ..utils.errors import ConfigError, DigestMismatchError, LengthMismatchError, ProtocolError, StorageError
+from ..utils.fairness import FairnessTable
 from ..utils.metrics import MetricSum
 from ..utils.plan_bundle import Bundle
 from ..utils.secure_sum.participant import SECRET_BYTES
@@ -101,7 +102,8 @@ class Edge:
 
     def may_leave(self, done: FinishedWork) -> bool:
         """Does the policy still let an earlier answer's metrics out? The site may have changed it meanwhile."""
-        return self._required().leaving(done.result.metrics) == done.result.metrics
+        is_told = self._told(done.result) == done.result.fairness
+        return is_told and self._required().leaving(done.result.metrics) == done.result.metrics
 
     def is_intact(self, done: FinishedWork) -> bool:
         """Is the payload still what it was? Later work overwrites it."""
@@ -173,7 +175,7 @@ class Edge:
         file, digest = self._payloads.keep(out.payload, update)
         done = FinishedWork(
             ref=task.ref,
-            result=WorkResult(out.num_examples, metrics),
+            result=WorkResult(out.num_examples, metrics, fairness=self._told(result)),
             digest=digest,
             length=out.payload.nbytes,
             kind=out.kind,
@@ -190,8 +192,15 @@ class Edge:
 
     def pass_metrics(self, task: m.Task, result: WorkResult) -> FinishedWork:
         """After an evaluation: keep those metrics that may leave."""
-        kept = WorkResult(0, self._required().leaving(result.metrics))
+        kept = WorkResult(0, self._required().leaving(result.metrics), fairness=self._told(result))
         return self._journal.finish(FinishedWork(task.ref, kept, model=task.model, is_summed=task.sum is not None))
+
+    def _told(self, result: WorkResult) -> FairnessTable | None:
+        """What is published by subgroups: of it too, metrics that may leave alone."""
+        if result.fairness is None:
+            return None
+        names, policy = {one.name for cell in result.fairness.cells for one in cell.measured}, self._required()
+        return result.fairness.only(name for name in names if policy.may_tell(name))
 
     def _required(self) -> ProtectionPolicy:
         if self._policy is None:

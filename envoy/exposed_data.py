@@ -1,7 +1,8 @@
 """What a plan's process gets of a dataset: an open file in memory that holds what the plan declares, and nothing else.
 
 The features that are declared, in the declared order and shape; a label and a split for each example; and, where the
-training is private by the patient, a number for each patient. No other column of a table, no file name, no text inside
+training is private by the patient, a number for each patient; where the site publishes by
+subgroups, a number for the subgroup of each held-out example, without its name. No other column of a table, no file name, no text inside
 an image file, no row that is in quarantine, no path. The file has no name, cannot be written, and is gone with the
 processes that hold it: no copy of it lies on the disk.
 
@@ -27,6 +28,8 @@ from ..utils.privacy.values import Unit
 from .datasets import load, read_index
 from .orders import WorkOrder
 from .records import DatasetIndex, DatasetRecord, LoadedDataset
+from .subgroups import Asked, divided
+from .suppression import Scheme
 
 _ALIGNMENT = 64
 _HEAD = 4096  # bytes of a header of ours, at most
@@ -42,12 +45,29 @@ def expose(
         DatasetError: there is no such dataset, it is not what the plan declares, or it changed since it was added.
     """
     loaded = load(record, index, spec)
+    return _locked_dataset(loaded, privacy)
+
+
+def expose_subgroups(
+    record: DatasetRecord, index: DatasetIndex, spec: DataSpec, asked: Asked
+) -> tuple[LoadedDataset, Scheme, tuple[str, ...]]:
+    """The same of a site that publishes by subgroups: numbers of held-out examples beside it; what may be told of them.
+
+    Raises:
+        DatasetError: as ``expose``.
+    """
+    loaded, scheme, left_out = divided(load(record, index, spec), record, index, asked)
+    return _locked_dataset(loaded, None), scheme, left_out
+
+
+def _locked_dataset(loaded: LoadedDataset, privacy: DifferentialPrivacy | None) -> LoadedDataset:
     by_patient = privacy is not None and privacy.unit is Unit.PATIENT
     return LoadedDataset(
         _locked(loaded.features),
         _locked(loaded.labels),
         _locked(loaded.split),
         loaded.patients if by_patient else None,
+        None if loaded.groups is None else _locked(loaded.groups),
     )
 
 
@@ -82,7 +102,7 @@ def write_exposed(dataset: LoadedDataset, file: BinaryIO) -> None:
     Raises:
         OSError: there is no room.
     """
-    for array in (dataset.features, dataset.labels, dataset.split, dataset.patients):
+    for array in (dataset.features, dataset.labels, dataset.split, dataset.patients, dataset.groups):
         npy.write_array(file, np.zeros(0, np.int64) if array is None else array, allow_pickle=False)
         file.write(bytes(-file.tell() % _ALIGNMENT))
     file.flush()
@@ -101,8 +121,11 @@ def read_exposed(descriptor: int) -> LoadedDataset:
         features, end = _array(view, 0)
         labels, end = _array(view, end)
         split, end = _array(view, end)
-        patients, _ = _array(view, end)
-        return LoadedDataset(features, labels, split, patients if len(patients) else None)
+        patients, end = _array(view, end)
+        groups, _ = _array(view, end)
+        return LoadedDataset(
+            features, labels, split, patients if len(patients) else None, groups if groups.ndim == 2 else None
+        )
     except (ValueError, OSError) as error:
         raise StorageError(f"the dataset that was handed over cannot be read ({type(error).__name__})") from error
     finally:

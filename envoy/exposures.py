@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from ..utils.plan_bundle import Manifest
 from ..utils.tensors import Digest, canonical_json, digest_of
 from .exposed_data import new_file
 from .orders import WorkOrder
+from .suppression import Scheme
 
+_LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.05  # how often a withdrawal is looked for
 
 
@@ -33,6 +36,7 @@ class Exposed:
 
     key: Digest  # of dataset and declaration: the same key means the same content
     file: int  # its descriptor
+    scheme: Scheme | None = None  # what may be told by subgroups; None where nothing is
 
 
 class Exposures:
@@ -61,11 +65,14 @@ class Exposures:
             self.forget()
             file = new_file()
             try:
-                self._read(request, order, file, deadline, cancelled)
+                answer = self._read(request, order, file, deadline, cancelled)
             except BaseException:
                 os.close(file)
                 raise
-            self._kept = Exposed(key, file)
+            scheme = Scheme.from_json(answer["scheme"]) if "scheme" in answer else None
+            if answer.get("left_out"):
+                _LOG.warning("subgroups that cannot be told of this data set: %s", ", ".join(answer["left_out"]))
+            self._kept = Exposed(key, file, scheme)
         return self._kept
 
     def forget(self) -> None:
@@ -83,7 +90,7 @@ class Exposures:
 
     def _read(
         self, request: dict[str, Any], order: WorkOrder, file: int, deadline: float, cancelled: threading.Event
-    ) -> None:
+    ) -> dict[str, Any]:
         try:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "fedveil.envoy.exposing", str(file)],
@@ -103,7 +110,7 @@ class Exposures:
             raise TrainingError(f"{order.ref}: withdrawn while the dataset was read")
         if time.monotonic() >= deadline:
             raise TrainingError(f"{order.ref}: the dataset was not read in time")
-        _require_success(answer, child.returncode)
+        return _successful(answer, child.returncode)
 
 
 def _watch(child: subprocess.Popen[bytes], deadline: float, cancelled: threading.Event) -> None:
@@ -114,9 +121,9 @@ def _watch(child: subprocess.Popen[bytes], deadline: float, cancelled: threading
             return
 
 
-def _require_success(answer: bytes, code: int) -> None:
+def _successful(answer: bytes, code: int) -> dict[str, Any]:
     try:
-        document = json.loads(answer)
+        document: dict[str, Any] = json.loads(answer)
     except ValueError as error:
         raise StorageError(
             f"the process that reads datasets ended with code {code}; is there enough memory for the dataset?"
@@ -125,6 +132,7 @@ def _require_success(answer: bytes, code: int) -> None:
         name = document["error"]
         kind = getattr(errors, name) if name in errors.__all__ else DatasetError
         raise kind(document["message"])
+    return document
 
 
 def _request(order: WorkOrder, manifest: Manifest) -> dict[str, Any]:
@@ -134,4 +142,5 @@ def _request(order: WorkOrder, manifest: Manifest) -> dict[str, Any]:
         "index_path": str(order.index_path) if order.index_path else None,
         "data": manifest.data.to_document(),
         "privacy": None if privacy is None else privacy.to_document(),
+        "fairness": None if order.fairness is None or privacy is not None else order.fairness.to_json(),
     }

@@ -409,7 +409,7 @@ def _departure(done: FinishedWork, now: float, score: float | None, *, has_noise
         chain=done.chain,
         has_noise=has_noise,
         score=score,
-        metrics=tuple(metric.name for metric in done.result.metrics),
+        metrics=(*(metric.name for metric in done.result.metrics), *(["fairness"] if done.result.fairness else [])),
         num_examples=done.result.num_examples,
     )
 

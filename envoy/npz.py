@@ -93,6 +93,25 @@ def load(path: Path, examples: Sequence[Example], shape: tuple[int, ...], *, is_
     return features, num_changed
 
 
+def texts(path: Path, examples: Sequence[Example], name: str) -> list[str | None]:
+    """What an array beside the images says of each example, as text: ``NAME``, or ``train_NAME`` and its like.
+
+    Raises:
+        DatasetError: no npz file, or no such array with one value an image.
+    """
+    held: dict[str, NDArray[Any]] = {}
+    found: list[str | None] = []
+    with _opened(path) as arrays:
+        for example in examples:
+            prefix, slash, number = example.id.rpartition("/")
+            key = f"{prefix}_{name}" if slash else name
+            values = held[key] if key in held else held.setdefault(key, _array(arrays, key))
+            if values.ndim != 1 or int(number) >= len(values):
+                raise DatasetError(f"{key}: {values.shape}; expected one value an image")
+            found.append(str(values[int(number)]).strip() or None)
+    return found
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
     with ExitStack() as stack:

@@ -6,16 +6,18 @@ The parent names files; the model and the update never go through a message.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..utils.fairness import FairnessTable
 from ..utils.messages import EnvoyName, RunId, TaskKind, TaskRef
 from ..utils.metrics import MAX_METRICS, MetricKind, MetricSum
 from ..utils.plan_bundle import Setting
 from ..utils.tensors import Digest, canonical_json
 from .records import DatasetRecord
+from .subgroups import Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,17 @@ class CodecOrder:
     path: Path
     digest: Digest
     seed: bytes  # the round's, which draws its basis
+
+
+@dataclass(frozen=True, slots=True)
+class CellsOrder:
+    """Which held-out examples are evaluated apart: those that may be told of, by numbers without a name."""
+
+    split: int  # the code of a ``Split``
+    cells: tuple[tuple[int, int], ...]  # column of ``LoadedDataset.groups`` and number in it; -1, 0: all
+
+
+CellMetrics = Mapping[tuple[int, int], tuple[MetricSum, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +58,8 @@ class WorkOrder:
     threads: int = 1
     codec: CodecOrder | None = None  # of private training alone, which clips and adds noise in the code
     settings: Mapping[str, Setting] = field(default_factory=dict)  # that were changed since the plan was built
+    fairness: Asked | None = None  # what the site tells by subgroups; not told to the child
+    cells: CellsOrder | None = None  # which held-out examples are evaluated apart; added for the child
 
     def seed_for(self, purpose: str) -> int:
         """A seed of 63 bits: the same for each attempt of a round, another for each purpose, envoy and round."""
@@ -64,6 +79,8 @@ class WorkResult:
 
     num_examples: int
     metrics: tuple[MetricSum, ...]
+    cells: CellMetrics = field(default_factory=dict)  # as the child measured them; never beyond the trainer
+    fairness: FairnessTable | None = None  # what the site tells by subgroups: suppressed and rounded
 
 
 def order_to_json(order: WorkOrder) -> dict[str, Any]:
@@ -81,13 +98,14 @@ def order_to_json(order: WorkOrder) -> dict[str, Any]:
         "threads": order.threads,
         "codec": [str(order.codec.path), order.codec.digest, order.codec.seed.hex()] if order.codec else None,
         "settings": dict(order.settings),
+        "cells": [order.cells.split, order.cells.cells] if order.cells else None,
     }
 
 
 def order_from_json(document: Mapping[str, Any]) -> WorkOrder:
     """Read what ``order_to_json`` made, without the dataset; parent and child are one program: nothing is checked."""
     run, number, attempt, plan = document["ref"]
-    codec = document["codec"]
+    codec, cells = document["codec"], document["cells"]
     return WorkOrder(
         ref=TaskRef(RunId(run), number, attempt, Digest(plan)),
         kind=TaskKind(document["kind"]),
@@ -103,13 +121,18 @@ def order_from_json(document: Mapping[str, Any]) -> WorkOrder:
         threads=document["threads"],
         codec=CodecOrder(Path(codec[0]), Digest(codec[1]), bytes.fromhex(codec[2])) if codec else None,
         settings=document["settings"],
+        cells=CellsOrder(cells[0], tuple((place, code) for place, code in cells[1])) if cells else None,
     )
 
 
 def result_to_json(result: WorkResult) -> dict[str, Any]:
     """The result as JSON values."""
-    metrics = [[m.name, m.kind.value, m.values, m.weight] for m in result.metrics]
-    return {"num_examples": result.num_examples, "metrics": metrics}
+    said: dict[str, Any] = {"num_examples": result.num_examples, "metrics": _to_json(result.metrics)}
+    if result.cells:
+        said["cells"] = [[place, code, _to_json(metrics)] for (place, code), metrics in result.cells.items()]
+    if result.fairness is not None:
+        said["fairness"] = result.fairness.to_document()
+    return said
 
 
 def result_from_json(document: Mapping[str, Any]) -> WorkResult:
@@ -123,10 +146,24 @@ def result_from_json(document: Mapping[str, Any]) -> WorkResult:
     number = document["num_examples"]
     if type(number) is not int or not 0 <= number < 1 << 53:
         raise ValueError("a number of examples is a whole number of at least 0")
+    cells = {(int(place), int(code)): _metrics(rows) for place, code, rows in document.get("cells", ())}
+    return WorkResult(
+        number,
+        _metrics(document["metrics"]),
+        cells,
+        FairnessTable.from_document(document["fairness"]) if "fairness" in document else None,
+    )
+
+
+def _to_json(metrics: tuple[MetricSum, ...]) -> list[Any]:
+    return [[m.name, m.kind.value, m.values, m.weight] for m in metrics]
+
+
+def _metrics(rows: Iterable[Any]) -> tuple[MetricSum, ...]:
     metrics = tuple(
         MetricSum(str(name), MetricKind(kind), tuple(float(v) for v in values), float(weight))
-        for name, kind, values, weight in document["metrics"]
+        for name, kind, values, weight in rows
     )
     if len(metrics) > MAX_METRICS:
         raise ValueError(f"more than {MAX_METRICS} metrics")
-    return WorkResult(number, metrics)
+    return metrics

@@ -120,9 +120,11 @@ class ProtectionPolicy:
 
     def leaving(self, metrics: Iterable[MetricSum]) -> tuple[MetricSum, ...]:
         """Those metrics that may leave the site; a name covers the test split's too (``test_NAME``)."""
-        if self.metrics == (_EVERY,):
-            return tuple(metrics)
-        return tuple(metric for metric in metrics if metric.name.removeprefix(_TEST) in self.metrics)
+        return tuple(metric for metric in metrics if self.may_tell(metric.name.removeprefix(_TEST)))
+
+    def may_tell(self, metric: str) -> bool:
+        """May a metric of this name leave the site?"""
+        return self.metrics == (_EVERY,) or metric in self.metrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -327,12 +327,15 @@ class LoadedDataset:
     labels: NDArray[np.int64]  # (N,), index into the plan's classes
     split: NDArray[np.uint8]  # (N,), the codes of ``Split``
     patients: NDArray[np.int64] | None = None  # (N,), numbers within the dataset; None where they are not known
+    groups: NDArray[np.uint8] | None = None  # (N, attributes), held-out examples' subgroups by number; 0: in none
 
     def __post_init__(self) -> None:
         if not len(self.features) == len(self.labels) == len(self.split):
             raise ValueError("one label and one split for each example")
         if self.patients is not None and len(self.patients) != len(self.labels):
             raise ValueError("one patient for each example, or none at all")
+        if self.groups is not None and (self.groups.ndim != 2 or len(self.groups) != len(self.labels)):
+            raise ValueError("a row of subgroups for each example, or none at all")
 
     @classmethod
     def empty(cls) -> LoadedDataset:
@@ -352,6 +355,13 @@ class LoadedDataset:
             place = slice(int(where[0]), int(where[-1]) + 1)
             return self.features[place], self.labels[place]
         return self.features[where], self.labels[where]
+
+    def cell(self, split: int, place: int, code: int) -> NDArray[np.int64]:
+        """Positions of the examples of a split with this number in that column of ``groups``; -1: all of the split."""
+        held = self.split == split
+        if place >= 0:
+            held &= self.groups[:, place] == code if self.groups is not None else False
+        return np.flatnonzero(held)
 
 
 def describe(record: DatasetRecord, labels_of: DatasetIndex | None = None) -> list[tuple[str, str]]:

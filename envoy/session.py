@@ -40,6 +40,7 @@ from .config import EnvoyConfig, Work
 from .datasets import DatasetRegistry
 from .dispatch import Dispatch
 from .edge import Edge
+from .fairness_book import FairnessBook
 from .fetching import Fetcher
 from .journal import DATABASE_FILE, FinishedWork, Journal
 from .link import Link
@@ -51,9 +52,11 @@ from .plan_scan import require_allowed, scan
 from .policy import Measures
 from .privacy_guard import PrivacyGuard
 from .protection import Gatekeeper
+from .records import DatasetRecord
 from .refusals import refusal_of
 from .site_events import SiteEvents, Unlogged
 from .site_state import forget_pending
+from .subgroups import Asked
 from .summing import Occasion, SumIdentity, Summing
 from .trainer import Trainer
 from .witnessing import Witnessing
@@ -164,7 +167,9 @@ class Session:
             self._privacy.published,
             self._events,
             publishes_leakage=config.protection is not None and config.protection.publish_leakage,
+            signer=None if identity is None else (identity.federation, identity.sign),
         )
+        self._may_sign, self._book = identity is not None, FairnessBook(folder)
         sums = config.secure_aggregation
         self._summing = Summing(name, identity, sums, self._journal, self._payloads, self._dispatch)
         self._datasets = DatasetRegistry(folder / "datasets")
@@ -583,4 +588,16 @@ class Session:
             device=self._config.training.device.value,
             threads=self._config.training.threads or os.cpu_count() or 1,
             codec=codec,
+            fairness=self._fairness(task, bundle, dataset),
         )
+
+    def _fairness(self, task: m.Task, bundle: Bundle, dataset: DatasetRecord | None) -> Asked | None:
+        """What is to be told by subgroups with this task's answer: where the site publishes, and is asked to."""
+        policy, floor = self._config.fairness, task.fairness_min_cell
+        if not (policy.publish and floor and self._may_sign) or dataset is None or bundle.manifest.privacy is not None:
+            return None
+        asked = Asked(policy.subgroups, max(policy.min_cell, floor))
+        reason = self._book.enter(dataset, self._datasets.index(dataset.name), asked)
+        if reason:
+            _LOG.warning("nothing is told by subgroups with task=%s: %s", task.ref, reason)
+        return None if reason else asked

@@ -95,6 +95,10 @@ class SiteEvents(ABC):
         """An answer is about to leave: ``kind`` says what it is, ``digest`` is of its bytes (none of metrics alone)."""
         self.append("sent", place_of(ref) | {"kind": kind, "digest": digest, "bytes": num_bytes})
 
+    def published(self, ref: TaskRef, digest: Digest) -> None:
+        """With an answer, what the site publishes by subgroups is about to leave: the digest of the signed text."""
+        self.append("fairness published", place_of(ref) | {"digest": digest})
+
     def refused(self, ref: TaskRef, error: str, reason: str) -> None:
         """A task is not done: the error's class and reason, as the director is told them."""
         self.append("refused", place_of(ref) | {"error": error, "reason": _words(reason)})

@@ -76,6 +76,19 @@ def load(
     return features, int(np.count_nonzero(~(is_there & np.isfinite(features).all(axis=1))))
 
 
+def texts(path: Path, examples: Sequence[Example], name: str, header: tuple[str, ...]) -> list[str | None]:
+    """A column's value for each example, as text; None where it is missing.
+
+    Raises:
+        DatasetError: no readable table, or no such column.
+    """
+    table, _ = _read(path, header, texts=[name], only=[name])
+    _require(table, [name])
+    values = _texts(table, name)
+    rows = [int(example.id.removeprefix("row ")) - 1 for example in examples]
+    return [values[row] if row < len(values) else None for row in rows]
+
+
 def _id(row: int) -> str:
     return f"row {row + 1}"
 

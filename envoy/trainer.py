@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from ..utils.visible import visible
 from .exposures import Exposed, Exposures
 from .order_files import OrderFiles, open_files
 from .order_line import DATA, send
-from .orders import WorkOrder, WorkResult, order_to_json, result_from_json
+from .orders import CellsOrder, WorkOrder, WorkResult, order_to_json, result_from_json
 from .premises import view_of
 from .refusals import WORDS_OF_THE_PLAN
 from .sandbox.box import Program
@@ -36,6 +36,8 @@ from .sandbox.policy import Tier
 from .sandbox.sandbox import Sandbox
 from .sandbox.scratch import sweep
 from .sandbox.view import View
+from .splits import Split
+from .suppression import table
 from .workbench import Workbench
 from .worker import CANNOT_NARROW, ONE_THREAD, error_from_json
 from .worker_log import WorkerLog
@@ -142,6 +144,7 @@ class ChildTrainer:
             if self._closed.is_set():
                 raise TrainingError(f"{order.ref}: the envoy is shutting down")
             data = self._exposures.of(order, manifest_in(order.bundle, order.ref.plan), deadline, cancelled)
+            order = _with_cells(order, data)
             # Its pages stay warm from round to round of one plan; another plan reads nothing of what this one made.
             is_anothers = self._child is None or not self._child.has_run(order.ref.plan)
             with open_files(order, wipes_update=is_anothers) as opened:
@@ -155,7 +158,7 @@ class ChildTrainer:
                     self._let_go()
                     self._warm_up()
                     raise
-                result = _result(order, answer)
+                result = _told(_result(order, answer), data)
                 opened.keep_state()
         return result
 
@@ -224,6 +227,20 @@ def _result(order: WorkOrder, answer: dict[str, object]) -> WorkResult:
         return result_from_json(answer)
     except (ValueError, TypeError, KeyError) as error:
         raise TrainingError(f"{order.ref}: the worker's answer cannot be read ({type(error).__name__})") from error
+
+
+def _with_cells(order: WorkOrder, data: Exposed | None) -> WorkOrder:
+    """The order with the cells that the child is to evaluate: those that may be told, and no others."""
+    if data is None or data.scheme is None or data.scheme.whole is None:
+        return order
+    places = tuple((one.attribute, one.code) for one in data.scheme.cells)
+    return replace(order, cells=CellsOrder(Split[data.scheme.split.upper()].value, places))
+
+
+def _told(result: WorkResult, data: Exposed | None) -> WorkResult:
+    """What the child measured, rounded and suppressed; the bare numbers go no further."""
+    scheme = None if data is None else data.scheme
+    return replace(result, cells={}, fairness=None if scheme is None else table(scheme, result.cells))
 
 
 def _said(answer: dict[str, object]) -> str:

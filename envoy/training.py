@@ -8,7 +8,7 @@ the same bits: every seed is drawn from the run's, and nothing is kept but the s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from ..utils.metrics import MetricSum, mean_of
 from ..utils.tensors import Layout, Vector, exact_arrays, named_views
 from .batches import Batches, evaluation_batch_size
 from .layouts import CONTROL_PREFIX, ModelTensors, require_layout, tensors_of
-from .orders import WorkResult
+from .orders import CellsOrder, WorkResult
 from .plan_calls import calling, collect_metrics, of_test_split
 from .plan_randomness import deterministic
 from .plans import TrainingPlan
@@ -63,6 +63,7 @@ class LocalRound:
     privacy: DifferentialPrivacy | None = None  # what the manifest says, and so the plan
     noise: NoiseSource | None = None  # of private training; None: the operating system's
     codec: Codec | None = None  # the round's; private training clips and adds noise in its code
+    cells: CellsOrder | None = None  # held-out examples that are evaluated apart; never of a private plan
 
 
 def run_round(plan: TrainingPlan, given: LocalRound, out: Vector | None) -> tuple[WorkResult, SiteState]:
@@ -91,8 +92,9 @@ def run_round(plan: TrainingPlan, given: LocalRound, out: Vector | None) -> tupl
         tensors = tensors_of(model, plan)
         require_layout(tensors.layout, given.layout, "model() gives another model than the plan's bundle holds")
         _load(tensors, given)
+        cells = _cells(plan, model, given, device)
         if given.kind is TaskKind.EVALUATE or out is None:
-            return _evaluation(plan, model, given, device), given.state
+            return replace(_evaluation(plan, model, given, device), cells=cells), given.state
         if given.privacy is not None:
             torch.manual_seed(given.round_seed)
             private = _Training(plan, model, tensors, given, device)
@@ -103,7 +105,7 @@ def run_round(plan: TrainingPlan, given: LocalRound, out: Vector | None) -> tupl
         trained = _Training(plan, model, tensors, given, device)
         loss = trained.run()
         state = trained.finish(out)
-    return WorkResult(loss[1], _with_loss(metrics, *loss)), state
+    return WorkResult(loss[1], _with_loss(metrics, *loss), cells), state
 
 
 class _Training:
@@ -289,7 +291,26 @@ def _batches(data: LoadedDataset, split: Split, batch_size: int, device: torch.d
 def _metrics(
     plan: TrainingPlan, model: torch.nn.Module, given: LocalRound, split: Split, device: torch.device
 ) -> tuple[MetricSum, ...]:
-    batches = _batches(given.data, split, evaluation_batch_size(given.data.features), device)
+    return _metrics_of(plan, model, _batches(given.data, split, evaluation_batch_size(given.data.features), device))
+
+
+def _cells(
+    plan: TrainingPlan, model: torch.nn.Module, given: LocalRound, device: torch.device
+) -> dict[tuple[int, int], tuple[MetricSum, ...]]:
+    """Metrics of each cell that the site may tell of."""
+    data, asked = given.data, given.cells
+    if asked is None or given.privacy is not None:
+        return {}
+    size = evaluation_batch_size(data.features)
+    return {
+        place: _metrics_of(
+            plan, model, Batches(data.features, data.labels, data.cell(asked.split, *place), size, device)
+        )
+        for place in asked.cells
+    }
+
+
+def _metrics_of(plan: TrainingPlan, model: torch.nn.Module, batches: Batches) -> tuple[MetricSum, ...]:
     if not batches.num_examples:
         return ()
     model.eval()

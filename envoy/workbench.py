@@ -68,7 +68,7 @@ class Workbench:
         out = None if files.update is None else self._update_file.vector(files.update, bundle.layout.size)
         if isinstance(plan, ArrayPlan):
             seed = order.seed_for("training")
-            given = array_training.ArrayRound(order.kind, seed, bundle.layout, vector, exact, data)
+            given = array_training.ArrayRound(order.kind, seed, bundle.layout, vector, exact, data, order.cells)
             return array_training.run_round(plan, given, out)
         if isinstance(plan, TrainingPlan):
             privacy = bundle.manifest.privacy
@@ -120,6 +120,7 @@ class Workbench:
             device=order.device,
             privacy=privacy,
             codec=_codec_of(order, files) if privacy is not None else None,
+            cells=order.cells,
         )
         with _torch_threads(order.threads):
             result, state = training.run_round(plan, given, out)

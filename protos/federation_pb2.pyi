@@ -141,7 +141,7 @@ class Idle(_message.Message):
     def __init__(self) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("ref", "kind", "model_digest", "model_bytes", "layout_digest", "seed", "seconds_left", "min_participants", "cohort", "payload", "codec_digest", "sum", "proposal_digest", "patches", "asked_max_norm", "asked_noise_multiplier")
+    __slots__ = ("ref", "kind", "model_digest", "model_bytes", "layout_digest", "seed", "seconds_left", "min_participants", "cohort", "payload", "codec_digest", "sum", "proposal_digest", "patches", "asked_max_norm", "asked_noise_multiplier", "fairness_min_cell")
     REF_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,7 @@ class Task(_message.Message):
     PATCHES_FIELD_NUMBER: _ClassVar[int]
     ASKED_MAX_NORM_FIELD_NUMBER: _ClassVar[int]
     ASKED_NOISE_MULTIPLIER_FIELD_NUMBER: _ClassVar[int]
+    FAIRNESS_MIN_CELL_FIELD_NUMBER: _ClassVar[int]
     ref: TaskRef
     kind: TaskKind
     model_digest: bytes
@@ -174,7 +175,8 @@ class Task(_message.Message):
     patches: _containers.RepeatedCompositeFieldContainer[SignedDocument]
     asked_max_norm: float
     asked_noise_multiplier: float
-    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., layout_digest: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., seconds_left: _Optional[float] = ..., min_participants: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., sum: _Optional[_Union[SumTerms, _Mapping]] = ..., proposal_digest: _Optional[bytes] = ..., patches: _Optional[_Iterable[_Union[SignedDocument, _Mapping]]] = ..., asked_max_norm: _Optional[float] = ..., asked_noise_multiplier: _Optional[float] = ...) -> None: ...
+    fairness_min_cell: int
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., model_digest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ..., layout_digest: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., seconds_left: _Optional[float] = ..., min_participants: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., sum: _Optional[_Union[SumTerms, _Mapping]] = ..., proposal_digest: _Optional[bytes] = ..., patches: _Optional[_Iterable[_Union[SignedDocument, _Mapping]]] = ..., asked_max_norm: _Optional[float] = ..., asked_noise_multiplier: _Optional[float] = ..., fairness_min_cell: _Optional[int] = ...) -> None: ...
 
 class SumTerms(_message.Message):
     __slots__ = ("suite", "bounds", "max_weight", "equal_weights", "aggregator", "histogram", "group", "noise")
@@ -317,7 +319,7 @@ class Metric(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[Metric.Kind, str]] = ..., values: _Optional[_Iterable[float]] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("ref", "layout_digest", "payload", "codec_digest", "length", "num_examples", "metrics", "privacy", "leakage_score")
+    __slots__ = ("ref", "layout_digest", "payload", "codec_digest", "length", "num_examples", "metrics", "privacy", "leakage_score", "fairness")
     REF_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -327,6 +329,7 @@ class UpdateHeader(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
     LEAKAGE_SCORE_FIELD_NUMBER: _ClassVar[int]
+    FAIRNESS_FIELD_NUMBER: _ClassVar[int]
     ref: TaskRef
     layout_digest: bytes
     payload: PayloadKind
@@ -336,7 +339,8 @@ class UpdateHeader(_message.Message):
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
     privacy: PublishedEpsilon
     leakage_score: float
-    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., layout_digest: _Optional[bytes] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., length: _Optional[int] = ..., num_examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., privacy: _Optional[_Union[PublishedEpsilon, _Mapping]] = ..., leakage_score: _Optional[float] = ...) -> None: ...
+    fairness: SignedDocument
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., layout_digest: _Optional[bytes] = ..., payload: _Optional[_Union[PayloadKind, str]] = ..., codec_digest: _Optional[bytes] = ..., length: _Optional[int] = ..., num_examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., privacy: _Optional[_Union[PublishedEpsilon, _Mapping]] = ..., leakage_score: _Optional[float] = ..., fairness: _Optional[_Union[SignedDocument, _Mapping]] = ...) -> None: ...
 
 class PublishedEpsilon(_message.Message):
     __slots__ = ("epsilon", "delta", "unit")
@@ -385,12 +389,14 @@ class Receipt(_message.Message):
     def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., digest: _Optional[bytes] = ..., length: _Optional[int] = ...) -> None: ...
 
 class MetricsReport(_message.Message):
-    __slots__ = ("ref", "metrics")
+    __slots__ = ("ref", "metrics", "fairness")
     REF_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    FAIRNESS_FIELD_NUMBER: _ClassVar[int]
     ref: TaskRef
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
-    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
+    fairness: SignedDocument
+    def __init__(self, ref: _Optional[_Union[TaskRef, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., fairness: _Optional[_Union[SignedDocument, _Mapping]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("ref", "error", "reason")
@@ -509,7 +515,7 @@ class SumView(_message.Message):
     def __init__(self, survivors: _Optional[_Iterable[str]] = ..., cohort: _Optional[int] = ..., threshold: _Optional[int] = ..., total_weight: _Optional[int] = ..., transcript: _Optional[bytes] = ...) -> None: ...
 
 class RoundView(_message.Message):
-    __slots__ = ("round", "attempt", "kind", "state", "invited", "received", "seconds", "metrics", "model_digest", "reason", "sum", "privacy", "leakage")
+    __slots__ = ("round", "attempt", "kind", "state", "invited", "received", "seconds", "metrics", "model_digest", "reason", "sum", "privacy", "leakage", "fairness")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -523,6 +529,7 @@ class RoundView(_message.Message):
     SUM_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
     LEAKAGE_FIELD_NUMBER: _ClassVar[int]
+    FAIRNESS_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempt: int
     kind: TaskKind
@@ -536,7 +543,16 @@ class RoundView(_message.Message):
     sum: SumView
     privacy: _containers.RepeatedCompositeFieldContainer[SitePrivacy]
     leakage: _containers.RepeatedCompositeFieldContainer[SiteLeakage]
-    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., state: _Optional[str] = ..., invited: _Optional[int] = ..., received: _Optional[int] = ..., seconds: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., model_digest: _Optional[bytes] = ..., reason: _Optional[str] = ..., sum: _Optional[_Union[SumView, _Mapping]] = ..., privacy: _Optional[_Iterable[_Union[SitePrivacy, _Mapping]]] = ..., leakage: _Optional[_Iterable[_Union[SiteLeakage, _Mapping]]] = ...) -> None: ...
+    fairness: _containers.RepeatedCompositeFieldContainer[SiteFairness]
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., state: _Optional[str] = ..., invited: _Optional[int] = ..., received: _Optional[int] = ..., seconds: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., model_digest: _Optional[bytes] = ..., reason: _Optional[str] = ..., sum: _Optional[_Union[SumView, _Mapping]] = ..., privacy: _Optional[_Iterable[_Union[SitePrivacy, _Mapping]]] = ..., leakage: _Optional[_Iterable[_Union[SiteLeakage, _Mapping]]] = ..., fairness: _Optional[_Iterable[_Union[SiteFairness, _Mapping]]] = ...) -> None: ...
+
+class SiteFairness(_message.Message):
+    __slots__ = ("envoy", "document")
+    ENVOY_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    envoy: str
+    document: SignedDocument
+    def __init__(self, envoy: _Optional[str] = ..., document: _Optional[_Union[SignedDocument, _Mapping]] = ...) -> None: ...
 
 class SiteLeakage(_message.Message):
     __slots__ = ("envoy", "score")

@@ -104,6 +104,7 @@ class Task:
     sum: SumTerms | None = None  # None: without secure aggregation
     proposal: Digest | None = None  # what the site must have approved
     patches: tuple[SignedDocument, ...] = ()  # all changes to the run so far, in their order
+    fairness_min_cell: int = 0  # sites may publish by subgroups, of cells of so many people at least; 0: not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +224,7 @@ class UpdateHeader:
     codec: Digest | None = None
     privacy: PublishedEpsilon | None = None  # what the data set has spent, with this update
     leakage_score: float | None = None  # of the site's leak test of the plan, where the site publishes it
+    fairness: SignedDocument | None = None  # ``utils.fairness``: of the site's held-out examples, where it publishes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +262,7 @@ class MetricsReport:
 
     ref: TaskRef
     metrics: tuple[MetricSum, ...]
+    fairness: SignedDocument | None = None  # as in an ``UpdateHeader``
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,6 +391,7 @@ class RoundView:
     sum: SumView | None = None  # None: a round without secure aggregation, or not closed
     privacy: dict[EnvoyName, PublishedEpsilon] = field(default_factory=dict)  # of the sites that published theirs
     leakage: dict[EnvoyName, float] = field(default_factory=dict)  # scores of leak tests, likewise
+    fairness: dict[EnvoyName, SignedDocument] = field(default_factory=dict)  # ``utils.fairness``, likewise
 
 
 @dataclass(frozen=True, slots=True)

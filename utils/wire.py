@@ -17,6 +17,7 @@ from ..protos import federation_pb2 as pb
 from . import messages as m
 from . import wire_fields as field
 from .errors import ConfigError, MalformedMessageError
+from .fairness import MAX_MIN_CELL
 from .metrics import AUC_BINS, MAX_METRICS, MetricKind, MetricSum
 from .tensors import Digest
 from .wire_fields import ref_from_wire, ref_to_wire
@@ -161,6 +162,7 @@ def work_item_to_wire(item: m.WorkItem) -> bytes:
                 sum=terms_to_pb(item.sum) if item.sum else None,
                 proposal_digest=field.digest_bytes(item.proposal),
                 patches=[field.document_to_pb(patch) for patch in item.patches],
+                fairness_min_cell=item.fairness_min_cell,
             )
             return pb.WorkItem(task=task).SerializeToString()
 
@@ -210,6 +212,7 @@ def _task(task: pb.Task) -> m.Task:
         sum=terms_from_pb(task.sum) if task.HasField("sum") else None,
         proposal=field.optional_digest(task.proposal_digest, "a proposal"),
         patches=tuple(field.document_from_pb(patch, "a patch") for patch in task.patches),
+        fairness_min_cell=field.bounded(task.fairness_min_cell, MAX_MIN_CELL, "fairness_min_cell"),
     )
 
 
@@ -240,6 +243,7 @@ def header_to_wire(header: m.UpdateHeader) -> bytes:
         metrics=_metrics_to_wire(header.metrics),
         privacy=field.published_to_wire(header.privacy),
         leakage_score=header.leakage_score,
+        fairness=field.fairness_to_pb(header.fairness),
     ).SerializeToString()
 
 
@@ -260,6 +264,7 @@ def header_from_wire(raw: bytes) -> m.UpdateHeader:
         codec=codec,
         privacy=field.published(header.privacy) if header.HasField("privacy") else None,
         leakage_score=field.leakage(header.leakage_score) if header.HasField("leakage_score") else None,
+        fairness=field.fairness_from_pb(header.fairness) if header.HasField("fairness") else None,
     )
 
 
@@ -315,13 +320,18 @@ def _receipt(receipt: pb.Receipt) -> m.Receipt:
 
 def report_to_wire(report: m.MetricsReport) -> bytes:
     """The answer to an evaluation."""
-    return pb.MetricsReport(ref=ref_to_wire(report.ref), metrics=_metrics_to_wire(report.metrics)).SerializeToString()
+    return pb.MetricsReport(
+        ref=ref_to_wire(report.ref),
+        metrics=_metrics_to_wire(report.metrics),
+        fairness=field.fairness_to_pb(report.fairness),
+    ).SerializeToString()
 
 
 def report_from_wire(raw: bytes) -> m.MetricsReport:
     """The answer to an evaluation."""
     report = field.parse(pb.MetricsReport, raw)
-    return m.MetricsReport(ref_from_wire(report.ref), _metrics(report.metrics))
+    fairness = field.fairness_from_pb(report.fairness) if report.HasField("fairness") else None
+    return m.MetricsReport(ref_from_wire(report.ref), _metrics(report.metrics), fairness)
 
 
 def refusal_to_wire(refusal: m.Refusal) -> bytes:

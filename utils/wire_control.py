@@ -161,6 +161,9 @@ def _round_to_pb(view: m.RoundView) -> pb.RoundView:
             pb.SitePrivacy(envoy=name, privacy=field.published_to_wire(one)) for name, one in view.privacy.items()
         ],
         leakage=[pb.SiteLeakage(envoy=name, score=score) for name, score in view.leakage.items()],
+        fairness=[
+            pb.SiteFairness(envoy=name, document=field.document_to_pb(one)) for name, one in view.fairness.items()
+        ],
     )
 
 
@@ -201,4 +204,8 @@ def _round(view: pb.RoundView) -> m.RoundView:
         sum=sum_view_from_pb(view.sum) if view.HasField("sum") else None,
         privacy={m.EnvoyName(field.name(one.envoy, "an envoy")): field.published(one.privacy) for one in view.privacy},
         leakage={m.EnvoyName(field.name(one.envoy, "an envoy")): field.leakage(one.score) for one in view.leakage},
+        fairness={
+            m.EnvoyName(field.name(one.envoy, "an envoy")): field.fairness_from_pb(one.document)
+            for one in view.fairness
+        },
     )

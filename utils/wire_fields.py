@@ -135,6 +135,16 @@ def published(message: pb.PublishedEpsilon) -> PublishedEpsilon:
         ) from None
 
 
+def fairness_to_pb(document: SignedDocument | None) -> pb.SignedDocument | None:
+    """What a site publishes by subgroups; none where it publishes nothing."""
+    return None if document is None else document_to_pb(document)
+
+
+def fairness_from_pb(document: pb.SignedDocument) -> SignedDocument:
+    """The same; whether it is the site's, and what it says, is for those to check who keep it."""
+    return document_from_pb(document, "a fairness report")
+
+
 def leakage(score: float) -> float:
     """The score of a leak test: a mean SSIM gain over chance, so from -1 to 1."""
     if not -1 <= score <= 1:

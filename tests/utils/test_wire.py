@@ -84,6 +84,7 @@ tasks = st.builds(
     sum=st.none() | terms,
     proposal=st.none() | digests,
     patches=st.lists(documents, max_size=2).map(tuple),
+    fairness_min_cell=st.integers(0, 100_000),
 )
 masked = st.tuples(st.just(m.PayloadKind.MASKED), st.none() | digests)
 receipts = st.builds(m.Receipt, refs, digests, lengths)
@@ -116,6 +117,7 @@ rounds = st.builds(
     sum=st.none() | sums,
     privacy=st.dictionaries(names, epsilons, max_size=2),
     leakage=st.dictionaries(names, st.floats(-1, 1), max_size=2),
+    fairness=st.dictionaries(names, documents, max_size=2),
 )
 experiments = st.builds(
     m.ExperimentView,
@@ -167,10 +169,11 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
     ),
     "header": (
         st.builds(
-            lambda coded, privacy, score, *fields: m.UpdateHeader(*fields, *coded, privacy, score),
+            lambda coded, privacy, score, told, *fields: m.UpdateHeader(*fields, *coded, privacy, score, told),
             payloads,
             published,
             st.none() | st.floats(-1, 1),
+            st.none() | documents,
             refs,
             digests,
             lengths,
@@ -178,10 +181,11 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
             metrics,
         )
         | st.builds(
-            lambda coded, privacy, score, *fields: m.UpdateHeader(*fields, 0, (), *coded, privacy, score),
+            lambda coded, privacy, score, told, *fields: m.UpdateHeader(*fields, 0, (), *coded, privacy, score, told),
             masked,
             published,
             st.none() | st.floats(-1, 1),
+            st.none() | documents,
             refs,
             digests,
             lengths,
@@ -191,7 +195,11 @@ MESSAGES: dict[str, tuple[st.SearchStrategy[object], Callable[..., bytes], Calla
     ),
     "grant": (st.one_of(turns, st.builds(m.Wait, refs), receipts), wire.grant_to_wire, wire.grant_from_wire),
     "receipt": (receipts, wire.receipt_to_wire, wire.receipt_from_wire),
-    "report": (st.builds(m.MetricsReport, refs, metrics), wire.report_to_wire, wire.report_from_wire),
+    "report": (
+        st.builds(m.MetricsReport, refs, metrics, st.none() | documents),
+        wire.report_to_wire,
+        wire.report_from_wire,
+    ),
     "statement": (
         st.builds(m.SumStatement, refs, contents),
         wire_sums.statement_to_wire,
