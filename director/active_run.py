@@ -100,6 +100,7 @@ class ActiveRun:
         self.kept: list[Kept] = []  # oldest first
         self.steering = steering or Steering()
         self.patches = 0  # that the last round was opened with
+        self.min_cell = 0  # the federation's, of what sites publish by subgroups; 0: they are not asked for it
         self.state = optimizer_state  # of the server optimizer, as it lies on disk
         self._artifacts = artifacts
         vector, self._exact = read_model(self.layout, mapped(artifacts.path(record.model)))
@@ -220,7 +221,13 @@ class ActiveRun:
             sum=terms_of(self.settings, bounds if this.kind is TaskKind.TRAIN else bounds[:1]) if is_secure else None,
             proposal=self.record.proposal_digest,
             patches=self.steering.first(this.patches).documents,
+            fairness_min_cell=self.min_cell if self._asks_fairness(this) else 0,
         )
+
+    def _asks_fairness(self, this: Round) -> bool:
+        """In a final evaluation, and in every so many-th training round if the experiment says so."""
+        every = self.settings.rounds.fairness_every
+        return this.kind is TaskKind.EVALUATE or bool(every and this.ref.round % every == 0)
 
     def tasks(self, this: Round, now: float) -> tuple[Task, ...]:
         """The order of all, or of each group that is asked: in it, the group is the cohort."""

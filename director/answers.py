@@ -20,6 +20,7 @@ def answer_of_update(envoy: EnvoyName, received: Received, spool: str) -> Submis
         metrics=header.metrics,
         spool=spool,
         published=Published(header.privacy, header.leakage_score),
+        fairness=header.fairness,
     )
 
 
@@ -34,4 +35,5 @@ def answer_of_report(envoy: EnvoyName, report: MetricsReport) -> SubmissionRecor
         num_examples=0,
         metrics=report.metrics,
         spool="",
+        fairness=report.fairness,
     )

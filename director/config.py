@@ -14,6 +14,7 @@ from ..utils.addresses import Address
 from ..utils.certificates import LEAF_DAYS, MAX_LEAF_DAYS, MIN_LEAF_DAYS
 from ..utils.config import load_toml
 from ..utils.errors import ConfigError, IdentityError
+from ..utils.fairness import LEAST_MIN_CELL, MAX_MIN_CELL, MIN_CELL
 from ..utils.identity import check_name
 from ..utils.logs import LogLevel
 
@@ -74,6 +75,17 @@ class OpenIdSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class FairnessSettings:
+    """The table ``[fairness]``: of what sites publish by subgroups, if they do."""
+
+    min_cell: int = MIN_CELL  # people in a cell that is told, at least; a site may set more, never less
+
+    def __post_init__(self) -> None:
+        if not LEAST_MIN_CELL <= self.min_cell <= MAX_MIN_CELL:
+            raise ConfigError(f"fairness.min_cell is {self.min_cell}, expected {LEAST_MIN_CELL} to {MAX_MIN_CELL}")
+
+
+@dataclass(frozen=True, slots=True)
 class DirectorConfig:
     """All of ``director.toml``.
 
@@ -93,6 +105,7 @@ class DirectorConfig:
     uploads: UploadSettings = UploadSettings()
     rest: RestSettings = RestSettings()
     open_id: OpenIdSettings = OpenIdSettings()
+    fairness: FairnessSettings = FairnessSettings()
 
     def __post_init__(self) -> None:
         try:

@@ -34,6 +34,7 @@ from .answers import answer_of_report, answer_of_update
 from .attendance import Attendance
 from .audit import DirectorAudit
 from .conclusion import Conclusion
+from .fairness_desk import FairnessDesk
 from .history import History
 from .lines import Line, Lines
 from .mandates import Mandates, Unbound
@@ -70,6 +71,7 @@ class Coordinator:
         members: the names of all envoys that joined.
         sums: makes the secure sums; without it, runs under secure aggregation fail.
         audit: the director's log; without it, nothing is logged.
+        fairness: checks what sites publish by subgroups; without it, they are not asked for it, and none is kept.
         suspects: envoys that are not asked: the director does not believe their audit logs.
         mandates: whether a run may go on, and whom it may ask; without them, all may and all may be.
         keep_models: how many models of a run stay on disk; 0 keeps all.
@@ -86,6 +88,7 @@ class Coordinator:
         *,
         sums: Sums | None = None,
         audit: DirectorAudit | None = None,
+        fairness: FairnessDesk | None = None,
         suspects: Callable[[], Collection[m.EnvoyName]] = frozenset,
         mandates: Mandates | None = None,
         keep_models: int = 5,
@@ -95,7 +98,7 @@ class Coordinator:
     ) -> None:
         self._retention, self._broken = Retention(history, artifacts, keep_models, registered), broken
         self._history, self._artifacts, self._uploads = history, artifacts, uploads
-        self._mandates, self._now = mandates or Unbound(), now
+        self._mandates, self._now, self._fairness = mandates or Unbound(), now, fairness
         self._audit = audit or DirectorAudit()
         self._lock = threading.Condition(threading.RLock())
         self._attendance = Attendance(now())
@@ -246,6 +249,7 @@ class Coordinator:
                 raise ProtocolError(f"{header.ref} asks for an evaluation, {envoy} announces an update")
             else:
                 run.check_header(header, envoy)
+            self._check_fairness(envoy, header.ref, header.fairness)
         turn = self._uploads.turn(envoy, header, _TURN_SECONDS)
         with self._lock:  # received while it waited, over another stream: what has a receipt is not written to again
             return self._receipt_of(envoy, header.ref) or turn
@@ -277,6 +281,7 @@ class Coordinator:
                 raise ProtocolError(f"{report.ref} takes masked answers alone, {envoy} reports metrics in clear")
             if this.kind is not m.TaskKind.EVALUATE:
                 raise ProtocolError(f"{report.ref} asks for an update, {envoy} reports metrics alone")
+            self._check_fairness(envoy, report.ref, report.fairness)
             return self._submit(answer_of_report(envoy, report))
 
     def tell_sum(self, envoy: m.EnvoyName, statement: m.SumStatement) -> m.SumReply:
@@ -596,6 +601,7 @@ class Coordinator:
             return
         first = Round(run.ref, m.TaskKind.TRAIN, now)
         self._history.start_run(queued.run, now, first, run.groups.groups if run.groups else ())
+        run.min_cell = self._fairness.min_cell if self._fairness is not None else 0
         self._run = run
         self._begin(first)
         _LOG.info("run started run=%s", queued.run)
@@ -606,6 +612,7 @@ class Coordinator:
         if left is None:
             return
         self._run, self._round, self._answers = left.run, left.round, left.answers
+        left.run.min_cell = self._fairness.min_cell if self._fairness is not None else 0
         damaged = left.damaged
         try:
             self._sum.resume(left.run, left.round, now)
@@ -621,6 +628,12 @@ class Coordinator:
         _LOG.info("run resumed task=%s state=%s", left.round.ref, left.round.state.value)
 
     # ------------------------------------------------------------ pieces
+
+    def _check_fairness(self, envoy: m.EnvoyName, ref: m.TaskRef, told: SignedDocument | None) -> None:
+        if told is not None:
+            if self._fairness is None:
+                raise ProtocolError(f"{envoy} publishes by subgroups with {ref}, and was not asked to")
+            self._fairness.check(envoy, ref, told)
 
     def _submit(self, submission: SubmissionRecord) -> m.Receipt:
         with self._lock:

@@ -49,6 +49,8 @@ organizations.json, permits.json, organization-agreements.json, tasks.json
                  was signed, and who signed when; which run is a task of which collaboration, and under which of the
                  data-processing and joint-controller agreements
 leakage.json     scores of the sites' leak tests, of those that publish them
+fairness.json    how well models do on sites' held-out examples, by subgroups, by sites that publish it: statements as
+                 the sites' identity keys (members.json) signed them, behind the bytes "fedveil-fairness/1" and a zero
 proposals/       what sites were asked to approve, as it was signed; patches/ what was changed later, likewise
 plans/           the manifests of the plans, whose SHA-256 is their name; settings/ each run's experiment.toml
 root.pem         the certificate that signatures of proposals and patches lead to
@@ -105,6 +107,7 @@ def _members(folder: Path, config: DirectorConfig, engine: Engine, artifacts: Ar
     found["agreements.json"] = canonical_json(_agreements(runs))
     found |= {name: canonical_json(content) for name, content in hub_evidence(engine).items()}
     found["leakage.json"] = canonical_json(_leakage(runs, history))
+    found["fairness.json"] = canonical_json(_fairness(runs, history))
     for run in runs:
         found[f"settings/{run.run}.toml"] = run.settings.encode()
         if artifacts.has(run.plan):
@@ -176,6 +179,16 @@ def _leakage(runs: Iterable[RunRecord], history: History) -> dict[str, Any]:
             if said.leakage_score is not None
         ],
     }
+
+
+def _fairness(runs: Iterable[RunRecord], history: History) -> list[dict[str, Any]]:
+    """Each statement, as text, since it is that which was signed. A site that is not there publishes none."""
+    return [
+        {"site": site, "statement": document.content.decode(), "signature": document.signature.hex()}
+        for run in runs
+        for told in history.fairness(run.run).values()
+        for site, document in told.items()
+    ]
 
 
 def _run(run: RunRecord, history: History) -> dict[str, Any]:

@@ -132,12 +132,18 @@ class ExperimentDesk:
         return tuple(replace(self._view(record), rounds=()) for record in self._history.runs())
 
     def show(self, run: m.RunId) -> m.ExperimentView:
-        """One experiment with its rounds.
+        """One experiment with its rounds; with the last round that sites published of by subgroups, what they said.
 
         Raises:
             ProtocolError: there is none of that name.
         """
-        return self._view(self._history.run(run))
+        view, told = self._view(self._history.run(run)), self._history.fairness(run)
+        last = max(told, default=None)  # a reply has a limit; the REST API gives those of all rounds
+        rounds = (
+            replace(one, fairness=told[last]) if last is not None and (one.round, one.attempt) == last else one
+            for one in view.rounds
+        )
+        return replace(view, rounds=tuple(rounds))
 
     def steer(self, caller: PeerId, document: SignedDocument) -> m.ExperimentView:
         """Pause, resume, stop, roll back or change an experiment, as a patch says that the caller signed.

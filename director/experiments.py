@@ -50,12 +50,15 @@ class RoundSettings:
     stragglers: Stragglers = Stragglers.WAIT
     max_attempts: int = 3  # of one round, before the run fails
     final_evaluation: bool = True  # a last round in which the sites evaluate the final model
+    fairness_every: int = 0  # each so many-th training round, sites that publish by subgroups do; 0: at the end alone
 
     def __post_init__(self) -> None:
         for key, most in (("max_rounds", MAX_ROUNDS), ("min_participants", None), ("max_attempts", None)):
             value = getattr(self, key)
             if value < 1 or (most is not None and value > most):
                 raise ConfigError(f"{key} is {value}, expected at least 1" + (f" and at most {most}" if most else ""))
+        if self.fairness_every < 0:
+            raise ConfigError(f"fairness_every is {self.fairness_every}, expected 0 (at the end alone) or more")
         if not 0 < self.round_timeout_seconds <= _MAX_TIMEOUT_SECONDS:
             raise ConfigError(
                 f"round_timeout_seconds is {self.round_timeout_seconds:g}, expected more than 0 and at most 30 days"

@@ -42,7 +42,7 @@ from .records import (
 )
 from .rounds import Round, RoundState
 from .steering import Steering
-from .tables import PATCHES, ROUNDS, RUNS, SUBMISSIONS
+from .tables import FAIRNESS, PATCHES, ROUNDS, RUNS, SUBMISSIONS
 
 __all__ = ["Ending", "History", "RoundRecord", "RunRecord", "RunState", "SubmissionRecord"]
 
@@ -191,6 +191,9 @@ class History:
         try:
             with self._transition("add_submission") as connection:
                 connection.execute(_INSERT_SUBMISSION, submission_values(submission))
+                if submission.fairness is not None:
+                    told = {"content": submission.fairness.content, "signature": submission.fairness.signature}
+                    connection.execute(_INSERT_FAIRNESS, _place(submission.ref) | {"envoy": submission.envoy} | told)
                 _move(connection, _UPDATE_ROUND, _state_values(this, this.since))
         except IntegrityError as error:
             raise DuplicateUpdateError(f"{submission.envoy} already answered {this.ref}; one answer counts") from error
@@ -209,6 +212,15 @@ class History:
                 one = published(row)
                 if one != Published():
                     told.setdefault((row.round, row.attempt), {})[EnvoyName(row.envoy)] = one
+        return told
+
+    def fairness(self, run: RunId) -> dict[tuple[int, int], dict[EnvoyName, SignedDocument]]:
+        """What sites published by subgroups, by round and attempt, as they signed it."""
+        told: dict[tuple[int, int], dict[EnvoyName, SignedDocument]] = {}
+        with reading(self._engine) as connection:
+            for row in connection.execute(_SELECT_FAIRNESS, {"key_run": run}):
+                document = SignedDocument(row.content, row.signature, b"")
+                told.setdefault((row.round, row.attempt), {})[EnvoyName(row.envoy)] = document
         return told
 
     def close_round(
@@ -356,6 +368,12 @@ _SELECT_PUBLISHED = (
     .where(SUBMISSIONS.c.run == bindparam("key_run"))
     .order_by(SUBMISSIONS.c.round, SUBMISSIONS.c.attempt, SUBMISSIONS.c.envoy)
 )
+_INSERT_FAIRNESS = insert(FAIRNESS)
+_SELECT_FAIRNESS = (
+    select(FAIRNESS)
+    .where(FAIRNESS.c.run == bindparam("key_run"))
+    .order_by(FAIRNESS.c.round, FAIRNESS.c.attempt, FAIRNESS.c.envoy)
+)
 _NOTHING = {"num_examples": None, "metrics": None}
 _SCRUB = (
     update(SUBMISSIONS).where(_THIS_TASK).values(num_examples=bindparam("num_examples"), metrics=bindparam("metrics"))
@@ -401,6 +419,10 @@ def _end_run(connection: Connection, run: RunId, ending: Ending, now: float) -> 
 def _move(connection: Connection, statement: Update, values: dict[str, Any]) -> None:
     if not connection.execute(statement, values).rowcount:
         raise ProtocolError(f"round {values['key_round']} of {values['key_run']} is over, or was never planned")
+
+
+def _place(ref: TaskRef) -> dict[str, Any]:
+    return {"run": ref.run, "round": ref.round, "attempt": ref.attempt}
 
 
 def _key(ref: TaskRef) -> dict[str, Any]:

@@ -140,6 +140,7 @@ class SubmissionRecord:
     metrics: tuple[MetricSum, ...]  # () once the round is over
     spool: str  # the name of the spooled file; "" for a metrics report
     published: Published = Published()  # it stays
+    fairness: SignedDocument | None = None  # what the site publishes by subgroups; it stays, in a table of its own
 
 
 def round_values(this: Round) -> dict[str, Any]:

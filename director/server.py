@@ -32,6 +32,7 @@ from .coordinator import Coordinator
 from .database import DirectorLock, open_database
 from .envoy_calls import EnvoyCalls
 from .experiment_desk import ExperimentDesk
+from .fairness_desk import FairnessDesk
 from .history import History
 from .hub.hub import Hub
 from .hub.mandates import TaskMandates
@@ -107,6 +108,9 @@ class Director:
                 lambda: _envoys(members),
                 sums=sums,
                 audit=audit,
+                fairness=FairnessDesk(
+                    config.federation, config.fairness.min_cell, lambda name: _identity_key(members, name)
+                ),
                 suspects=lambda: frozenset(heads.suspicions),
                 mandates=TaskMandates(engine, needs_infrastructure_user=config.rest.needs_infrastructure_user),
                 keep_models=config.keep_models,

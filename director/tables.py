@@ -109,6 +109,18 @@ SUBMISSIONS = Table(
     ForeignKeyConstraint(["run", "round", "attempt"], ["rounds.run", "rounds.number", "rounds.attempt"]),
 )
 
+FAIRNESS = Table(
+    "fairness",
+    METADATA,
+    Column("run", String(63), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("envoy", String(63), primary_key=True),
+    Column("content", LargeBinary, nullable=False),  # what a site publishes by subgroups: canonical JSON
+    Column("signature", LargeBinary, nullable=False),  # by the site's identity key
+    ForeignKeyConstraint(["run", "round", "attempt"], ["rounds.run", "rounds.number", "rounds.attempt"]),
+)
+
 INVITATIONS = Table(
     "invitations",
     METADATA,

@@ -21,7 +21,7 @@ from .policy import REQUIRED_SUMS, ProtectionPolicy, SecureAggregationPolicy
 from .proxy import ProxySettings, way_to
 from .sandbox.policy import DEFAULT_SANDBOX, SandboxPolicy
 from .steering import ANY_CHANGE, SteeringPolicy
-from .subgroups import FairnessPolicy
+from .subgroups import NOTHING_TOLD, FairnessPolicy
 
 CONFIG_FILE = "envoy.toml"
 DEFAULT_CONFIG = """\
@@ -153,7 +153,7 @@ class EnvoyConfig:
     steering: SteeringPolicy = ANY_CHANGE
     approval: ApprovalSettings = ApprovalSettings()
     sandbox: SandboxPolicy = DEFAULT_SANDBOX
-    fairness: FairnessPolicy = FairnessPolicy()
+    fairness: FairnessPolicy = NOTHING_TOLD
 
     def __post_init__(self) -> None:
         for text in self.addresses:

@@ -47,7 +47,7 @@ class Dispatch:
         published: what the site tells of its privacy ledger with a task's update.
         events: the site's log; what leaves, and what is refused, stands there first.
         publishes_leakage: the score of the leak test is told too.
-        signer: the federation's name, and what signs by the identity key; without it, nothing is published by subgroups.
+        signer: the federation's name, and what signs by the identity key; without it, nothing is told by subgroups.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """What a plan's process gets of a dataset: an open file in memory that holds what the plan declares, and nothing else.
 
-The features that are declared, in the declared order and shape; a label and a split for each example; and, where the
-training is private by the patient, a number for each patient; where the site publishes by
-subgroups, a number for the subgroup of each held-out example, without its name. No other column of a table, no file name, no text inside
-an image file, no row that is in quarantine, no path. The file has no name, cannot be written, and is gone with the
+The features that are declared, in the declared order and shape; a label and a split for each example; where the
+training is private by the patient, a number for each patient; and where the site publishes by subgroups, a number for
+the subgroup of each held-out example, without its name. No other column of a table, no file name, no text inside an
+image file, no row that is in quarantine, no path. The file has no name, cannot be written, and is gone with the
 processes that hold it: no copy of it lies on the disk.
 
 ``exposing.py`` makes it, in a process of its own; this module writes it, and reads it without a copy.

@@ -1,8 +1,8 @@
 """What this site told by subgroups of each data set: told once by one set of subgroups, it is told by no other.
 
 Two overlapping sets of subgroups, or two states of a data set that differ by a few people, can be subtracted from each
-other, and what one suppresses comes out. So the subgroups and the least cell of a data set stay as they were when it was
-first told of, and of a changed data set nothing is told until at least ``min_cell`` of its held-out examples are others.
+other, and what one suppresses comes out. So the subgroups and the least cell of a data set stay as they were when it
+was first told of, and of a changed data set nothing is told until ``min_cell`` of its held-out examples are others.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FairnessBook:
             if 0 < changed < asked.min_cell:
                 return (
                     f"{changed} held-out examples of data set {record.name} are others than when it was told of;"
-                    f" of fewer than {asked.min_cell} the difference would tell. It is told of again once there are more"
+                    f" of fewer than {asked.min_cell} the difference would tell. With more it is told of again"
                 )
         self._write(book | {record.name: entry})
         return ""
@@ -69,9 +69,7 @@ class FairnessBook:
             raise StorageError(f"{self._path}: cannot be read: {error.strerror}") from error
         try:
             document = json.loads(raw)
-            if document["schema"] != _SCHEMA:
-                raise ValueError("another schema")
-            return dict(document["datasets"])
+            return dict({_SCHEMA: document["datasets"]}[document["schema"]])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise StorageError(f"{self._path} is damaged; nothing is told by subgroups until it is put back") from error
 

@@ -167,7 +167,7 @@ class Session:
             self._privacy.published,
             self._events,
             publishes_leakage=config.protection is not None and config.protection.publish_leakage,
-            signer=None if identity is None else (identity.federation, identity.sign),
+            signer=(identity.federation, identity.sign) if identity is not None and config.fairness.publish else None,
         )
         self._may_sign, self._book = identity is not None, FairnessBook(folder)
         sums = config.secure_aggregation
@@ -597,7 +597,10 @@ class Session:
         if not (policy.publish and floor and self._may_sign) or dataset is None or bundle.manifest.privacy is not None:
             return None
         asked = Asked(policy.subgroups, max(policy.min_cell, floor))
-        reason = self._book.enter(dataset, self._datasets.index(dataset.name), asked)
+        try:
+            reason = self._book.enter(dataset, self._datasets.index(dataset.name), asked)
+        except StorageError as error:
+            reason = str(error)
         if reason:
             _LOG.warning("nothing is told by subgroups with task=%s: %s", task.ref, reason)
         return None if reason else asked

@@ -51,6 +51,10 @@ class FairnessPolicy:
             pattern_of(text)
 
 
+NOTHING_TOLD = FairnessPolicy()
+"""Of a site whose ``envoy.toml`` says nothing of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is to be told of one data set: part of an order, and never told to the plan's process."""

@@ -213,9 +213,9 @@ def tellable(scheme: Scheme, rounded: Rounded) -> Rounded:
     kept = {place: list(metrics) for place, metrics in rounded.items()}
     for name in sorted({m.name for metrics in rounded.values() for m in metrics}):
         while (pinned := _pinned(scheme, kept, name)) is not None:
-            for place in kept:
+            for place, metrics in kept.items():
                 if place[0] == pinned:
-                    kept[place] = [m for m in kept[place] if m.name != name]
+                    kept[place] = [m for m in metrics if m.name != name]
     return {place: tuple(metrics) for place, metrics in kept.items()}
 
 
@@ -253,15 +253,12 @@ def _numerators(told: Measured | None, examples: int) -> tuple[int, int]:
 
 def _rounded(cell: PlannedCell, found: Sequence[MetricSum]) -> tuple[Measured, ...]:
     least, _ = count_range(cell.people)
-    told = []
-    for metric in found:
-        if (
-            metric.value is not None
-            and abs(metric.value) < _LARGEST
-            and (cell.ranks or metric.kind is not MetricKind.AUC)
-        ):
-            told.append(measured(metric.name, metric.kind.value, metric.value, least))
-    return tuple(told)
+    return tuple(
+        measured(metric.name, metric.kind.value, metric.value, least)
+        for metric in found
+        if metric.value is not None and abs(metric.value) < _LARGEST
+        if cell.ranks or metric.kind is not MetricKind.AUC
+    )
 
 
 def _cell(name: str, cell: PlannedCell, kept: Rounded) -> Cell:

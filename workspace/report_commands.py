@@ -1,9 +1,10 @@
-"""``fedveil report privacy``: what a federation's sites have spent, in one page."""
+"""``fedveil report privacy`` and ``fairness``: what a federation's sites have spent, and how well models do at each."""
 
 from __future__ import annotations
 
 import json
 import time
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,15 @@ import typer
 
 from ..utils.command_line import errors_in_words
 from ..utils.messages import NAME_PATTERN, RunId
+
+
+class Form(Enum):
+    """How a report is written."""
+
+    MARKDOWN = "markdown"
+    CSV = "csv"
+    JSON = "json"
+
 
 report = typer.Typer(help="Reports that are put together from what sites hand over.", no_args_is_help=True)
 
@@ -44,6 +54,27 @@ def privacy(
         typer.echo(line)
 
 
-@report.callback()
-def _only() -> None:
-    """Keep ``privacy`` a command of its own, though it is the only one."""
+@report.command("fairness")
+def fairness(
+    run: Annotated[str, typer.Argument(help="As `director experiment list` names it.")],
+    form: Annotated[Form, typer.Option(help="How it is written.")] = Form.MARKDOWN,
+    folder: Annotated[Path, typer.Option("--folder", "-f", help="The director's.", envvar="FEDVEIL_DIRECTOR")] = Path(
+        "fedveil-director"
+    ),
+    address: Annotated[str | None, typer.Option(help="host:port of a director that runs elsewhere.")] = None,
+) -> None:
+    """Is the model as good for each site and subgroup? Of the sites that publish it, in their last such round."""
+    from ..director.fairness_pages import as_csv, as_markdown
+    from ..director.fairness_report import of_view, to_json
+    from ..director.operator_client import OperatorClient
+
+    with errors_in_words(), OperatorClient(folder, address, time.time()) as client:
+        found = of_view(client.show(RunId(run)))
+    match form:
+        case Form.MARKDOWN:
+            text = as_markdown(found)
+        case Form.CSV:
+            text = as_csv(found)
+        case Form.JSON:
+            text = json.dumps(to_json(found), indent=2) + "\n"
+    typer.echo(text, nl=False)

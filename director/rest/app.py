@@ -30,6 +30,7 @@ from . import (
     organizations,
     plans,
     problems,
+    reports,
     roles,
     sessions,
     site_calls,
@@ -96,6 +97,7 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
         federated_model.router,
         federated_privacy.router,
         models.router,
+        reports.router,
     ):
         app.include_router(router)
     app.state.registrations = federated_organizations.new_registrations()

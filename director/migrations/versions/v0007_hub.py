@@ -14,6 +14,21 @@ depends_on = None
 def upgrade() -> None:
     """Tables of their own; what there was stays as it was."""
     op.create_table(
+        "fairness",
+        sa.Column("run", sa.String(length=63), nullable=False),
+        sa.Column("round", sa.Integer(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("envoy", sa.String(length=63), nullable=False),
+        sa.Column("content", sa.LargeBinary(), nullable=False),
+        sa.Column("signature", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["run", "round", "attempt"],
+            ["rounds.run", "rounds.number", "rounds.attempt"],
+            name=op.f("fk_fairness_run_rounds"),
+        ),
+        sa.PrimaryKeyConstraint("run", "round", "attempt", "envoy", name=op.f("pk_fairness")),
+    )
+    op.create_table(
         "hub_collaborations",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
@@ -335,3 +350,4 @@ def downgrade() -> None:
     op.drop_table("hub_organizations")
     op.drop_table("hub_idempotency")
     op.drop_table("hub_collaborations")
+    op.drop_table("fairness")
