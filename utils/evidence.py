@@ -37,7 +37,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # a zip's first; when it was made stands in the m
 _PIECE = r"[a-z0-9][a-z0-9._-]{0,79}"
 _NAMES = re.compile(
     r"about\.txt|root\.pem|audit\.jsonl"
-    r"|(federation|members|runs|agreements|leakage|approvals|ledger|roster)\.json"
+    r"|(federation|members|runs|agreements|leakage|fairness|approvals|ledger|roster)\.json"
     r"|(organizations|permits|organization-agreements|tasks)\.json"
     rf"|settings/{_PIECE}\.toml|plans/[0-9a-f]{{64}}\.json|proposals/[0-9a-f]{{64}}(\.signature)?\.json"
     rf"|patches/{_PIECE}/[0-9]{{4}}(\.signature)?\.json"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 
+from ..utils import fairness
 from ..utils.audit_chain import SignedHead, check_heads, read_entries
 from ..utils.errors import FederationError, MalformedMessageError, SuspectLogError
 from ..utils.evidence import Evidence, read_evidence
@@ -87,6 +88,9 @@ def _check(evidence: Evidence, log: Log) -> list[str]:
         lines.append(
             f"{proposals} proposals and {patches} patches, each signed by an operator whom that root certified"
         )
+    if "fairness.json" in members:
+        said = _check_fairness(members, log.federation)
+        lines.append(f"{said} fairness reports, each signed by the site whose it is")
     plans = 0
     for name, content in members.items():
         if name.startswith("plans/"):
@@ -115,6 +119,16 @@ def _check_patches(members: Any, root: x509.Certificate, federation: str) -> int
     for run, patches in by_run.items():
         check_patches(tuple(sorted(patches, key=lambda one: one.number)), RunId(run), patches[0].proposal)
     return sum(map(len, by_run.values()))
+
+
+def _check_fairness(members: Any, federation: str) -> int:
+    keys = {one["name"]: bytes.fromhex(one["identity_key"]) for one in json.loads(members["members.json"])["members"]}
+    statements = json.loads(members["fairness.json"])
+    for one in statements:
+        document = SignedDocument(one["statement"].encode(), bytes.fromhex(one["signature"]), b"")
+        ref = fairness.read(document.content).ref
+        fairness.check(document, one["site"], ref, federation, keys[one["site"]], fairness.LEAST_MIN_CELL)
+    return len(statements)
 
 
 def _check_runs(members: Any, log: Log) -> int:

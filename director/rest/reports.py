@@ -7,19 +7,17 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
-from sqlalchemy import select
 
 from ...utils.errors import ProtocolError, UnknownEntityError
 from ...utils.messages import RunId
-from ..database import reading
 from ..fairness_pages import as_csv, as_markdown
 from ..fairness_report import FairnessReport, of_history, to_json
 from ..history import History
 from ..hub.hub import Hub
 from ..hub.rules import Operation, Resource, Target
-from ..hub.tables import TASKS
 from .asking import TheCaller, TheHub
 from .problems import documented
+from .tasks import target_of
 
 router = APIRouter(prefix="/api/v1", tags=["reports"], responses=documented(400, 401, 403, 413, 422, 429, 503))
 TaskId = Annotated[str, Path(min_length=1, max_length=63, description="Of the task: its run.")]
@@ -117,7 +115,9 @@ def show_fairness(
     hub: TheHub, caller: TheCaller, task_id: TaskId, form: Annotated[Form, Query(description="How.")] = Form.JSON
 ) -> Any:
     """Is the model as good for each site and subgroup? Of the sites that publish it; who does not is named."""
-    hub.allow(caller, Operation.VIEW, Resource.REPORT, _of(hub, task_id))
+    task = hub.tasks.find(task_id)
+    # One that was submitted by a command is nobody's in particular.
+    hub.allow(caller, Operation.VIEW, Resource.REPORT, Target() if task is None else target_of(task))
     report = fairness_of(hub, task_id)
     match form:
         case Form.JSON:
@@ -140,10 +140,3 @@ def fairness_of(hub: Hub, task_id: str) -> FairnessReport:
     except ProtocolError:
         raise UnknownEntityError("there is no such report") from None
     return of_history(run, history.rounds(run), history.fairness(run))
-
-
-def _of(hub: Hub, task_id: str) -> Target:
-    """Whose a task is; one that was submitted by a command is nobody's in particular."""
-    with reading(hub.engine) as connection:
-        row = connection.execute(select(TASKS).where(TASKS.c.run == task_id)).one_or_none()
-    return Target() if row is None else Target(row.organization, frozenset([row.collaboration]), row.user)

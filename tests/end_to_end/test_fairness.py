@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 from fedveil.director.__main__ import app as director
 from fedveil.director.fairness_report import of_history
 from fedveil.envoy.datasets import DataOptions, DatasetRegistry, inspect
@@ -67,8 +66,7 @@ def typed(app, *words: object) -> str:
     return done.output
 
 
-@pytest.fixture
-def published(federation, settings, tmp_path):
+def ran(federation, settings, tmp_path):
     """A run of one round and a final evaluation, in secure sums of three; site-c publishes nothing."""
     for seed, (site, sizes) in enumerate(
         {"site-a": (240, 120, 12), "site-b": (160, 160, 60), "site-c": (100, 100, 40)}.items()
@@ -89,8 +87,15 @@ def published(federation, settings, tmp_path):
     return federation.finish(federation.submit(text, open_bundle(tmp_path / "bundle")))
 
 
-def test_two_of_three_publish_and_the_report_says_what_they_said_and_who_is_silent(federation, published, tmp_path):
-    run = published.run
+def test_two_of_three_sites_publish_in_a_secure_sum_and_page_evidence_and_logs_show_it(federation, settings, tmp_path):
+    view = ran(federation, settings, tmp_path)
+    check_report(federation, view.run)
+    check_pages(federation, view.run, tmp_path)
+    check_logs(federation)
+
+
+def check_report(federation, run):
+    """Two of three, and who is silent."""
     report = of_history(run, federation.history.rounds(run), federation.history.fairness(run))
     (last,) = report.rounds
     assert (last.kind, last.answered, last.silent) == ("evaluate", 3, ("site-c",))
@@ -112,26 +117,31 @@ def test_two_of_three_publish_and_the_report_says_what_they_said_and_who_is_sile
     assert all(read(document.content).site == site for told in documents.values() for site, document in told.items())
 
 
-def test_it_is_told_by_command_and_evidence_and_stands_in_no_log(federation, published, tmp_path):
-    page = typed(fedveil, "report", "fairness", published.run, "--folder", federation.director_folder)
+def check_pages(federation, run, tmp_path):
+    """The command, in its forms, and the evidence bundle, checked offline."""
+    page = typed(fedveil, "report", "fairness", run, "--folder", federation.director_folder)
     assert "2 of 3 sites publish" in page
     assert "site\\-c" in page
-    as_json = typed(
-        fedveil, "report", "fairness", published.run, "--form", "json", "--folder", federation.director_folder
-    )
+    as_json = typed(fedveil, "report", "fairness", run, "--form", "json", "--folder", federation.director_folder)
     figures = [
         str(metric[2])
         for site in json.loads(as_json)["rounds"][0]["sites"]
         for c in site["cells"]
         for metric in c["metrics"]
     ]
-    rows = typed(fedveil, "report", "fairness", published.run, "--form", "csv", "--folder", federation.director_folder)
+    rows = typed(fedveil, "report", "fairness", run, "--form", "csv", "--folder", federation.director_folder)
     assert all(figure in rows for figure in figures)
     out = tmp_path / "evidence.zip"
     typed(director, "audit", "export", out, "--folder", federation.director_folder)
     statements = json.loads(read_evidence(out).members["fairness.json"])
     assert [one["site"] for one in statements] == ["site-a", "site-b"]
     assert all(len(bytes.fromhex(one["signature"])) == 64 for one in statements)
+    said = typed(fedveil, "audit", "verify", out).replace("\n", " ")
+    assert "2 fairness reports, each signed by the site whose it is" in said
+
+
+def check_logs(federation):
+    """That it was published, and no figure."""
     for site in ("site-a", "site-b"):
         log = (federation.folder / site / "audit.jsonl").read_text()
         assert log.count('"fairness published"') == 1
