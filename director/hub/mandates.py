@@ -1,4 +1,4 @@
-"""Whether a task may go on: its permit, its agreements, its organization and whoever started it, as they are now."""
+"""Whether a task may go on: permit, agreements, organization, whoever started it and the data, as they are now."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ...utils.messages import EnvoyName, RunId
 from ..revocations import Revocations
 from .agreements import check_may_start
 from .collaborations import Agreements, collaborations
+from .datasets import Dataset, named, withdrawn_envoys, withdrawn_since
 from .organizations import Status, organizations
 from .tasks import Task, Tasks
 from .users import users
@@ -26,7 +27,7 @@ class TaskMandates:
     """
 
     def __init__(self, engine: Engine, *, needs_infrastructure_user: bool) -> None:
-        self._needs_infrastructure_user = needs_infrastructure_user
+        self._engine, self._needs_infrastructure_user = engine, needs_infrastructure_user
         self._tasks, self._revocations = Tasks(engine), Revocations(engine)
         self._collaborations, self._agreements = collaborations(engine), Agreements(engine)
         self._organizations, self._users = organizations(engine), users(engine)
@@ -40,16 +41,21 @@ class TaskMandates:
         task = self._tasks.find(run)
         if task is None:
             return None
-        return self._of_people(task) or self._of_agreements(task, now)
+        return self._of_people(task) or self._of_agreements(task, now) or self._of_data(task)
 
     def among(self, run: RunId, envoys: Collection[EnvoyName]) -> frozenset[EnvoyName]:
         """Of these, the envoys of the active organizations of its collaboration; all, where the run is no task.
+
+        Those that withdrew the data which the task reads are not among them.
 
         Raises:
             StorageError: the database does not answer.
         """
         task = self._tasks.find(run)
-        return frozenset(envoys) if task is None else frozenset(envoys) & self._tasks.envoys(task.collaboration).keys()
+        if task is None:
+            return frozenset(envoys)
+        members = frozenset(envoys) & self._tasks.envoys(task.collaboration).keys()
+        return members - withdrawn_envoys(self._offered(task))
 
     def _of_people(self, task: Task) -> str | None:
         organization, user = self._organizations.get(task.organization), self._users.get(task.user)
@@ -82,3 +88,11 @@ class TaskMandates:
                 " force now; start it anew"
             )
         return None
+
+    def _of_data(self, task: Task) -> str | None:
+        return withdrawn_since(self._offered(task), task.created_at)
+
+    def _offered(self, task: Task) -> tuple[Dataset, ...]:
+        if task.dataset is None:
+            return ()
+        return named(self._engine, task.dataset, self._collaborations.get(task.collaboration).organizations)

@@ -14,6 +14,7 @@ from ...utils.plan_bundle import Manifest
 from ...utils.proposal import Output, patch_of, proposal_of
 from ..experiments import ExperimentSettings
 from ..hub.agreements import Agreement, check_may_start
+from ..hub.datasets import check_offered, named
 from ..hub.hub import Hub
 from ..hub.organizations import Status
 from ..hub.rules import Operation, Resource, Target
@@ -78,12 +79,15 @@ def submit_task(hub: TheHub, caller: TheCaller, works: TheWorks, new: NewTask, r
     processing = _may_start(hub, caller, new.collaboration_id, manifest)
     settings = parse_toml(new.experiment, ExperimentSettings, "experiment.toml")
     check_asked(settings, hub.tasks.envoys(collaboration.id))
+    reads = dataset_of(manifest)
+    if reads is not None:
+        sites = settings.study.sites if settings.study is not None else ()
+        check_offered(named(hub.engine, reads, collaboration.organizations), sites)
     _check_no_other_model(hub, caller, manifest)
     document, signer = new.proposal.document(), signer_of(hub, caller)
 
     def keep(run: m.RunId, connection: Connection) -> None:
-        dataset = dataset_of(manifest)
-        task = Task(run, collaboration.id, caller.user.organization, caller.user.id, processing.id, dataset, hub.now())
+        task = Task(run, collaboration.id, caller.user.organization, caller.user.id, processing.id, reads, hub.now())
         hub.tasks.add(connection, task)
         hub.did(
             caller,
@@ -91,7 +95,7 @@ def submit_task(hub: TheHub, caller: TheCaller, works: TheWorks, new: NewTask, r
             target=run,
             collaboration=collaboration.id,
             permit=collaboration.permit.number,
-            dataset=dataset,
+            dataset=reads,
             processing=processing.kind.value,
             agreement=processing.id,
         )()
