@@ -252,9 +252,9 @@ def _storage_errors() -> Iterator[None]:
         yield
     except IntegrityError:
         raise
-    except (DataError, OverflowError) as error:
+    except (DataError, OverflowError, UnicodeEncodeError) as error:
         raise MalformedMessageError(
-            "a number beyond 63 bits, or a text with a null character, cannot be kept in the database"
+            "a number beyond 63 bits, or a text with a null or half a character, cannot be kept in the database"
         ) from error
     except (OperationalError, InterfaceError) as error:
         raise StorageError(

@@ -206,7 +206,7 @@ def change_collaboration(
     response: Response,
 ) -> CollaborationBody:
     """Who takes part, or under which permit. Tasks that run are held against it before their next round."""
-    one = _seen_one(hub, caller, collaboration_id)
+    one = hub.collaborations.get(collaboration_id)
     hub.allow(caller, Operation.EDIT, Resource.COLLABORATION, _target(one))
     fields: dict[str, Any] = {}
     if change.organizations is not None:

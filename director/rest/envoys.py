@@ -152,7 +152,7 @@ def assign_envoy(hub: TheHub, works: TheWorks, caller: TheCaller, name: Name, wh
     hub.organizations.get(whose.organization_id)
     done = hub.did(caller, "envoy assigned", target=name, organization_of=whose.organization_id)
     hub.stations.take(name, whose.organization_id, hub.now(), done)
-    return _seen_one(hub, works, caller, name, Operation.VIEW)
+    return _named(hub, works, name)
 
 
 @router.delete("/{name}", status_code=status.HTTP_204_NO_CONTENT, responses=documented(404, 409))
@@ -193,10 +193,15 @@ def _seen_one(hub: Hub, works: Works, caller: Caller, name: str, operation: Oper
         UnknownEntityError: there is none, or none that the caller may see.
         NotAuthorizedError: it may see it alone.
     """
+    one = _named(hub, works, name)
+    hub.allow(caller, operation, Resource.ENVOY, _target(hub, one.organization_id))
+    return one
+
+
+def _named(hub: Hub, works: Works, name: str) -> EnvoyBody:
     one = next((one for one in _envoys(hub, works) if one.name == name), None)
     if one is None:
         raise UnknownEntityError("there is no such envoy")
-    hub.allow(caller, operation, Resource.ENVOY, _target(hub, one.organization_id))
     return one
 
 

@@ -6,6 +6,7 @@ what came; it holds no secret. An error that is none of ours is logged whole and
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,13 @@ def problem(
     told = dict(headers or {})
     if status == 401:
         told["WWW-Authenticate"] = 'Bearer realm="fedveil"'
-    return JSONResponse(body.model_dump(exclude_none=True), status, told, MEDIA_TYPE)
+    return _Answer(body.model_dump(exclude_none=True), status, told, MEDIA_TYPE)
+
+
+class _Answer(JSONResponse):
+    def render(self, content: Any) -> bytes:
+        """What came is told again, and JSON may hold halves of characters, which UTF-8 has no bytes for."""
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response, status
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import ColumnElement
 
 from ...utils.errors import ConfigError, NotAuthorizedError
 from ..hub.one_time_codes import make_secret, provisioning_uri, secret_text
@@ -107,8 +108,11 @@ def list_users(hub: TheHub, caller: TheCaller, page: ThePage) -> Page[UserBody]:
     """All that the caller may see, in the order of their ids."""
     own = Target(caller.user.organization, owner=caller.user.id)
     hub.admit(caller, Operation.VIEW, Resource.USER, own)
-    everywhere = hub.may(caller, Operation.VIEW, Resource.USER, Target())
-    only = () if everywhere else (hub.users.table.c.organization == caller.user.organization,)
+    only: tuple[ColumnElement[bool], ...] = ()
+    if not hub.may(caller, Operation.VIEW, Resource.USER, Target()):
+        its = hub.may(caller, Operation.VIEW, Resource.USER, Target(caller.user.organization))
+        columns = hub.users.table.c
+        only = (columns.organization == caller.user.organization if its else columns.id == caller.user.id,)
     found = hub.users.page(page.last_id, page.limit, *only)
     more = next_after(found[-1].id) if len(found) == page.limit else None
     return Page(items=[_shown(hub, one) for one in found], next=more)

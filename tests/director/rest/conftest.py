@@ -140,6 +140,12 @@ def works_of(hub: Hub, folder: Path, root: Authority, issuer: Authority) -> Work
     )
 
 
+@pytest.fixture(scope="session")
+def running(authorities: tuple[Authority, Authority]) -> Callable[[Hub, Path], Works]:
+    """Makes the parts of a director, of a hub and in a folder."""
+    return lambda hub, folder: works_of(hub, folder, *authorities)
+
+
 @pytest.fixture
 def world(engine: Engine, tmp_path: Path, authorities: tuple[Authority, Authority]) -> Iterator[World]:
     """An admin of the director's own organization, and two hospitals with an administrator each."""
