@@ -27,6 +27,7 @@ from fedveil.director.database import open_database
 from fedveil.director.hub.agreements import Agreement, Collaboration, Kind, Permit
 from fedveil.director.hub.datasets import Dataset
 from fedveil.director.hub.hub import Hub
+from fedveil.director.hub.models import Model
 from fedveil.director.hub.organizations import Organization, Status
 from fedveil.director.hub.plans import Brought
 from fedveil.director.hub.rules import Operation, Resource, Rule, Scope, Target, decide
@@ -45,6 +46,7 @@ from fedveil.utils.renewal import identity_text
 from fedveil.utils.tensors import Digest
 
 V, C, E, D, A = Operation.VIEW, Operation.CREATE, Operation.EDIT, Operation.DELETE, Operation.APPROVE
+X = Operation.EXPORT
 
 
 class Whose(Enum):
@@ -83,7 +85,7 @@ class Ask:
     whose: tuple[Whose, ...] = NOBODYS_OWN
     given: tuple[str, ...] = ()  # other rules, that every caller has
     passes: str = ""  # words of the refusal by what comes after the rules; "": it is done
-    is_written: bool = True  # in the audit log, where it is a change
+    is_written: bool | None = None  # in the audit log; None: where it is a change
     is_known: bool = False  # everybody knows that it is there, so that it is refused as that (403, not 404)
 
 
@@ -318,6 +320,46 @@ def my_round(m: Matrix, whose: Whose, user: User) -> Case:
     return Case(f"/api/v1/federated/round?envoy={m.member(own)}", Target(own))
 
 
+def audit(suffix: str) -> Callable[..., Case]:
+    return lambda m, whose, user: Case(f"/api/v1/audit/{suffix}", Target())
+
+
+def my_entries(m: Matrix, whose: Whose, user: User) -> Case:
+    return Case("/api/v1/audit/entries", Target(user.organization))
+
+
+def model(suffix: str = "") -> Callable[..., Case]:
+    def case(m: Matrix, whose: Whose, user: User) -> Case:
+        one, target = m.task(whose, user)
+        made = Model(
+            new_id(),
+            m.name("model"),
+            "1.0.0",
+            m.works.artifacts.put([b"a model"]),
+            RunId(one.run),
+            1,
+            Digest("ab" * 32),
+            one.collaboration,
+            {"lineage": {}, "file": {"bytes": 7}, "withdrawn_datasets": []},
+            bytes(32),
+            bytes(64),
+            one.organization,
+            one.user,
+            False,
+            m.now,
+        )
+        m.hub.models.add(made)
+        return Case(f"/api/v1/models/{made.id}{suffix}", target)
+
+    return case
+
+
+def new_model(m: Matrix, whose: Whose, user: User) -> Case:
+    one, target = m.task(whose, user)
+    body = {"name": m.name("new"), "semver": "1.0.0", "task_id": one.run, "intended_use": "x", "limitations": "y"}
+    return Case("/api/v1/models", target, body)
+
+
 def my_proposals(m: Matrix, whose: Whose, user: User) -> Case:
     own = user.organization
     return Case("/api/v1/federated/proposals", Target(own, m.hub.collaborations_of(own)))
@@ -509,6 +551,18 @@ ASKS: dict[tuple[str, str], tuple[Ask, ...]] = {
     ("GET", "/api/v1/federated/model"): (Ask(V, R.MODEL, of_task("model"), EVERYBODYS, passes="no longer here"),),
     ("GET", "/api/v1/federated/privacy-report"): (Ask(V, R.REPORT, of_task("privacy-report"), EVERYBODYS),),
     ("GET", "/api/v1/federated/budget"): (Ask(V, R.REPORT, of_task("budget"), EVERYBODYS),),
+    ("GET", "/api/v1/audit/entries"): (Ask(V, R.AUDIT, my_entries, MINE),),
+    ("GET", "/api/v1/audit/log"): (Ask(X, R.AUDIT, audit("log"), NOBODYS, is_known=True, is_written=True),),
+    ("POST", "/api/v1/audit/evidence"): (
+        Ask(X, R.AUDIT, audit("evidence"), NOBODYS, passes="director.toml", is_known=True),
+    ),
+    ("POST", "/api/v1/models"): (Ask(C, R.MODEL, new_model, EVERYBODYS, SEEN_TASK, passes="closed no training round"),),
+    ("GET", "/api/v1/models/{model_id}"): (Ask(V, R.MODEL, model(), EVERYBODYS),),
+    ("GET", "/api/v1/models/{model_id}/card"): (Ask(V, R.MODEL, model("/card?format=json"), EVERYBODYS),),
+    ("GET", "/api/v1/models/{model_id}/file"): (Ask(V, R.MODEL, model("/file"), EVERYBODYS),),
+    ("POST", "/api/v1/models/{model_id}/publication"): (
+        Ask(Operation.PUBLISH, R.MODEL, model("/publication"), EVERYBODYS, ("view:model:federation",), "may publish"),
+    ),
     ("GET", "/api/v1/keys"): (Ask(V, R.KEY, my_keys(), OWN, is_known=True),),
     ("POST", "/api/v1/keys"): (Ask(C, R.KEY, my_keys({"label": "x", "rules": ["create:key:own"], "days": 1}), OWN),),
     ("DELETE", "/api/v1/keys/{key_id}"): (Ask(D, R.KEY, key, EVERYBODYS),),
@@ -558,6 +612,7 @@ LISTS = {  # each shows just what its other route would: by the name of the id i
     "/api/v1/collaborations": ("collaboration_id", "/api/v1/collaborations/{collaboration_id}"),
     "/api/v1/datasets": ("dataset_id", "/api/v1/datasets/{dataset_id}"),
     "/api/v1/envoys": ("name", "/api/v1/envoys/{name}"),
+    "/api/v1/models": ("model_id", "/api/v1/models/{model_id}"),
     "/api/v1/organizations": ("organization_id", "/api/v1/organizations/{organization_id}"),
     "/api/v1/roles": ("role_id", "/api/v1/roles/{role_id}"),
     "/api/v1/tasks": ("task_id", "/api/v1/tasks/{task_id}"),
@@ -592,6 +647,7 @@ def matrix(tmp_path_factory: Any, running: Any) -> Iterator[Matrix]:
     engine = open_database(f"sqlite:///{folder / 'director.sqlite'}", durable=False)
     hub = Hub("lungs", engine, log, lambda: Matrix.now, os.urandom)
     works = running(hub, folder)
+    (folder / "audit.jsonl").touch()
     made = Matrix(hub, make_app(hub, works), works, log)
     yield made
     made.close()
@@ -621,7 +677,7 @@ def check(m: Matrix, method: str, ask: Ask, case: Case, user: User, client: Test
         assert ask.passes in answer.json()["detail"], what
     elif expected.is_allowed or case.anyway:
         assert answer.is_success, what
-        assert bool(written) is (method != "GET" and ask.is_written), what
+        assert bool(written) is (method != "GET" if ask.is_written is None else ask.is_written), what
     else:
         is_there = may_see or ask.is_known or ask.operation is C
         # Of two rules, or a rule and another law, either may be the one whose refusal is told.
