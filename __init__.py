@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .director.researcher.federation import connect as connect
+    from .envoy.learner.learner import FederatedLearner as FederatedLearner
     from .envoy.plans import BATCH_NORM_LAYERS as BATCH_NORM_LAYERS
     from .envoy.plans import ArrayPlan as ArrayPlan
     from .envoy.plans import PlanSettings as PlanSettings
@@ -39,6 +40,7 @@ _HOMES = {
     "DataKind": ".utils.data_spec",
     "DataSpec": ".utils.data_spec",
     "DifferentialPrivacy": ".utils.differential_privacy",
+    "FederatedLearner": ".envoy.learner.learner",
     "MetricSum": ".utils.metrics",
     "PlanSettings": ".envoy.plans",
     "TrainingPlan": ".envoy.plans",

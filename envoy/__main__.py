@@ -8,9 +8,8 @@ from __future__ import annotations
 import datetime as dt
 import signal
 import time
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,7 +18,6 @@ from rich.table import Table
 from ..utils.command_line import errors_in_words
 from ..utils.errors import ConfigError
 from ..utils.logs import log_to_stderr
-from ..utils.messages import EnvoyName
 from .approval_commands import approve_plan, diff_plan, list_plans, reject_plan, show_plan
 from .audit_commands import audit
 from .doctor_commands import doctor
@@ -30,12 +28,7 @@ from .privacy_commands import privacy
 from .records import describe
 from .roster_commands import roster
 from .splits import GivenSplits, SplitRule
-from .veto_commands import questions_of, stop, veto
-
-if TYPE_CHECKING:
-    from .config import EnvoyConfig
-    from .sandbox.sandbox import Sandbox
-    from .trainer import ChildTrainer
+from .veto_commands import stop, veto
 
 DEFAULT_FOLDER = Path("fedveil-envoy")
 _CONSOLE = Console(soft_wrap=True)
@@ -71,22 +64,10 @@ Folder = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder
 @app.command()
 def start(folder: Folder = DEFAULT_FOLDER) -> None:
     """Work for the federation until told to end (Ctrl-C, SIGTERM). Reconnects for as long as it takes."""
-    from ..utils.certificates import read_identity_key
-    from ..utils.identity import read_certificate
-    from ..utils.secure_sum.relayed import opening_key
-    from .accepted_roster import load_roster
-    from .aggregating import AggregatorIdentity
-    from .approval_guard import ApprovalGuard
-    from .approval_store import ApprovalStore
-    from .audit import SiteAudit
-    from .audit_door import log_policy
     from .config import load_config
-    from .control_socket import ControlSocket
-    from .gate import LeakGate
     from .registration import load_access
     from .renewing import connect
-    from .session import Session
-    from .summing import SumIdentity
+    from .site import boxed_trainer, site_of
 
     with errors_in_words():
         config = load_config(folder)
@@ -94,44 +75,14 @@ def start(folder: Folder = DEFAULT_FOLDER) -> None:
         credentials, link, renewer = connect(folder, config, time.time())
         access = load_access(folder)
         address = config.dialled(credentials.addresses)[0] if access is None else access.url
-        name = EnvoyName(credentials.peer.name)
-        sandbox, trainer = _boxed_trainer(folder, config)
-        gate = LeakGate(folder, config.protection, sandbox) if config.protection is not None else None
-        key = read_identity_key(credentials.identity_key, "the identity key")
-        accepted = partial(load_roster, folder, credentials.peer, credentials.public_identity)
-        log = SiteAudit.open(folder, credentials.peer, key)
-        log_policy(log, folder)
-        identity = SumIdentity(credentials.peer.federation, key.sign, accepted, log)
-        aggregator = AggregatorIdentity(identity, opening_key(key), log)
-        root = read_certificate(credentials.root, "the root")
-        store = ApprovalStore(folder, credentials.public_identity, key.sign)
-        unasked = config.approval.allows_unasked
-        guard = ApprovalGuard(
-            name,
-            credentials.peer.federation,
-            root,
-            store,
-            config.steering,
-            log,
-            allows_unasked=unasked,
-            taken_back=log.taken_back,
-        )
-        session = Session(name, folder, link, trainer, config, gate, identity, aggregator, log, approvals=guard)
-
-        def end(*_: object) -> None:
-            session.end()
-            if gate is not None:
-                gate.close()
-
-        socket = ControlSocket(folder, questions_of(session, log, end))
+        site = site_of(folder, config, credentials, link, *boxed_trainer(folder, config))
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, end)
-        _CONSOLE.print(f"envoy {name} works for {credentials.peer.federation} at {address}")
+            signal.signal(number, lambda *_: site.end())
+        _CONSOLE.print(f"envoy {credentials.peer.name} works for {credentials.peer.federation} at {address}")
         renewer.start()
-        session.run()
+        site.run()
         renewer.close()
-        socket.close()
-        log.close()
+        site.close()
 
 
 @app.command()
@@ -258,18 +209,6 @@ def check_data(
         report = DatasetRegistry(folder / "datasets").check(name)
     _print_lines(report.lines())
     raise typer.Exit(0 if report.is_unchanged else 1)
-
-
-def _boxed_trainer(folder: Path, config: EnvoyConfig) -> tuple[Sandbox, ChildTrainer]:
-    """The site's box, and who does its work in there."""
-    from .config import Device
-    from .premises import premises_of
-    from .sandbox.sandbox import Sandbox
-    from .trainer import ChildTrainer
-
-    sandbox = Sandbox(config.sandbox, folder, has_gpu=config.training.device is not Device.CPU)
-    preload, premises = config.training.preload_torch, partial(premises_of, folder)
-    return sandbox, ChildTrainer(folder / "state", sandbox, preload_torch=preload, premises=premises)
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..gradient_leakage.defenses.noise import NoiseSource, SystemNoise
 from ..gradient_leakage.vae.codec import Codec, round_seed
 from ..utils import messages as m
 from ..utils.errors import ConfigError, DigestMismatchError, LengthMismatchError, ProtocolError, StorageError
 from ..utils.fairness import FairnessTable
 from ..utils.metrics import MetricSum
 from ..utils.plan_bundle import Bundle
+from ..utils.privacy.noise import NoiseSource, SystemNoise
 from ..utils.secure_sum.participant import SECRET_BYTES
 from . import residual
 from .journal import FinishedWork, Journal

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from .. import __version__
 from ..gradient_leakage.defenses.chain import Chain
-from ..gradient_leakage.defenses.noise import NoiseSource, SystemNoise
 from ..gradient_leakage.structure import check_structure
 from ..utils.errors import ConfigError, DatasetError, PlanError, StorageError
 from ..utils.plan_bundle import Bundle, mapped
+from ..utils.privacy.noise import NoiseSource, SystemNoise
 from ..utils.tensors import Digest, canonical_json, digest_of, read_model
 from ..utils.visible import visible
 from .canaries import Canaries, canaries_for

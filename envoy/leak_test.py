@@ -38,10 +38,10 @@ from ..gradient_leakage.defenses.chain import Chain
 from ..gradient_leakage.defenses.clip import Clip
 from ..gradient_leakage.defenses.coded import Coded
 from ..gradient_leakage.defenses.gaussian import GaussianMechanism
-from ..gradient_leakage.defenses.noise import NoiseSource
 from ..gradient_leakage.vae.codec import Codec, codec_bytes, read_codec
 from ..utils.errors import ConfigError, PlanError, StorageError, TrainingError
 from ..utils.plan_bundle import Bundle, PlanKind
+from ..utils.privacy.noise import NoiseSource
 from ..utils.tensors import Role, Vector, canonical_json, digest_of
 from ..utils.visible import visible
 from .canaries import Canaries

@@ -70,6 +70,11 @@ def privacy_of(plan: Plan) -> DifferentialPrivacy | None:
         raise PlanError(f"{type(plan).__name__}.privacy raised {type(error).__name__}") from error
     if privacy is not None and not isinstance(privacy, DifferentialPrivacy):
         raise PlanError(f"{type(plan).__name__}.privacy is of type {type(privacy).__name__}, not DifferentialPrivacy")
+    if privacy is not None and privacy.epsilon is not None:
+        raise PlanError(
+            f"{type(plan).__name__}.privacy is one release by hand; a training says unit, max_norm, noise_multiplier,"
+            " sampling_rate and units, and its epsilon follows"
+        )
     return privacy
 
 

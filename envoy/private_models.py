@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..gradient_leakage.defenses.noise import SystemNoise
 from ..utils.data_spec import DataKind, DataSpec
 from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import FederationError, PlanError
+from ..utils.privacy.noise import SystemNoise
 from .plan_calls import calling
 from .plan_randomness import deterministic
 from .plans import TrainingPlan

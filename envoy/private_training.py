@@ -27,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..gradient_leakage.defenses.gaussian import GaussianMechanism
-from ..gradient_leakage.defenses.noise import NoiseSource
 from ..gradient_leakage.private_steps import noised_mean
 from ..gradient_leakage.vae.codec import Codec
 from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import DatasetError, TrainingError, UnsendableUpdateError
+from ..utils.privacy.noise import NoiseSource
 from ..utils.privacy.values import Unit
 from .batches import Batches
 from .plan_calls import calling

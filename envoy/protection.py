@@ -22,13 +22,13 @@ from ..gradient_leakage.defenses.chain import Chain
 from ..gradient_leakage.defenses.clip import Clip
 from ..gradient_leakage.defenses.coded import Coded
 from ..gradient_leakage.defenses.gaussian import GaussianMechanism
-from ..gradient_leakage.defenses.noise import NoiseSource
 from ..gradient_leakage.vae.codec import Codec
 from ..utils.aggregation import BLOCK, is_finite
 from ..utils.errors import ConfigError, LengthMismatchError, NonFiniteUpdateError, UnsendableUpdateError
 from ..utils.messages import PayloadKind
 from ..utils.metrics import MetricSum
 from ..utils.plan_bundle import Bundle
+from ..utils.privacy.noise import NoiseSource
 from ..utils.tensors import FLOAT_BYTES, Layout, Vector
 from .orders import WorkResult
 from .policy import Measures, ProtectionPolicy, Step

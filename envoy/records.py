@@ -212,11 +212,7 @@ class DatasetRecord:
     source_digest: Digest | None = None  # SHA-256 of the file, where the dataset is one (npz, table)
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise DatasetError(
-                f"a dataset cannot be called {self.name!r}: 1 to 64 lower-case letters, digits, dots, dashes "
-                "and underscores, the first a letter or digit"
-            )
+        require_name(self.name)
 
     @property
     def modality(self) -> str:
@@ -387,6 +383,19 @@ def describe(record: DatasetRecord, labels_of: DatasetIndex | None = None) -> li
         counts = np.bincount([example.label for example in labels_of.examples], minlength=len(record.classes))
         rows += [(f"class {name}", str(count)) for name, count in zip(record.classes, counts, strict=True)]
     return rows
+
+
+def require_name(name: str) -> None:
+    """Can a dataset be called so?
+
+    Raises:
+        DatasetError: no; its record is a file of that name.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise DatasetError(
+            f"a dataset cannot be called {str(name)[:80]!r}: 1 to 64 lower-case letters, digits, dots, dashes "
+            "and underscores, the first a letter or digit"
+        )
 
 
 def _options(document: Mapping[str, Any]) -> DataOptions:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from ..gradient_leakage.defenses.noise import NoiseSource, SystemNoise
 from ..gradient_leakage.vae.codec import Codec
 from ..utils.differential_privacy import DifferentialPrivacy
 from ..utils.errors import (
@@ -29,6 +28,7 @@ from ..utils.errors import (
 )
 from ..utils.messages import TaskKind
 from ..utils.metrics import MetricSum, mean_of
+from ..utils.privacy.noise import NoiseSource, SystemNoise
 from ..utils.tensors import Layout, Vector, exact_arrays, named_views
 from .batches import Batches, evaluation_batch_size
 from .layouts import CONTROL_PREFIX, ModelTensors, require_layout, tensors_of

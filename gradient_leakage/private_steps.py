@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.errors import ConfigError
+from ..utils.privacy.noise import NoiseSource
 from ..utils.tensors import Vector
 from .defenses.clip import factor_to
 from .defenses.gaussian import GaussianMechanism
-from .defenses.noise import NoiseSource
 from .vae.codec import Codec
 
 

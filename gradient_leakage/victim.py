@@ -17,9 +17,9 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..utils.errors import ConfigError
+from ..utils.privacy.noise import NoiseSource
 from ..utils.tensors import Layout, Role
 from .defenses.chain import Chain
-from .defenses.noise import NoiseSource
 from .threat_model import BatchStatistics, Granted, ImageDomain, LocalTraining, Observation, SentKind
 
 

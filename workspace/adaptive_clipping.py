@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..gradient_leakage.defenses.clip import factor_to
-from ..gradient_leakage.defenses.noise import NoiseSource
 from ..utils.errors import ConfigError
 from ..utils.privacy.events import SampledGaussian
+from ..utils.privacy.noise import NoiseSource
 from ..utils.tensors import Vector
 
 

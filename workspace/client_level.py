@@ -13,9 +13,9 @@ import numpy as np
 from ..envoy.initial_weights import initial_of
 from ..envoy.plans import Plan
 from ..envoy.records import LoadedDataset
-from ..gradient_leakage.defenses.noise import NoiseSource, SystemNoise
 from ..utils.errors import ConfigError
 from ..utils.privacy.events import SampledGaussian
+from ..utils.privacy.noise import NoiseSource, SystemNoise
 from ..utils.tensors import Vector
 from .adaptive_clipping import AdaptiveClipping, private_mean
 from .plain_rounds import SiteModel, local_update

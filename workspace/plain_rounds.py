@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ..envoy import array_training
 from ..envoy.plans import ArrayPlan, Plan, TrainingPlan
 from ..envoy.records import LoadedDataset
-from ..gradient_leakage.defenses.noise import NoiseSource
 from ..utils.errors import PlanError
 from ..utils.messages import TaskKind
+from ..utils.privacy.noise import NoiseSource
 from ..utils.tensors import Layout, Vector
 
 

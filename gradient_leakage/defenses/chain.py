@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass
 
 from ...utils.errors import ConfigError
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Digest, Vector, canonical_json, digest_of
 from .clip import Clip
 from .coded import Coded
 from .defense import Defense
 from .gaussian import GaussianMechanism
-from .noise import NoiseSource
 from .outpost import Outpost
 from .partial import PartialNoise
 from .sketch import Sketch

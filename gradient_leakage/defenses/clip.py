@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...utils.errors import ConfigError
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Vector
-from .noise import NoiseSource
 from .pieces import norm_of, pieces
 
 _WITHIN = 1 - 2.0**-22

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Vector
 from ..vae.codec import Codec
-from .noise import NoiseSource
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Vector
-from .noise import NoiseSource
 
 
 class Defense(Protocol):

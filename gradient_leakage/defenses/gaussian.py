@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...utils.errors import ConfigError
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Vector
 from .clip import Clip, factor_to, require_bound
-from .noise import NoiseSource
 from .pieces import pieces
 
 

@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ...utils.errors import MalformedMessageError
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Digest, Layout, Role, Vector, digest_of
 from ..vae.nonlinear import NonlinearCoder, UpdateVae
-from .noise import NoiseSource
 from .pieces import require_sendable
 
 _SCALE = "scale"

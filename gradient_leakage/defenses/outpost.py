@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...utils.errors import ConfigError, LayoutMismatchError
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Vector
-from .noise import NoiseSource
 from .pieces import require_sendable
 from .top_k import TopK, kept, require_share
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from ...utils.errors import ConfigError, LayoutMismatchError
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Vector
-from .noise import NoiseSource
 from .pieces import require_sendable
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...utils.errors import ConfigError
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Vector
-from .noise import NoiseSource
 from .pieces import pieces, require_sendable
 
 _ON_A_LEVEL = 2.0**-22  # relative; a number that float32 holds for a level is one

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.errors import ConfigError
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Vector
-from .noise import NoiseSource
 from .pieces import require_sendable
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.errors import ConfigError, LayoutMismatchError
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Vector
-from .noise import NoiseSource
 from .pieces import pieces, require_sendable
 from .top_k import kept, require_share
 

@@ -11,11 +11,11 @@ from fedveil.envoy.private_models import require_private
 from fedveil.envoy.private_training import PrivateGradient, drawn, units_of
 from fedveil.envoy.records import LoadedDataset
 from fedveil.envoy.training import LocalRound, run_round
-from fedveil.gradient_leakage.defenses.noise import SystemNoise
 from fedveil.gradient_leakage.one_run_audit import OneRunAudit
 from fedveil.gradient_leakage.vae.fitting import fit
 from fedveil.utils.errors import DatasetError, PlanError, TrainingError, UnsendableUpdateError
 from fedveil.utils.messages import TaskKind
+from fedveil.utils.privacy.noise import SystemNoise
 from fedveil.utils.privacy.values import Unit
 from fedveil.utils.tensors import named_views
 from hypothesis import given, settings

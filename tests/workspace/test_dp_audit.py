@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fedveil.gradient_leakage.defenses.gaussian import GaussianMechanism
-from fedveil.gradient_leakage.defenses.noise import SystemNoise
 from fedveil.gradient_leakage.one_run_audit import OneRunAudit
 from fedveil.gradient_leakage.private_steps import noised_mean
 from fedveil.utils.differential_privacy import DifferentialPrivacy
+from fedveil.utils.privacy.noise import SystemNoise
 from fedveil.utils.privacy.values import Unit
 from fedveil.workspace.benchmarks.dp_audit import CASES, as_lines, audit, ledgers_epsilon
 

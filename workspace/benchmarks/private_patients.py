@@ -26,9 +26,9 @@ from ...envoy.initial_weights import initial_of
 from ...envoy.plan_loading import construct, plan_class_of
 from ...envoy.plans import TrainingPlan
 from ...envoy.records import LoadedDataset
-from ...gradient_leakage.defenses.noise import NoiseSource
 from ...utils.errors import PlanError
 from ...utils.plan_bundle import Setting
+from ...utils.privacy.noise import NoiseSource
 from ...utils.tensors import Vector, canonical_json, digest_of
 from ..chest_xrays import Images3, Part, find_images
 from ..plain_rounds import SiteModel, local_update, weighted_mean

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fedveil.gradient_leakage.defenses.clip import Clip
 from fedveil.gradient_leakage.defenses.gaussian import GaussianMechanism
-from fedveil.gradient_leakage.defenses.noise import SystemNoise
 from fedveil.utils.errors import ConfigError, LayoutMismatchError, NonFiniteUpdateError
+from fedveil.utils.privacy.noise import SystemNoise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays

@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-from fedveil.gradient_leakage.defenses.noise import NoiseSource, SystemNoise
+from fedveil.utils.privacy.noise import NoiseSource, SystemNoise
 from scipy import stats
 
 COUNT = 200_000

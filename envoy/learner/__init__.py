@@ -1,0 +1,1 @@
+"""A site in a researcher's Python: the client of the federated API."""
