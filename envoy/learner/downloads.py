@@ -6,7 +6,6 @@ stands in no certificate; it is the one whose heads this site's own log witnesse
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -23,11 +22,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ...utils.audit_chain import SignedHead, read_entries
 from ...utils.errors import (
     ConfigError,
     DigestMismatchError,
-    FederationError,
     IdentityError,
     MalformedMessageError,
     StorageError,
@@ -35,7 +32,7 @@ from ...utils.errors import (
 from ...utils.private_files import make_private_folder, read_private_file, write_private_file
 from ...utils.rest_calls import RestCalls
 from ...utils.tensors import Digest, canonical_json
-from ..audit import AUDIT_FILE, DIRECTOR_HEAD
+from ..audit import LOG_FILE, heads_in
 from ..patience import a_few_times
 
 MODEL_PATH = "/api/v1/federated/model"
@@ -111,7 +108,7 @@ def known_key(folder: Path) -> Callable[[bytes], None]:
     """
 
     def check(key: bytes) -> None:
-        witnessed, kept = _witnessed(folder / AUDIT_FILE), folder / LOG_KEY_FILE
+        witnessed, kept = _witnessed(folder), folder / LOG_KEY_FILE
         if witnessed is None and kept.exists():
             witnessed = bytes.fromhex(read_private_file(kept).decode("ascii", "replace").strip())
         if witnessed is not None and witnessed != key:
@@ -125,15 +122,11 @@ def known_key(folder: Path) -> Callable[[bytes], None]:
     return check
 
 
-def _witnessed(log: Path) -> bytes | None:
-    """The key of the last of the director's heads that this site logged."""
-    found: bytes | None = None
-    for entry in read_entries(log) if log.exists() else ():
-        head = entry.event.get(DIRECTOR_HEAD)
-        if isinstance(head, str) and head:
-            with contextlib.suppress(ValueError, FederationError):
-                found = SignedHead.from_bytes(bytes.fromhex(head)).key
-    return found
+def _witnessed(folder: Path) -> bytes | None:
+    """The key of the last of the director's heads that this site found right."""
+    if not (folder / LOG_FILE).exists():
+        return None
+    return next((head.key for head in reversed(list(heads_in(folder)))), None)
 
 
 def _once(

@@ -21,16 +21,16 @@ from typing import Any, Self
 from ...utils import messages as m
 from ...utils.errors import FederationError, WrongRoundError
 from ...utils.privacy.noising import NoisedGradients
-from ...utils.rest_calls import RestCalls
 from ...utils.tensors import Digest
 from ..config import load_config
 from ..enrolment import Credentials
-from ..link import Link
 from ..records import DataOptions
+from ..registration import RestAccess
+from ..renewing import connect
 from . import charging, checks
 from .checks import CHECKS, ValidationReport
 from .downloads import DownloadedModel, downloaded, known_key
-from .joining import joined
+from .joining import calls_of, joined
 from .local_update import LocalUpdate, values_of
 from .named_update import as_vector, by_name
 from .order_desk import OpenOrder
@@ -50,7 +50,7 @@ class FederatedLearner:
 
     Args:
         organization_id: the organization's, as the director's API says it.
-        api_key: of one of its users; kept in memory alone.
+        api_key: of one of its users. Once the site is registered, the folder's ``rest.json`` holds it (mode 600).
         url: of the director's REST API; else ``FEDVEIL_URL``, else what the folder remembers.
         folder: the site's; by default ``~/.fedveil/learner-ORGANIZATION``.
         name: the site's; by default made of the organization's id.
@@ -72,7 +72,8 @@ class FederatedLearner:
     ) -> None:
         key = checked_key(api_key)
         self._place = place_of(organization_id, url=url, folder=folder, name=name, root=root)
-        self._calls = RestCalls(self._place.url, key, self._place.root)
+        self._access = RestAccess(self._place.url, key)
+        self._calls = calls_of(self._place, self._access)
         self._data = OwnData(self._place.folder)
         self._lock, self._submitting = threading.RLock(), threading.Lock()
         self._site: WorkingSite | None = None
@@ -286,17 +287,15 @@ class FederatedLearner:
 
     def _credentials(self) -> Credentials:
         with self._lock:
-            return joined(self._place, self._calls)
-
-    def _link(self, credentials: Credentials) -> Link:
-        raise NotImplementedError
+            return joined(self._place, self._access, self._calls)
 
     def _working(self) -> WorkingSite:
         with self._lock:
             if self._site is None:
-                credentials = self._credentials()
+                self._credentials()
                 config = load_config(self.folder)
-                site = WorkingSite(self.folder, config, credentials, self._link(credentials), self._data)
+                credentials, link, renewer = connect(self.folder, config, time.time())
+                site = WorkingSite(self.folder, config, credentials, link, renewer, self._data)
                 site.start()
                 self._site = site
             return self._site

@@ -81,10 +81,10 @@ def place_of(
 
 
 def checked_key(api_key: str) -> str:
-    """An API key that can stand in a header; it is kept in memory alone.
+    """An API key that can stand in a header.
 
     Raises:
-        ConfigError: it cannot; the message does not repeat it.
+        ConfigError: it cannot be one; the message does not repeat it.
     """
     if not isinstance(api_key, str) or not re.fullmatch(r"[!-~]{8,512}", api_key):
         raise ConfigError("api_key: expected the key as the director's API showed it once, without spaces")

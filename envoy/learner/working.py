@@ -32,8 +32,8 @@ from ..decisions import opened, plan_proposed
 from ..enrolment import Credentials
 from ..fetching import PLANS_FOLDER
 from ..link import Link
+from ..renewing import Renewer
 from ..site import boxed_trainer, site_of
-from ..trainer import Trainer
 from .noting_link import NotingLink
 from .order_desk import OpenOrder, OrderDesk
 from .own_data import Given, OwnData
@@ -52,8 +52,8 @@ class WorkingSite:
         config: its ``envoy.toml``.
         credentials: what it holds.
         link: the director.
+        renewer: of what it holds.
         data: its data sets.
-        trainer: does the work; the site's box by default.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class WorkingSite:
         config: EnvoyConfig,
         credentials: Credentials,
         link: Link,
+        renewer: Renewer,
         data: OwnData,
-        trainer: Trainer | None = None,
     ) -> None:
         self.folder, self.config, self.name = folder, config, credentials.peer.name
-        self._data = data
+        self._data, self._renewer = data, renewer
         sandbox, boxed = boxed_trainer(folder, config)
-        self.desk = OrderDesk(trainer or boxed)
+        self.desk = OrderDesk(boxed)
         self._ready: ReadyApprovals
         noting = NotingLink(link, self.desk.note_receipt, self.desk.note_refusal)
         self._site = site_of(folder, config, credentials, noting, sandbox, self.desk, self._only_ready)
@@ -77,6 +77,7 @@ class WorkingSite:
 
     def start(self) -> None:
         """Listen to the director."""
+        self._renewer.start()
         self._thread.start()
 
     def close(self) -> None:
@@ -87,6 +88,7 @@ class WorkingSite:
         self._site.end()
         if self._thread.is_alive():
             self._thread.join(_END_SECONDS)
+        self._renewer.close()
         self._site.close()
 
     def is_at_work(self, ref: m.TaskRef) -> bool:
