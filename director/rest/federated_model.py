@@ -34,6 +34,17 @@ LATEST = "latest"
 SIGNED_CONTEXT = b"fedveil-model-answer/1\0"
 _PIECE_BYTES = 256 << 10
 _ACCURACY = "accuracy"
+_AS_HEADERS = {
+    "model_version": "X-Model-Version",
+    "training_round": "X-Training-Round",
+    "task_id": "X-Task-Id",
+    "accuracy": "X-Accuracy",
+    "organizations_contributed": "X-Organizations-Contributed",
+    "model_card": "X-Model-Card",
+    "signature": "X-Signature",
+    "log_key": "X-Log-Key",
+}
+"""What is said of a model, beside its file: also where a part of it is sent."""
 
 
 class Format(Enum):
@@ -66,7 +77,11 @@ _RESPONSES: dict[int | str, dict[str, Any]] = ANSWERS | {
     200: {
         "model": ModelBody,
         "description": "The model: in JSON, or as its file.",
-        "headers": ANSWERS[200]["headers"],
+        "headers": ANSWERS[200]["headers"]
+        | {
+            name: {"description": f"As `{key}` in JSON; with the file.", "schema": {"type": "string"}}
+            for key, name in _AS_HEADERS.items()
+        },
         "content": ANSWERS[200]["content"],
     }
 }
@@ -97,9 +112,10 @@ def show_model(
         raise UnknownArtifactError(f"model {found.digest[:12]} is no longer here: the director keeps the last ones")
     rounds = works.history.rounds(found.record.run)
     if format is Format.SAFETENSORS:
-        number = _round_of(rounds, found.digest)
-        headers = {"X-Model-Version": _name(found), "X-Training-Round": str(number)}
-        return file_answer(request, works.artifacts, found.digest, f"{found.record.run}-{number}.safetensors", headers)
+        said = _said(hub, works, found, rounds)
+        headers = {name: str(said[key]) for key, name in _AS_HEADERS.items() if said[key] is not None}
+        filename = f"{found.record.run}-{said['training_round']}.safetensors"
+        return file_answer(request, works.artifacts, found.digest, filename, headers)
     tag = f'"{found.digest}-hex"'
     if tag in request.headers.get("if-none-match", ""):
         return Response(None, 304, {"ETag": tag})
@@ -149,7 +165,8 @@ def _name(found: _Found) -> str:
 
 
 def _round_of(rounds: tuple[RoundRecord, ...], digest: Digest) -> int:
-    return max((one.round.ref.round for one in rounds if one.model_out == digest), default=0)
+    trained = (one for one in rounds if one.round.kind is TaskKind.TRAIN and one.model_out == digest)
+    return max((one.round.ref.round for one in trained), default=0)
 
 
 def _said(hub: Hub, works: Works, found: _Found, rounds: tuple[RoundRecord, ...]) -> dict[str, Any]:

@@ -110,11 +110,12 @@ class FederatedLearner:
         return self._credentials().peer.name
 
     def close(self) -> None:
-        """Finish what was handed in, and stop working."""
+        """Finish what was handed in, and stop working; nothing more is asked of the director."""
         with self._lock:
             site, self._site = self._site, None
         if site is not None:
             site.close()
+        self._calls.close()
 
     # ------------------------------------------------------------ data
 
