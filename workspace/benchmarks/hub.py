@@ -114,7 +114,7 @@ def measure_hub(mb: float, callers: int, seconds: float, turns: int) -> HubCost:
     """
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="fedveil-bench-") as folder, LocalFederation(Path(folder)) as federation:
-        federation.found(settings={"listen": '"127.0.0.1:0"', "log_level": '"warning"'})
+        federation.found(settings={"rest.listen": '"127.0.0.1:0"', "log_level": '"warning"'})
         stage = _opened(federation, int(mb * 1e6))
         status = tuple(_status(stage, path, callers, seconds) for path in STATUS_PATHS)
         chain, key = federation.director_folder / "director.pem", federation.director_folder / "director.key.pem"
