@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from sqlalchemy import Engine
 
-from ...utils.errors import AgreementError
+from ...utils.errors import AgreementError, UnknownEntityError
 from ...utils.identity import when
 from ...utils.messages import EnvoyName, RunId
 from ..revocations import Revocations
@@ -42,6 +42,10 @@ class TaskMandates:
         if task is None:
             return None
         return self._of_people(task) or self._of_agreements(task, now) or self._of_data(task)
+        try:
+            return self._of_people(task) or self._of_agreements(task, now)
+        except UnknownEntityError as error:  # the database was changed by hand; what nobody can look up allows nothing
+            return f"what it was started under is gone: {error}"
 
     def among(self, run: RunId, envoys: Collection[EnvoyName]) -> frozenset[EnvoyName]:
         """Of these, the envoys of the active organizations of its collaboration; all, where the run is no task.

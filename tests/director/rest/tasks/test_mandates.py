@@ -1,6 +1,7 @@
 """What ends a task before its time, however often the director is started anew; and what of it stays."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -97,3 +98,12 @@ def test_a_bundle_of_evidence_holds_permits_agreements_and_tasks(study, begun):
     assert set(agreements[told["processing"]]["signed"]) == set(permit["organizations"])
     north = next(one for one in json.loads(found["organizations.json"]) if one["name"] == "North Hospital")
     assert north["envoys"] == ["north-1"]
+
+
+def test_what_nobody_can_look_up_any_more_allows_nothing_and_the_director_goes_on(study, begun, monkeypatch):
+    task, _ = begun
+
+    found = study.hub.tasks.get(task["task_id"])
+    monkeypatch.setattr(study.coordinator._mandates._tasks, "find", lambda _: replace(found, collaboration="ab" * 12))
+    over = study.until(task, lambda run: run.state.is_over)
+    assert "what it was started under is gone" in over.reason
