@@ -41,9 +41,8 @@ class TaskMandates:
         task = self._tasks.find(run)
         if task is None:
             return None
-        return self._of_people(task) or self._of_agreements(task, now) or self._of_data(task)
         try:
-            return self._of_people(task) or self._of_agreements(task, now)
+            return self._of_people(task) or self._of_agreements(task, now) or self._of_data(task)
         except UnknownEntityError as error:  # the database was changed by hand; what nobody can look up allows nothing
             return f"what it was started under is gone: {error}"
 
