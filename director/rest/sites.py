@@ -34,7 +34,8 @@ from .works import TheWorks, Works
 router = APIRouter(
     prefix="/api/v1/federated/sites", tags=["sites"], responses=documented(400, 401, 403, 409, 413, 422, 429, 503)
 )
-SiteName = Annotated[str, Path(min_length=1, max_length=63, description="Of the envoy.")]
+_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
+SiteName = Annotated[str, Path(min_length=1, max_length=63, pattern=_PATTERN, description="Of the envoy.")]
 _AGAIN_SECONDS = 5.0  # how old what is known of the key of an open call may be
 _MAX_REQUEST = 24 << 10
 
@@ -43,7 +44,7 @@ class NewSite(BaseModel):
     """A site's keys: the public halves; the private ones never leave it."""
 
     model_config = ConfigDict(extra="forbid")
-    name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")
+    name: str = Field(min_length=1, max_length=63, pattern=_PATTERN)
     signing_request: Base64 = Field(min_length=1, max_length=_MAX_REQUEST, description="PKCS#10 of a P-256 key.")
     identity_key: Base64 = Field(min_length=44, max_length=44, description="Ed25519, 32 bytes.")
     identity_proof: Base64 = Field(min_length=88, max_length=88, description="It signed the requests.")
