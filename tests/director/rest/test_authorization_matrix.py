@@ -315,6 +315,11 @@ def upload(query: str = "", body: bytes | None = None) -> Callable[..., Case]:
     return case
 
 
+def fairness(m: Matrix, whose: Whose, user: User) -> Case:
+    one, target = m.task(whose, user)
+    return Case(f"/api/v1/reports/fairness/{one.run}", target)
+
+
 def my_round(m: Matrix, whose: Whose, user: User) -> Case:
     own = user.organization
     return Case(f"/api/v1/federated/round?envoy={m.member(own)}", Target(own))
@@ -563,6 +568,7 @@ ASKS: dict[tuple[str, str], tuple[Ask, ...]] = {
     ("POST", "/api/v1/models/{model_id}/publication"): (
         Ask(Operation.PUBLISH, R.MODEL, model("/publication"), EVERYBODYS, ("view:model:federation",), "may publish"),
     ),
+    ("GET", "/api/v1/reports/fairness/{task_id}"): (Ask(V, R.REPORT, fairness, EVERYBODYS),),
     ("GET", "/api/v1/keys"): (Ask(V, R.KEY, my_keys(), OWN, is_known=True),),
     ("POST", "/api/v1/keys"): (Ask(C, R.KEY, my_keys({"label": "x", "rules": ["create:key:own"], "days": 1}), OWN),),
     ("DELETE", "/api/v1/keys/{key_id}"): (Ask(D, R.KEY, key, EVERYBODYS),),
