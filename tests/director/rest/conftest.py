@@ -150,7 +150,9 @@ def running(authorities: tuple[Authority, Authority]) -> Callable[[Hub, Path], W
 def world(engine: Engine, tmp_path: Path, authorities: tuple[Authority, Authority]) -> Iterator[World]:
     """An admin of the director's own organization, and two hospitals with an administrator each."""
     clock = Clock()
-    hub = Hub("lungs", engine, DirectorAudit(), clock, os.urandom)
+    (tmp_path / "director").mkdir()
+    audit = DirectorAudit.open(tmp_path / "director", "lungs", durable=False, clock=clock)
+    hub = Hub("lungs", engine, audit, clock, os.urandom)
     works = works_of(hub, tmp_path / "director", *authorities)
     made = World(hub, make_app(hub, works), clock, works)
     made.user("root", made.organization("The director's"), "admin")
@@ -159,6 +161,7 @@ def world(engine: Engine, tmp_path: Path, authorities: tuple[Authority, Authorit
     yield made
     for client in made.clients:
         client.close()
+    audit.close()
 
 
 def problem_of(answer: Any, status: int) -> dict[str, Any]:
