@@ -89,8 +89,9 @@ def test_the_model_has_all_that_is_said_of_it_and_is_the_file(trained, problem_o
 
 
 def test_who_takes_no_part_sees_no_model_report_or_budget(trained, problem_of):
+    outsider = trained.world.signed_in("north-admin")
     for path in ("model", "privacy-report", "budget", "round"):
-        found = trained.world.signed_in("north-admin").get(f"/api/v1/federated/{path}")
+        found = outsider.get(f"/api/v1/federated/{path}")
         assert problem_of(found, 404)["detail"]
         problem_of(trained.world.anonymous().get(f"/api/v1/federated/{path}"), 401)
 
