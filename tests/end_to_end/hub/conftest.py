@@ -37,6 +37,7 @@ class Consortium:
         done = CliRunner().invoke(director_app, [*words, "--password-file", str(password)])
         assert done.exit_code == 0, done.output
         self.admin = self.signed_in("root")
+        self.organizations["the director's"] = said(self.admin.get("/api/v1/me"), 200)["organization_id"]
 
     def close(self) -> None:
         """End all connections."""
@@ -141,6 +142,17 @@ def _said() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def consortium_of(wait_until: Callable[..., None]) -> Callable[[Path], Consortium]:
+    """Makes one of a director's folder, once that serves the API; to be closed."""
+
+    def make(folder: Path) -> Consortium:
+        wait_until((folder / REST_ADDRESS_FILE).exists, "the API")
+        return Consortium(folder)
+
+    return make
+
+
+@pytest.fixture
 def federation(tmp_path: Path, toy_federation: Callable[..., Any], free_port: Callable[[], int]) -> Iterator[Any]:
     """Three envoys that joined by invitation, and a director with the API at a port that it keeps."""
     with toy_federation(tmp_path, "", "allowed") as made:
@@ -152,9 +164,9 @@ def federation(tmp_path: Path, toy_federation: Callable[..., Any], free_port: Ca
 
 
 @pytest.fixture
-def consortium(federation: Any) -> Iterator[Consortium]:
+def consortium(federation: Any, consortium_of: Callable[[Path], Consortium]) -> Iterator[Consortium]:
     """Three hospitals with an envoy each, as ``federation`` has them, that agreed to train on nothing in particular."""
-    made = Consortium(federation.director_folder)
+    made = consortium_of(federation.director_folder)
     for number, site in enumerate(federation.sites):
         name = ("north", "south", "west")[number]
         made.organization(name)
