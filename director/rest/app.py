@@ -68,6 +68,7 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
         openapi_url="/api/v1/openapi.json",
         generate_unique_id_function=_operation_id,
         strict_content_type=True,
+        redirect_slashes=False,  # they lead to whatever host the caller named
     )
     app.state.hub, app.state.works, app.state.numbers = hub, works, Numbers()
     app.state.ends = threading.Event()  # set when the server closes

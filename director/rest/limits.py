@@ -1,4 +1,4 @@
-"""What is refused before anybody looks at it: bodies that are too large, and callers who ask too often.
+"""What is refused before anybody looks at it: bodies that are too large or too slow, and callers who ask too often.
 
 Each address has a bucket of calls that fills steadily; an address that empties it is answered 429 and told when to come
 back. Addresses are those of the connection: a proxy before the director counts as one caller, so it limits itself.
@@ -6,6 +6,7 @@ back. Addresses are those of the connection: a proxy before the director counts 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
@@ -13,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .problems import problem
@@ -24,6 +27,10 @@ _STREAMED = re.compile(
 )
 CALLS_A_SECOND, BURST = 100.0, 400.0
 _MAX_ADDRESSES = 10_000
+BODY_SECONDS, SILENT_SECONDS = 120.0, 60.0
+"""How long a body may take in all, and, where it is streamed, each of its pieces."""
+_TOO_LARGE = f"a body has at most {MAX_BODY_BYTES} bytes, and says how many"
+_MOST_DIGITS = 20
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -77,20 +84,60 @@ class Limits:
             headers = {"Retry-After": str(int(wait) + 1)}
             await problem(429, "TooManyCalls", "Too often", detail, headers=headers)(scope, receive, guarded)
             return
-        if _STREAMED.fullmatch(scope["path"]):
-            await self._app(scope, receive, guarded)
+        headers = Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # One of the two is a lie, and a proxy before us may have believed the other.
+            await _refusal(
+                400, "Refused", "Unclear where it ends", "say Content-Length or Transfer-Encoding, not both"
+            )(scope, receive, guarded)
             return
-        announced = Headers(scope=scope).get("content-length", "0")
-        if not announced.isdecimal() or int(announced) > MAX_BODY_BYTES:
-            detail = f"a body has at most {MAX_BODY_BYTES} bytes, and says how many"
-            await problem(413, "TooLarge", "Too large", detail)(scope, receive, guarded)
+        announced = headers.get("content-length", "0")
+        is_streamed = _STREAMED.fullmatch(scope["path"]) is not None
+        if not is_streamed and (
+            not announced.isdecimal() or len(announced) > _MOST_DIGITS or int(announced) > MAX_BODY_BYTES
+        ):
+            await _too_large()(scope, receive, guarded)
             return
-        taken = 0
+        await self._bounded(scope, receive, guarded, is_streamed)
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send, is_streamed: bool) -> None:
+        taken, is_whole, until = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
+        has_begun = False
 
         async def bounded() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, is_whole
+            if is_whole:  # what comes now is that the caller hung up
+                return await receive()
+            now = asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout_at(now + SILENT_SECONDS if is_streamed else until):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(400, "the body did not come in time") from None
             taken += len(message.get("body", b""))
-            return {"type": "http.disconnect"} if taken > MAX_BODY_BYTES else message
+            is_whole = not message.get("more_body", False)
+            if taken > MAX_BODY_BYTES and not is_streamed:
+                raise HTTPException(413, _TOO_LARGE)
+            return message
 
-        await self._app(scope, bounded, guarded)
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, bounded, noted)
+        except HTTPException as error:  # where none of the app's own handlers was around
+            if has_begun:
+                raise
+            answer = _too_large() if error.status_code == 413 else _refusal(400, "Refused", error.detail, error.detail)
+            await answer(scope, receive, send)
+
+
+def _too_large() -> Response:
+    return _refusal(413, "TooLarge", "Too large", _TOO_LARGE)
+
+
+def _refusal(status: int, kind: str, title: str, detail: str) -> Response:
+    """Of a request whose rest is not read: nothing else is heard on its connection."""
+    return problem(status, kind, title, detail, headers={"Connection": "close"})

@@ -7,6 +7,8 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 
 class Numbers:
     """What is counted of calls, by route and never by what is in them."""
@@ -40,8 +42,9 @@ class Counting:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")  # never the path: that may hold ids without end
-                self._numbers.calls.labels(scope["method"], route, str(message["status"])).inc()
-                self._numbers.seconds.labels(scope["method"], route).observe(time.perf_counter() - began)
+                method = scope["method"] if scope["method"] in _METHODS else "other"  # a caller may invent them
+                self._numbers.calls.labels(method, route, str(message["status"])).inc()
+                self._numbers.seconds.labels(method, route).observe(time.perf_counter() - began)
             await send(message)
 
         await self._app(scope, receive, counted)

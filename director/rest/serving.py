@@ -24,6 +24,7 @@ from ...utils.addresses import Address
 from ...utils.errors import ConfigError
 from ...utils.transport import Shown
 from ..server_certificate import ServerCertificate
+from .connections import BoundedConnection, ImpatientLoop
 
 _LOG = logging.getLogger(__name__)
 _BACKLOG = 512
@@ -50,6 +51,7 @@ class RestServer:
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
+            http=BoundedConnection,
             log_config=None,
             access_log=False,  # paths may hold names of people; what is done is in the audit log
             server_header=False,
@@ -77,7 +79,8 @@ class RestServer:
             self._socket.close()
 
     def _run(self) -> None:
-        asyncio.run(self._serve())
+        with asyncio.Runner(loop_factory=ImpatientLoop) as runner:
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         looking = asyncio.create_task(self._look())

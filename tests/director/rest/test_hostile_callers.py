@@ -1,0 +1,145 @@
+"""Callers that follow no protocol, on plain sockets: slow, many, unclear, too large; others are still answered."""
+
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+from fedveil.director.config import load_config
+from fedveil.director.founding import ROOT_FILE, init_federation
+from fedveil.director.issuer import IssuerFile
+from fedveil.director.rest.serving import RestServer
+from fedveil.director.server_certificate import ServerCertificate
+from fedveil.utils.addresses import Address
+
+CALLS, LIMITS = "fedveil.director.rest.connections", "fedveil.director.rest.limits"
+POST = b"POST /api/v1/sessions HTTP/1.1\r\nHost: director\r\nContent-Type: application/json\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: director\r\n"
+LAST = GET + b"Connection: close\r\n\r\n"
+
+
+class Door:
+    """One that listens, and plain connections to it."""
+
+    def __init__(self, folder: Path, app) -> None:
+        init_federation(folder, "lungs", ["127.0.0.1"], b"passphrase", time.time(), listen="127.0.0.1:0")
+        self._root = folder / ROOT_FILE
+        certificate = ServerCertificate(folder, load_config(folder), IssuerFile(folder, time.time), time.time)
+        self.server = RestServer(app, Address.parse("127.0.0.1:0"), certificate)
+
+    def raw(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.server.port), 60)
+
+    def line(self) -> ssl.SSLSocket:
+        context = ssl.create_default_context(cafile=str(self._root))
+        return context.wrap_socket(self.raw(), server_hostname="127.0.0.1")
+
+    def answer(self, *said: bytes) -> bytes:
+        """All that comes until the door hangs up."""
+        with self.line() as line:
+            for one in said:
+                line.sendall(one)
+            return rest(line)
+
+
+def rest(line: socket.socket) -> bytes:
+    """All that comes until the other side hangs up, which it must."""
+    found = b""
+    try:
+        while piece := line.recv(65536):
+            found += piece
+    except (ConnectionError, ssl.SSLError):
+        pass  # it hung up with less ceremony
+    return found
+
+
+@pytest.fixture
+def door(tmp_path, world):
+    made = Door(tmp_path / "director", world.app)
+    yield made
+    made.server.close()
+
+
+def test_a_request_whose_end_is_unclear_is_refused_and_what_follows_it_is_not_heard(door):
+    both = POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    answer = door.answer(both + LAST)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"application/problem+json" in answer
+
+
+@pytest.mark.parametrize("unclear", [b"Content-Length: 4\r\nContent-Length: 5\r\n", b"Transfer-Encoding: xchunked\r\n"])
+def test_lengths_that_contradict_each_other_end_the_connection(door, unclear):
+    answer = door.answer(POST + unclear + b"\r\n0\r\n\r\n" + LAST)
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 501"))
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_body_in_pieces_that_is_too_large_is_a_problem_413(door, monkeypatch):
+    monkeypatch.setattr(f"{LIMITS}.MAX_BODY_BYTES", 1000)
+    piece = b"200\r\n" + b" " * 512 + b"\r\n"
+    answer = door.answer(POST + b"Transfer-Encoding: chunked\r\n\r\n" + piece * 4 + b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"urn:fedveil:problem:" in answer
+
+
+def test_who_is_slow_with_a_handshake_or_with_headers_is_hung_up_on(door, monkeypatch):
+    monkeypatch.setattr(f"{CALLS}.HEADER_SECONDS", 0.2)
+    with door.line() as silent:
+        assert rest(silent) == b""
+    with door.line() as half:
+        half.sendall(GET)
+        assert rest(half) == b""
+    with door.line() as second:
+        second.sendall(GET + b"\r\n" + GET)
+        assert rest(second).count(b"HTTP/1.1 200") == 1
+
+
+def test_a_handshake_that_does_not_come_ends(tmp_path, world, monkeypatch):
+    monkeypatch.setattr(f"{CALLS}.HANDSHAKE_SECONDS", 0.2)
+    door = Door(tmp_path / "director", world.app)
+    try:
+        with door.raw() as silent:
+            assert rest(silent) == b""
+        assert door.answer(LAST).startswith(b"HTTP/1.1 200")
+    finally:
+        door.server.close()
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(door, monkeypatch):
+    monkeypatch.setattr(f"{LIMITS}.BODY_SECONDS", 0.2)
+    answer = door.answer(POST + b"Content-Length: 10\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"in time" in answer
+
+
+def test_one_address_holds_so_many_connections_and_others_are_answered_again_once_it_lets_go(door, monkeypatch):
+    monkeypatch.setattr(f"{CALLS}.MOST_OF_ONE", 3)
+    held = [door.line() for _ in range(3)]
+    for one in held:
+        one.sendall(GET + b"\r\n")
+        assert one.recv(12) == b"HTTP/1.1 200"
+    with door.line() as fourth:
+        assert rest(fourth) == b""
+    for one in held:
+        one.close()
+    while not (answer := door.answer(LAST)):  # it hears of their end in its own time
+        pass
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_no_path_leads_to_another_host(world):
+    answer = world.signed_in("root").get(
+        "/api/v1/organizations/", headers={"Host": "elsewhere.example"}, follow_redirects=False
+    )
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
+
+
+def test_methods_that_a_caller_invents_are_counted_as_one(world):
+    for number in range(20):
+        world.anonymous().request(f"METHOD{number}", "/healthz")
+    counted = world.anonymous().get("/metrics").text
+    assert "METHOD" not in counted
+    assert 'method="other"' in counted
