@@ -1,7 +1,8 @@
 """How often a secret may be guessed. Pure: failures and a clock in, seconds to wait out.
 
 The first few failures cost nothing: people mistype. Each one after that doubles the wait, up to an hour, so that
-somebody who guesses for a year has made fewer than ten thousand guesses. A success forgets them. Whoever guesses at
+somebody who guesses for a year has made fewer than ten thousand guesses. A success forgets them, and so does a day
+without any: names that nobody has are counted like others, and cannot be remembered for ever. Whoever guesses at
 somebody else's name keeps that user waiting too, at most as long as an hour: that is the price, and the audit log and
 the user's page say that it happens.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 FREE_FAILURES = 4
 FIRST_WAIT_SECONDS = 2.0
 MOST_WAIT_SECONDS = 3600.0
+FORGOTTEN_SECONDS = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,4 +38,4 @@ class Failures:
 
     def failed(self, now: float) -> Failures:
         """One more."""
-        return Failures(self.count + 1, now)
+        return Failures(1 if now - self.last_at > FORGOTTEN_SECONDS else self.count + 1, now)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from ...utils.errors import ConfigError
+from ...utils.errors import ConfigError, TooManyCallsError
 
 LEAST, MOST = 12, 256
 _MEMORY_KIB = 64 << 10
 _PASSES = 3
+_AT_ONCE, _AND_WAITING = threading.BoundedSemaphore(4), threading.BoundedSemaphore(16)
+"""Passwords that are looked at, each with its 64 MiB; and those with them that have a thread of the door's forty."""
 
 
 def check_new(password: str, user: str) -> None:
@@ -38,6 +43,22 @@ def is_right(kept: str, password: str) -> bool:
         return _hasher().verify(kept or _nobody(), _normal(password[: MOST + 1])) and bool(kept)
     except (VerificationError, InvalidHashError):
         return False
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Around what strangers may ask for: they take neither all memory nor all threads.
+
+    Raises:
+        TooManyCallsError: too many wait already.
+    """
+    if not _AND_WAITING.acquire(blocking=False):
+        raise TooManyCallsError("too many sign in at this moment: try again in some seconds")
+    try:
+        with _AT_ONCE:
+            yield
+    finally:
+        _AND_WAITING.release()
 
 
 def is_outdated(kept: str) -> bool:

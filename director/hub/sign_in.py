@@ -1,7 +1,7 @@
 """Who is it that asks? A password and a code give a session; a session's token or an API key gives an actor.
 
 Tokens and keys are kept as SHA-256. Whatever is wrong, the answer and the time that it takes are the same: who guesses
-learns neither which users there are nor which half was right. Failures slow down whoever makes them (``lockout``).
+learns neither which users there are nor which half was right. Failures slow down whoever makes them (``attempts``).
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 
 from sqlalchemy import Engine, RowMapping, delete, insert, select, update
 
-from ...utils.errors import IdentityError, LockedOutError
+from ...utils.errors import IdentityError
 from ..database import reading, transaction
 from . import api_keys
 from .api_keys import ApiKey
+from .attempts import Attempts
 from .one_time_codes import accepted_step
-from .passwords import hashed, is_outdated, is_right
+from .passwords import hashed, is_outdated, is_right, turn
 from .rules import Actor, Rule
 from .tables import API_KEYS, PARTIES, SESSIONS, USERS
 from .users import Roles, User, users
@@ -59,7 +60,7 @@ class SignIn:
 
     def __init__(self, engine: Engine, random: Callable[[int], bytes]) -> None:
         self._engine, self._random = engine, random
-        self._users, self._roles = users(engine), Roles(engine)
+        self._users, self._roles, self._attempts = users(engine), Roles(engine), Attempts(engine)
 
     def sign_in(self, name: str, password: str, code: str, now: float) -> Session:
         """Open a session.
@@ -72,20 +73,18 @@ class SignIn:
 
         Raises:
             IdentityError: something is not right; it is not said what.
-            LockedOutError: too many attempts failed; the text says how long to wait.
+            LockedOutError: too many attempts failed, also at a name that nobody has; the text says how long to wait.
+            TooManyCallsError: too many sign in at this moment.
         """
         user = self._users.first(USERS.c.name == name)
-        wait = 0.0 if user is None else user.failed.wait(now)
-        if wait:
-            raise LockedOutError(f"too many attempts failed: wait {wait:.0f} s, and try again")
-        is_password = is_right("" if user is None else user.password, password)
+        with turn():
+            self._attempts.begin(name, None if user is None else user.id, now)
+            is_password = is_right("" if user is None else user.password, password)
         step = -1
         if user is not None and user.totp_secret is not None:
             found = accepted_step(user.totp_secret, code, now, user.totp_step)
             is_password, step = is_password and found is not None, -1 if found is None else found
         if user is None or user.disabled_at is not None or not is_password or not self._counts(user, step, now):
-            if user is not None:
-                self._failed(user.id, now)
             raise IdentityError(_WRONG)
         if is_outdated(user.password):
             self._set(user.id, password=hashed(password))
@@ -210,11 +209,6 @@ class SignIn:
             of_user = of_user.where(USERS.c.totp_step < step).values(totp_step=step)
         with transaction(self._engine) as connection:
             return bool(connection.execute(of_user.values(failures=0, failed_at=now)).rowcount)
-
-    def _failed(self, id_: str, now: float) -> None:
-        with transaction(self._engine) as connection:
-            values = {"failures": USERS.c.failures + 1, "failed_at": now}
-            connection.execute(update(USERS).where(USERS.c.id == id_).values(values))
 
     def _set(self, id_: str, **values: Any) -> None:
         with transaction(self._engine) as connection:

@@ -156,6 +156,14 @@ SESSIONS = Table(
     Column("expires_at", Double, nullable=False),
 )
 
+STRANGERS = Table(
+    "hub_strangers",  # names that nobody has, and that somebody tried to sign in with
+    METADATA,
+    Column("name_sha256", String(64), primary_key=True),
+    Column("failures", Integer, nullable=False),
+    Column("failed_at", Double, nullable=False, index=True),
+)
+
 API_KEYS = Table(
     "hub_api_keys",
     METADATA,

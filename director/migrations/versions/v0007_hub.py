@@ -45,6 +45,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_hub_collaborations_name")),
     )
     op.create_table(
+        "hub_strangers",
+        sa.Column("name_sha256", sa.String(length=64), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("failed_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("name_sha256", name=op.f("pk_hub_strangers")),
+    )
+    op.create_index(op.f("ix_hub_strangers_failed_at"), "hub_strangers", ["failed_at"], unique=False)
+    op.create_table(
         "hub_idempotency",
         sa.Column("user", sa.String(length=32), nullable=False),
         sa.Column("key", sa.String(length=255), nullable=False),
@@ -326,6 +334,8 @@ def downgrade() -> None:
     op.drop_table("hub_plans")
     op.drop_index(op.f("ix_hub_tasks_collaboration"), table_name="hub_tasks")
     op.drop_table("hub_tasks")
+    op.drop_index(op.f("ix_hub_strangers_failed_at"), table_name="hub_strangers")
+    op.drop_table("hub_strangers")
     op.drop_index(op.f("ix_hub_sessions_user"), table_name="hub_sessions")
     op.drop_table("hub_sessions")
     op.drop_index(op.f("ix_hub_models_run"), table_name="hub_models")

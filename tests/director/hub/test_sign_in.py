@@ -3,16 +3,17 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import BoundedSemaphore
 
 import pytest
 from fedveil.director.hub.lockout import FREE_FAILURES
 from fedveil.director.hub.one_time_codes import code_at
 from fedveil.director.hub.organizations import Organization, organizations
-from fedveil.director.hub.passwords import check_new, hashed, is_right
+from fedveil.director.hub.passwords import check_new, hashed, is_right, turn
 from fedveil.director.hub.rules import Operation, Resource, Rule, Target, decide
 from fedveil.director.hub.sign_in import SESSION_SECONDS, SignIn
 from fedveil.director.hub.users import OwnRole, Roles, User, own_roles, users
-from fedveil.utils.errors import ConfigError, IdentityError, LockedOutError, UnknownEntityError
+from fedveil.utils.errors import ConfigError, IdentityError, LockedOutError, TooManyCallsError, UnknownEntityError
 from sqlalchemy import text
 
 NOW = 1_800_000_000.0
@@ -83,6 +84,51 @@ def test_who_guesses_waits_and_who_knows_it_forgets_the_failures(sign_in):
     with pytest.raises(IdentityError):
         sign_in.sign_in("ben", "wrong wrong wrong", "", NOW + 4)
     assert sign_in.sign_in("ben", PASSWORD, "", NOW + 4)
+
+
+def test_who_is_told_to_wait_does_not_learn_by_it_that_there_is_such_a_user(sign_in, monkeypatch):
+    monkeypatch.setattr("fedveil.director.hub.sign_in.is_right", lambda *_: False)  # quick
+
+    def answers(name, times):
+        told = []
+        for now in times:
+            with pytest.raises((IdentityError, LockedOutError)) as caught:
+                sign_in.sign_in(name, "wrong wrong wrong", "", now)
+            told.append((type(caught.value), str(caught.value)))
+        return told
+
+    times = (
+        [NOW] * (FREE_FAILURES + 2) + [NOW + 3, NOW + 4, NOW + 4000, NOW + 4001, NOW + 200_000] + [NOW + 200_001] * 5
+    )
+    assert answers("ben", times) == answers("nobody", times)
+    assert LockedOutError in {kind for kind, _ in answers("a name that can be none", [NOW] * 6)}
+
+
+def test_guesses_that_come_at_once_are_as_many_as_one_by_one(sign_in, monkeypatch):
+    looked_at = []
+
+    def look(kept, password):
+        looked_at.append(password)
+        return False
+
+    monkeypatch.setattr("fedveil.director.hub.sign_in.is_right", look)
+
+    def guess(number):
+        with pytest.raises((IdentityError, LockedOutError)):
+            sign_in.sign_in("ben", f"guess {number}", "", NOW)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(guess, range(30)))
+    assert len(looked_at) == FREE_FAILURES + 1
+
+
+def test_who_finds_too_many_signing_in_is_sent_away_and_not_counted(sign_in, monkeypatch):
+    monkeypatch.setattr("fedveil.director.hub.passwords._AND_WAITING", BoundedSemaphore(1))
+    with turn():
+        for _ in range(FREE_FAILURES + 2):
+            with pytest.raises(TooManyCallsError):
+                sign_in.sign_in("ben", PASSWORD, "", NOW)
+    assert sign_in.sign_in("ben", PASSWORD, "", NOW)
 
 
 def test_a_session_ends_when_its_user_says_so_or_is_disabled(sign_in, engine):
