@@ -102,7 +102,11 @@ def make_app(hub: Hub, works: Works | None = None) -> FastAPI:
     ):
         app.include_router(router)
     app.state.registrations = federated_organizations.new_registrations()
-    app.add_middleware(Idempotency, answers=Answers(hub.engine, hub.now))
+    app.add_middleware(
+        Idempotency,
+        answers=Answers(hub.engine, hub.now),
+        caller=lambda token: hub.sign_in.caller(token, hub.now()),
+    )
     app.add_middleware(Limits)
     app.add_middleware(Counting, numbers=app.state.numbers)
     drawn = app.openapi

@@ -15,8 +15,8 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HANDSHAKE_SECONDS = 10.0
-HEADER_SECONDS = 20.0
-"""From the handshake, or from what comes after an answer, to the end of a request's headers."""
+HEADER_SECONDS = 30.0
+"""From the handshake, or from the answer before, to the end of a request's headers."""
 MOST_OF_ONE = 1000
 """Connections of one address."""
 _MOST = 4000
@@ -31,7 +31,7 @@ def most_connections() -> int:
 class ImpatientLoop(asyncio.SelectorEventLoop):
     """Waits less long for a TLS handshake."""
 
-    async def create_server(self, *args: Any, **more: Any) -> asyncio.Server:  # type: ignore[override] # as above it
+    async def create_server(self, *args: Any, **more: Any) -> asyncio.Server:
         """As in asyncio."""
         return await super().create_server(*args, ssl_handshake_timeout=HANDSHAKE_SECONDS, **more)
 
@@ -55,13 +55,19 @@ class BoundedConnection(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def on_response_complete(self) -> None:
+        """An answer went out whole; the next request may be here already, or a part of it."""
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         super().connection_lost(exc)
         self._rest()
 
     def _watch(self) -> None:
-        """What comes while nothing is answered has so long to become a request; what nobody reads any more, to end."""
+        """While nothing is answered a request has so long to come whole, and what nobody reads any more, to end."""
         if self._is_answered():
             self._rest()
         elif self._deadline is None:

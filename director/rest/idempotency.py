@@ -1,8 +1,10 @@
 """``Idempotency-Key``: a POST that is sent again, since its answer was lost, is answered as it was and not done again.
 
-Kept for a day, by who asked and their key. Another request under the same key is refused. An answer that must not be
-stored (``Cache-Control: no-store``: it holds what is told once) is not kept: sent again, it is said that it was done.
-A request under way is marked before it is done; where the director was killed amid it, the mark goes after 5 minutes.
+Kept for a day, by who asked and their key: a user, signed in or by one API key. Whoever is nobody (any more) is told so
+by the call itself, is shown no answer, and leaves no trace here. Another request under the same key is refused. An
+answer that must not be stored (``Cache-Control: no-store``: it holds what is told once) is not kept: sent again, it is
+said that it was done. A request under way is marked before it is done; where the director was killed amid it, the mark
+goes after 5 minutes.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...utils.errors import StorageError
+from ...utils.errors import IdentityError, StorageError
 from ..database import reading, transaction
+from ..hub.sign_in import Caller
 from ..hub.tables import IDEMPOTENCY
 from .problems import problem, refusal
 
@@ -74,8 +77,8 @@ class Answers:
 class Idempotency:
     """ASGI middleware before the app's POSTs."""
 
-    def __init__(self, app: ASGIApp, answers: Answers) -> None:
-        self._app, self._answers = app, answers
+    def __init__(self, app: ASGIApp, answers: Answers, caller: Callable[[str], Caller]) -> None:
+        self._app, self._answers, self._caller = app, answers, caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI calls it."""
@@ -84,6 +87,17 @@ class Idempotency:
         if scope["type"] != "http" or scope["method"] != "POST" or key is None or who is None:
             await self._app(scope, receive, send)
             return
+        try:
+            caller = await run_in_threadpool(self._who, who)
+        except StorageError as error:
+            await refusal(error)(scope, receive, send)
+            return
+        if caller is None:
+            await self._app(scope, receive, send)
+        else:
+            await self._once(caller, key, scope, receive, send)
+
+    async def _once(self, caller: str, key: str, scope: Scope, receive: Receive, send: Send) -> None:
         if not 0 < len(key) <= MAX_KEY or not key.isprintable():
             detail = f"Idempotency-Key: expected 1 to {MAX_KEY} printable characters"
             await problem(422, "MalformedRequest", "The request is not as it should be", detail)(scope, receive, send)
@@ -93,7 +107,6 @@ class Idempotency:
             detail = f"with an Idempotency-Key a body has at most {MAX_BODY_BYTES} bytes"
             await problem(413, "TooLarge", "Too large", detail)(scope, receive, send)
             return
-        caller = hashlib.sha256(who.encode("latin-1")).hexdigest()[:32]
         request = hashlib.sha256(repr((scope["path"], scope["query_string"])).encode() + b"\0" + body).hexdigest()
         try:
             kept = await run_in_threadpool(self._answers.begin, caller, key, request)
@@ -104,6 +117,16 @@ class Idempotency:
             await _again(kept, request, scope, receive, send)
             return
         await self._first(caller, key, body, scope, send)
+
+    def _who(self, authorization: str) -> str | None:
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        try:
+            found = self._caller(token.strip())
+        except IdentityError:
+            return None
+        return hashlib.sha256(repr((found.user.id, found.key)).encode()).hexdigest()[:32]
 
     async def _first(self, caller: str, key: str, body: bytes, scope: Scope, send: Send) -> None:
         told: list[Message] = []

@@ -31,6 +31,7 @@ BODY_SECONDS, SILENT_SECONDS = 120.0, 60.0
 """How long a body may take in all, and, where it is streamed, each of its pieces."""
 _TOO_LARGE = f"a body has at most {MAX_BODY_BYTES} bytes, and says how many"
 _MOST_DIGITS = 20
+_CLOSE = {"Connection": "close"}
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -84,14 +85,14 @@ class Limits:
             headers = {"Retry-After": str(int(wait) + 1)}
             await problem(429, "TooManyCalls", "Too often", detail, headers=headers)(scope, receive, guarded)
             return
-        headers = Headers(scope=scope)
-        if "transfer-encoding" in headers and "content-length" in headers:
+        said = Headers(scope=scope)
+        if "transfer-encoding" in said and "content-length" in said:
             # One of the two is a lie, and a proxy before us may have believed the other.
             await _refusal(
                 400, "Refused", "Unclear where it ends", "say Content-Length or Transfer-Encoding, not both"
             )(scope, receive, guarded)
             return
-        announced = headers.get("content-length", "0")
+        announced = said.get("content-length", "0")
         is_streamed = _STREAMED.fullmatch(scope["path"]) is not None
         if not is_streamed and (
             not announced.isdecimal() or len(announced) > _MOST_DIGITS or int(announced) > MAX_BODY_BYTES
@@ -113,11 +114,11 @@ class Limits:
                 async with asyncio.timeout_at(now + SILENT_SECONDS if is_streamed else until):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(400, "the body did not come in time") from None
+                raise HTTPException(400, "the body did not come in time", _CLOSE) from None
             taken += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
             if taken > MAX_BODY_BYTES and not is_streamed:
-                raise HTTPException(413, _TOO_LARGE)
+                raise HTTPException(413, _TOO_LARGE, _CLOSE)
             return message
 
         async def noted(message: Message) -> None:
@@ -140,4 +141,4 @@ def _too_large() -> Response:
 
 def _refusal(status: int, kind: str, title: str, detail: str) -> Response:
     """Of a request whose rest is not read: nothing else is heard on its connection."""
-    return problem(status, kind, title, detail, headers={"Connection": "close"})
+    return problem(status, kind, title, detail, headers=_CLOSE)

@@ -12,11 +12,13 @@ from fedveil.director.issuer import IssuerFile
 from fedveil.director.rest.serving import RestServer
 from fedveil.director.server_certificate import ServerCertificate
 from fedveil.utils.addresses import Address
+from sqlalchemy import text
 
 CALLS, LIMITS = "fedveil.director.rest.connections", "fedveil.director.rest.limits"
 POST = b"POST /api/v1/sessions HTTP/1.1\r\nHost: director\r\nContent-Type: application/json\r\n"
 GET = b"GET /healthz HTTP/1.1\r\nHost: director\r\n"
 LAST = GET + b"Connection: close\r\n\r\n"
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # none of it is the database's
 
 
 class Door:
@@ -143,3 +145,37 @@ def test_methods_that_a_caller_invents_are_counted_as_one(world):
     counted = world.anonymous().get("/metrics").text
     assert "METHOD" not in counted
     assert 'method="other"' in counted
+
+
+def test_strangers_with_an_idempotency_key_leave_nothing_in_the_database(world):
+    for number, authorization in enumerate(("Bearer x", "Bearer fs_" + "A" * 43, "Basic eDp4", "x")):
+        headers = {"Authorization": authorization, "Idempotency-Key": f"k{number}"}
+        assert (
+            world.anonymous().post("/api/v1/organizations", json={"name": "East"}, headers=headers).status_code == 401
+        )
+    with world.hub.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM hub_idempotency")).scalar_one() == 0
+
+
+def test_who_signed_out_or_was_disabled_is_shown_no_answer_of_before(world):
+    root, again = world.signed_in("root"), {"Idempotency-Key": "k"}
+    made = root.post("/api/v1/organizations", json={"name": "East"}, headers=again)
+    assert made.status_code == 201
+    assert root.post("/api/v1/organizations", json={"name": "East"}, headers=again).json() == made.json()
+    other = world.signed_in("root")
+    assert root.delete("/api/v1/sessions/current").status_code == 204
+    assert root.post("/api/v1/organizations", json={"name": "East"}, headers=again).status_code == 401
+    replayed = other.post("/api/v1/organizations", json={"name": "East"}, headers=again)
+    assert replayed.json() == made.json(), "the same user, signed in again"
+
+
+def test_the_same_idempotency_key_of_another_user_or_key_is_another_one(world):
+    root, north, again = world.signed_in("root"), world.signed_in("north-admin"), {"Idempotency-Key": "k"}
+    new = {"label": "notebook", "rules": ["view:organization:federation"], "days": 1}
+    by_key = world.anonymous()
+    by_key.headers["Authorization"] = f"Bearer {root.post('/api/v1/keys', json=new).json()['api_key']}"
+    body = {"name": "East"}
+    assert root.post("/api/v1/organizations", json=body, headers=again).status_code == 201
+    for client in (north, by_key):
+        answer = client.post("/api/v1/organizations", json=body, headers=again)
+        assert answer.status_code == 403, "it may not do what another was allowed to, nor see its answer"
