@@ -37,7 +37,9 @@ def as_csv(report: FairnessReport) -> str:
                 named = [_cell(cell.attribute), _cell(cell.value), cell.least, cell.most]
                 for m in cell.measured:
                     low, high = m.bounds
-                    writer.writerow([*place, site, *named, m.name, m.kind, m.value, round(low, 6), round(high, 6)])
+                    writer.writerow(
+                        [*place, site, *named, _cell(m.name), m.kind, m.value, round(low, 6), round(high, 6)]
+                    )
         for p in one.pooled:
             named = [_cell(p.attribute), _cell(p.value), "", ""]
             writer.writerow([*place, "", *named, _cell(p.metric), p.kind, p.mean, p.low, p.high])

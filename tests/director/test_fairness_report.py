@@ -159,3 +159,9 @@ def test_of_the_one_site_that_is_silent_the_federations_figures_leave_a_wide_ran
     }
     shares = [right / people for right, people in possible if people]
     assert max(shares) - min(shares) > 0.3  # with counts as they are told
+
+
+def test_a_metric_that_a_site_named_as_a_formula_is_none_in_a_table():
+    table = FairnessTable("test", "patients", 10, (cell("", "", 250, **{"=1+1": 0.5}),))
+    rows = csv.DictReader(io.StringIO(as_csv(report(sites={A: table}))))
+    assert {row["metric"] for row in rows} == {"'=1+1"}
