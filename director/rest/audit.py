@@ -66,7 +66,7 @@ def list_entries(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
 ) -> EntryPage:
     """Entries of the log: all, or what the caller's own organization did, as far as the caller may see."""
-    hub.allow(caller, Operation.VIEW, Resource.AUDIT, Target(caller.user.organization))
+    hub.admit(caller, Operation.VIEW, Resource.AUDIT, Target(caller.user.organization))
     everything = hub.may(caller, Operation.VIEW, Resource.AUDIT, Target())
     found: list[EntryBody] = []
     for one in read_entries(works.folder / LOG_FILE):
