@@ -34,15 +34,15 @@ def as_csv(report: FairnessReport) -> str:
         place = [report.run, one.round, one.attempt]
         for site, table in one.sites.items():
             for cell in table.cells:
-                named = [_cell(cell.attribute), _cell(cell.value), cell.least, cell.most]
+                named = [no_formula(cell.attribute), no_formula(cell.value), cell.least, cell.most]
                 for m in cell.measured:
                     low, high = m.bounds
                     writer.writerow(
                         [*place, site, *named, _cell(m.name), m.kind, m.value, round(low, 6), round(high, 6)]
                     )
         for p in one.pooled:
-            named = [_cell(p.attribute), _cell(p.value), "", ""]
-            writer.writerow([*place, "", *named, _cell(p.metric), p.kind, p.mean, p.low, p.high])
+            named = [no_formula(p.attribute), no_formula(p.value), "", ""]
+            writer.writerow([*place, "", *named, no_formula(p.metric), p.kind, p.mean, p.low, p.high])
     return out.getvalue()
 
 
@@ -97,6 +97,6 @@ def _text(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text)
 
 
-def _cell(text: str) -> str:
+def no_formula(text: str) -> str:
     """No spreadsheet takes it for a formula."""
     return f"'{text}" if text[:1] in _FORMULA else text

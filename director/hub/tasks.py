@@ -66,6 +66,12 @@ class Tasks:
         with reading(self._engine) as connection:
             return tuple(Task(**row) for row in connection.execute(query).mappings())
 
+    def of(self, collaboration: str) -> tuple[Task, ...]:
+        """All of a collaboration, the oldest first."""
+        query = select(TASKS).where(TASKS.c.collaboration == collaboration).order_by(TASKS.c.created_at, TASKS.c.run)
+        with reading(self._engine) as connection:
+            return tuple(Task(**row) for row in connection.execute(query).mappings())
+
     def envoys(self, collaboration: str) -> dict[EnvoyName, str]:
         """The envoys of the collaboration's active organizations, with whose each is."""
         query = (

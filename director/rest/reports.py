@@ -1,7 +1,8 @@
-"""``/api/v1/reports``: what is known of a task beyond its metrics. Fairness: of the sites that publish by subgroups."""
+"""``/api/v1/reports``: how fair the model of a task is; what was done under a collaboration."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,8 @@ from ..fairness_pages import as_csv, as_markdown
 from ..fairness_report import FairnessReport, of_history, to_json
 from ..history import History
 from ..hub.hub import Hub
+from ..hub.processing_register import activities
+from ..hub.processing_register import as_csv as register_csv
 from ..hub.rules import Operation, Resource, Target
 from .asking import TheCaller, TheHub
 from .problems import documented
@@ -126,6 +129,76 @@ def show_fairness(
             return Response(as_markdown(report), media_type="text/markdown")
         case Form.CSV:
             return Response(as_csv(report), media_type="text/csv")
+
+
+class ActivityBody(BaseModel):
+    """One task, as a record of processing activities asks for it (GDPR, Article 30)."""
+
+    task_id: str
+    started_by: str = Field(description="The organization.")
+    parties: list[str] = Field(description="Name, contact and data protection officer.")
+    processing: str = Field(description="Which agreement on data applies.")
+    purpose: str
+    legal_basis: str = Field(description="As the proposal says; nobody here judges it.")
+    permit: str
+    dataset: str
+    sites: list[str] = Field(description="Where that dataset is registered.")
+    outputs: list[str]
+    is_secure: bool = Field(description="Single updates were under masks.")
+    began_at: float | None
+    ended_at: float | None
+    permit_ends_at: float
+
+
+class RegisterBody(BaseModel):
+    """What was done with data under a collaboration."""
+
+    activities: list[ActivityBody]
+
+
+class RegisterForm(Enum):
+    """How a register is written."""
+
+    JSON = "json"
+    CSV = "csv"
+
+
+_REGISTER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The register, in the form that was asked for.",
+        "content": {"text/csv": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.get(
+    "/reports/processing-register/{collaboration_id}",
+    response_model=RegisterBody,
+    responses=_REGISTER | documented(404),
+)
+def show_register(
+    hub: TheHub,
+    caller: TheCaller,
+    collaboration_id: Annotated[str, Path(min_length=1, max_length=32, description="Of the collaboration.")],
+    form: Annotated[RegisterForm, Query(description="How.")] = RegisterForm.JSON,
+) -> Any:
+    """What was done with data under a collaboration, for records of processing activities. Facts, and no verdict."""
+    try:
+        collaboration = hub.collaborations.get(collaboration_id)
+    except UnknownEntityError:
+        raise UnknownEntityError("there is no such report") from None
+    hub.allow(caller, Operation.VIEW, Resource.REPORT, Target(collaborations=frozenset([collaboration.id])))
+    history = History(hub.engine)
+    found = activities(
+        collaboration,
+        {one.id: one for one in hub.organizations.all()},
+        {one.id: one for one in hub.agreements.about(collaboration)},
+        [(one, history.run(one.run)) for one in hub.tasks.of(collaboration.id)],
+        hub.datasets.all(),
+    )
+    if form is RegisterForm.CSV:
+        return Response(register_csv(found), media_type="text/csv")
+    return {"activities": [asdict(one) for one in found]}
 
 
 def fairness_of(hub: Hub, task_id: str) -> FairnessReport:

@@ -320,6 +320,11 @@ def fairness(m: Matrix, whose: Whose, user: User) -> Case:
     return Case(f"/api/v1/reports/fairness/{one.run}", target)
 
 
+def register(m: Matrix, whose: Whose, user: User) -> Case:
+    id_ = m.collaboration(*((m.north, m.south) if whose is Whose.COLLABORATION else (m.south, m.east)))
+    return Case(f"/api/v1/reports/processing-register/{id_}", Target(None, frozenset([id_])))
+
+
 def my_round(m: Matrix, whose: Whose, user: User) -> Case:
     own = user.organization
     return Case(f"/api/v1/federated/round?envoy={m.member(own)}", Target(own))
@@ -569,6 +574,7 @@ ASKS: dict[tuple[str, str], tuple[Ask, ...]] = {
         Ask(Operation.PUBLISH, R.MODEL, model("/publication"), EVERYBODYS, ("view:model:federation",), "may publish"),
     ),
     ("GET", "/api/v1/reports/fairness/{task_id}"): (Ask(V, R.REPORT, fairness, EVERYBODYS),),
+    ("GET", "/api/v1/reports/processing-register/{collaboration_id}"): (Ask(V, R.REPORT, register, SHARED),),
     ("GET", "/api/v1/keys"): (Ask(V, R.KEY, my_keys(), OWN, is_known=True),),
     ("POST", "/api/v1/keys"): (Ask(C, R.KEY, my_keys({"label": "x", "rules": ["create:key:own"], "days": 1}), OWN),),
     ("DELETE", "/api/v1/keys/{key_id}"): (Ask(D, R.KEY, key, EVERYBODYS),),
