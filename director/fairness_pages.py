@@ -38,7 +38,7 @@ def as_csv(report: FairnessReport) -> str:
                 for m in cell.measured:
                     low, high = m.bounds
                     writer.writerow(
-                        [*place, site, *named, _cell(m.name), m.kind, m.value, round(low, 6), round(high, 6)]
+                        [*place, site, *named, no_formula(m.name), m.kind, m.value, round(low, 6), round(high, 6)]
                     )
         for p in one.pooled:
             named = [no_formula(p.attribute), no_formula(p.value), "", ""]
