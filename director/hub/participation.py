@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...utils.errors import AgreementError
+from ..identity_store import IdentityStore
 from .agreements import Kind, in_force
 from .hub import Hub
 from .organizations import Organization, Status
@@ -35,3 +36,9 @@ def check_may_bring_envoys(hub: Hub, organization: str) -> Organization:
         if in_force(made, Kind.INFRASTRUCTURE_USER, one.id, hub.now()) is None:
             raise AgreementError(f"{one.name} has no infrastructure-user agreement in force: no envoy of it joins")
     return one
+
+
+def name_in_rosters(hub: Hub, members: IdentityStore, organization: Organization) -> str:
+    """The name by which rosters know an organization: sums count organizations, and one that was renamed is one."""
+    known = (members.identity(name) for name in hub.stations.of(organization.id))
+    return next((one.organization for one in known if one is not None), organization.name)

@@ -18,7 +18,7 @@ from ...utils.identity import Role
 from ...utils.join_file import join_file_text
 from ...utils.messages import EnvoyName
 from ..hub.hub import Hub
-from ..hub.participation import check_may_bring_envoys
+from ..hub.participation import check_may_bring_envoys, name_in_rosters
 from ..hub.rules import Operation, Resource, Target
 from ..hub.sign_in import Caller
 from ..registrar import MAX_TTL_SECONDS, MIN_TTL_SECONDS
@@ -118,7 +118,7 @@ def invite_envoy(hub: TheHub, works: TheWorks, caller: TheCaller, new: NewEnvoy,
         # An invitation whose file nobody was given is of no use to anybody: it may be made before all else is known.
         join = works.registrar.invite(
             new.name,
-            organization.name,
+            name_in_rosters(hub, works.members, organization),
             Role.ENVOY,
             works.addresses,
             new.ttl_seconds,

@@ -21,11 +21,8 @@ from ...utils import messages as m
 from ...utils.certificates import certificate_pem
 from ...utils.errors import NameTakenError, NotAuthorizedError, UnknownEntityError
 from ...utils.identity import PeerId, Role
-from ..hub.hub import Hub
-from ..hub.participation import check_may_bring_envoys, check_takes_part
+from ..hub.participation import check_may_bring_envoys, check_takes_part, name_in_rosters
 from ..hub.rules import Operation, Resource, Target
-from ..hub.sign_in import Caller
-from ..identity_store import IdentityStore
 from .asking import TheCaller, TheHub, TheToken
 from .base64_fields import Base64, bytes_of
 from .problems import documented
@@ -144,7 +141,7 @@ def register_site(hub: TheHub, works: TheWorks, caller: TheCaller, new: NewSite,
     def claim() -> None:
         hub.stations.take(new.name, whose, hub.now(), hub.did(caller, "site registered", target=new.name))
 
-    named = _as_rosters_say(hub, works.members, caller) or organization.name
+    named = name_in_rosters(hub, works.members, organization)
     reply = works.registrar.register(new.name, named, new.request(), hub.now(), claim)
     response.headers["Location"] = f"/api/v1/federated/sites/{reply.name}"
     return SiteBody(
@@ -157,11 +154,3 @@ def register_site(hub: TheHub, works: TheWorks, caller: TheCaller, new: NewSite,
         root=certificate_pem(works.root).decode("ascii"),
         addresses=list(works.addresses),
     )
-
-
-def _as_rosters_say(hub: Hub, members: IdentityStore, caller: Caller) -> str:
-    """The name by which rosters know the organization: sums count organizations, and one that was renamed is one."""
-    for name in hub.stations.of(caller.user.organization):
-        if (known := members.identity(name)) is not None:
-            return known.organization
-    return ""

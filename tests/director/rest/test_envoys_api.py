@@ -175,3 +175,13 @@ def test_nobody_is_shut_out_without_a_reason(world, admin, problem_of):
     for body in NO_REASONS:
         problem_of(admin.request("DELETE", f"{PATH}/north-1", json=body), 422)
     assert admin.get(f"{PATH}/north-1").json()["state"] == "invited"
+
+
+def test_the_next_envoy_of_an_organization_that_was_renamed_is_still_of_the_one_that_rosters_know(
+    world, admin, tmp_path
+):
+    joined(world, tmp_path, invited(admin).json()["join_file"])
+    one = hospital(world)
+    world.hub.organizations.change(one.id, one.version, lambda _: None, name="Elsewhere Hospital")
+    (tmp_path / "second.join").write_text(invited(admin, "north-2").json()["join_file"])
+    assert read_join_file(tmp_path / "second.join", world.clock()).organization == "North Hospital"
