@@ -561,7 +561,7 @@ ASKS: dict[tuple[str, str], tuple[Ask, ...]] = {
     ("GET", "/api/v1/federated/model"): (Ask(V, R.MODEL, of_task("model"), EVERYBODYS, passes="no longer here"),),
     ("GET", "/api/v1/federated/privacy-report"): (Ask(V, R.REPORT, of_task("privacy-report"), EVERYBODYS),),
     ("GET", "/api/v1/federated/budget"): (Ask(V, R.REPORT, of_task("budget"), EVERYBODYS),),
-    ("GET", "/api/v1/audit/entries"): (Ask(V, R.AUDIT, my_entries, MINE),),
+    ("GET", "/api/v1/audit/entries"): (Ask(V, R.AUDIT, my_entries, MINE, is_known=True),),
     ("GET", "/api/v1/audit/log"): (Ask(X, R.AUDIT, audit("log"), NOBODYS, is_known=True, is_written=True),),
     ("POST", "/api/v1/audit/evidence"): (
         Ask(X, R.AUDIT, audit("evidence"), NOBODYS, passes="director.toml", is_known=True),
