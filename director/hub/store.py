@@ -119,7 +119,11 @@ class Store(Generic[Thing]):
                 before = self._get(connection, id_)
                 after = replace(before, **changes, version=seen + 1)  # type: ignore[type-var] # each is a dataclass
                 of_seen = self.table.c.id == id_, self.table.c.version == seen
-                if not connection.execute(update(self.table).where(*of_seen).values(self.row(after))).rowcount:
+                was = self.row(before)
+                # What stays is not written: a sign-in may count an attempt meanwhile, which changes no version.
+                values = {name: value for name, value in self.row(after).items() if value != was[name]}
+                made = update(self.table).where(*of_seen).values(values | {"version": seen + 1})
+                if not connection.execute(made).rowcount:
                     raise self._changed(before.version, seen)
                 self.also(connection, after)
                 write_down(after)

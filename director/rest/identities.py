@@ -57,6 +57,9 @@ def certify(hub: TheHub, caller: TheCaller, works: TheWorks, asked: IdentityRequ
     if not caller.actor.grants(Operation.CREATE, Resource.PLAN):
         raise NotAuthorizedError("no rule about create:plan, and a key is certified for whoever may propose plans")
     organization = hub.organizations.get(caller.user.organization)
+    known = works.members.identity(caller.user.name)
+    if caller.key is not None and known is not None and known.identity_key != base64.b64decode(asked.identity_key):
+        raise NotAuthorizedError("an API key takes no signing key's place: sign in, and certify the new one then")
     key, proof = base64.b64decode(asked.identity_key), base64.b64decode(asked.identity_proof)
     made = works.registrar.certify(caller.user.name, organization.name, key, proof, hub.now())
     return IdentityBody(

@@ -237,11 +237,16 @@ def _oneself(hub: TheHub, caller: Caller, user_id: str) -> User:
 
 
 def _check_roles(hub: TheHub, caller: Caller, names: list[str], organization: str) -> None:
-    """Who may appoint may give any preset within that scope; of other roles nobody gives more than they have."""
+    """Who may appoint may give any preset within that scope; of other roles nobody gives more than they have.
+
+    Nor does an API key give more than the key is for: else a key to make users would be worth an administrator.
+    """
     for name, role in hub.roles.find(names, organization).items():
         if name in PRESETS:
             hub.allow(caller, Operation.APPROVE, Resource.ROLE, Target(None if name in OF_FEDERATION else organization))
-        elif lacking := caller.actor.may_hand_on(role.rules):
+        if name in PRESETS and caller.key is None:
+            continue
+        if lacking := caller.actor.may_hand_on(role.rules):
             raise NotAuthorizedError(
                 f"role {name} holds {lacking[0]}, which you do not have: nobody gives more than that"
             )

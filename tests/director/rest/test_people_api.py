@@ -6,6 +6,7 @@ import pytest
 from fedveil.director.hub.lockout import FREE_FAILURES
 from fedveil.director.hub.one_time_codes import code_at
 from fedveil.director.hub.roles import PRESETS
+from sqlalchemy import event
 
 PASSWORD = "correct horse battery staple"
 NEW = "four other random words"
@@ -150,3 +151,34 @@ def test_every_preset_signs_in_and_sees_itself(world, role):
     world.user("somebody", world.organization("East Hospital"), role)
     somebody = world.signed_in("somebody")
     assert me(somebody)["roles"] == [role]
+
+
+def test_a_key_to_make_users_makes_none_who_may_do_more_than_the_key(world, problem_of):
+    admin = world.signed_in("north-admin")
+    me = admin.get("/api/v1/me").json()
+    rules = ["create:user:organization", "approve:role:organization", "view:role:organization"]
+    made = admin.post("/api/v1/keys", json={"label": "onboarding", "rules": rules, "days": 1})
+    program = world.anonymous()
+    program.headers["Authorization"] = f"Bearer {made.json()['api_key']}"
+    new = {"name": "mallory", "organization_id": me["organization_id"], "roles": ["organization-admin"]}
+    assert "which you do not have" in problem_of(program.post("/api/v1/users", json=new), 403)["detail"]
+    assert program.post("/api/v1/users", json=new | {"roles": []}).status_code == 201
+    assert admin.post("/api/v1/users", json=new | {"name": "otto"}).status_code == 201
+
+
+def test_a_change_writes_what_changed_alone_so_that_a_failed_attempt_meanwhile_stays_counted(world):
+    north = world.hub.organizations.first(world.hub.organizations.table.c.name == "North Hospital")
+    anna = world.user("anna", north)
+    written = []
+
+    def look(_connection, _cursor, statement, *_rest):
+        if statement.startswith("UPDATE hub_users"):
+            written.append(statement)
+
+    event.listen(world.hub.engine, "before_cursor_execute", look)
+    world.hub.users.change(anna.id, anna.version, lambda _: None, full_name="Anna B.")
+    event.remove(world.hub.engine, "before_cursor_execute", look)
+    (statement,) = written
+    assert "full_name=" in statement
+    assert "failures" not in statement
+    assert "totp_step" not in statement

@@ -161,7 +161,7 @@ def test_only_who_started_a_task_steers_it_by_patches_of_their_own(study, anna, 
 
 def test_a_key_that_was_replaced_or_whose_user_was_revoked_signs_nothing_any_more(study, anna, problem_of):
     body = study.body("anna", study.plan())
-    assert study.certify(anna, "anna").status_code == 201
+    assert study.certify(study.world.signed_in("anna"), "anna").status_code == 201
     assert "another key" in refused(study, problem_of, anna, body, 403)["detail"]
     study.works.registrar._revoked.revoke("anna", "left", study.world.clock())
     assert "revoked" in refused(study, problem_of, anna, study.body("anna", study.plan()), 403)["detail"]

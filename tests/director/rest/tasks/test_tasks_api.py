@@ -69,3 +69,10 @@ def test_a_task_is_paused_resumed_and_stopped_by_patches(study):
     answer = anna.post(url, json=study.patch("anna", task, Step.STOP, 3, reason="enough"))
     assert answer.status_code == 201
     assert (answer.json()["state"], answer.json()["reason"]) == ("stopped", "stopped: enough")
+
+
+def test_an_api_key_certifies_no_key_in_the_place_of_another(study, world, problem_of):
+    program = study.researcher("anna")  # who asks by a key, and whose first signing key it certified
+    assert program.get("/api/v1/me").json()["api_key"]
+    assert "sign in" in problem_of(study.certify(program, "anna"), 403)["detail"]
+    assert study.certify(world.signed_in("anna"), "anna").status_code == 201
