@@ -165,7 +165,7 @@ def test_a_key_that_was_replaced_or_whose_user_was_revoked_signs_nothing_any_mor
     assert "another key" in refused(study, problem_of, anna, body, 403)["detail"]
     study.works.registrar._revoked.revoke("anna", "left", study.world.clock())
     assert "revoked" in refused(study, problem_of, anna, study.body("anna", study.plan()), 403)["detail"]
-    assert "revoked" in problem_of(study.certify(anna, "anna"), 403)["detail"]
+    assert "revoked" in problem_of(study.certify(study.world.signed_in("anna"), "anna"), 403)["detail"]
 
 
 def test_a_user_gets_no_certificate_in_the_name_of_another_member_or_without_the_key(study, anna, problem_of):
