@@ -20,7 +20,8 @@ $(STAMP): pyproject.toml constraints.txt $(PROVIDER)/package-lock.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	mkdir -p $(VENV)/open-id-provider
 	cp $(PROVIDER)/package.json $(PROVIDER)/package-lock.json $(VENV)/open-id-provider
-	cd $(VENV)/open-id-provider && PATH="$(abspath $(BIN)):$$PATH" npm ci --silent --no-audit --no-fund
+	cd $(VENV)/open-id-provider && PATH="$(abspath $(BIN)):$$PATH" npm ci --silent --no-audit --no-fund \
+	  || echo "npm could not install the OpenID provider of the suite: its tests are skipped"
 	touch $@
 
 setup: $(STAMP) ## the virtual environment that all other targets use

@@ -42,7 +42,8 @@ class Running:
 @pytest.fixture(scope="module")
 def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A certified implementation, in a process of its own, over TLS with a certificate of our making."""
-    assert NODE is not None, "`make setup` installs it"
+    if NODE is None or not PACKAGES.exists():
+        pytest.skip("no OpenID provider: `make setup` installs it, where npm reaches its registry")
     folder = tmp_path_factory.mktemp("provider")
     shutil.copy(HERE / "provider.mjs", folder)
     (folder / "node_modules").symlink_to(PACKAGES)
