@@ -76,6 +76,13 @@ class PasswordChange(BaseModel):
     new: str = Field(max_length=MOST, json_schema_extra={"writeOnly": True})
 
 
+class Proof(BaseModel):
+    """One's own password: it proves who sits there."""
+
+    model_config = ConfigDict(extra="forbid")
+    password: str = Field(max_length=1024, json_schema_extra={"writeOnly": True})
+
+
 class Codes(BaseModel):
     """What an authenticator app reads; told once."""
 
@@ -158,6 +165,8 @@ def change_user(
     """Change a user: a name, the roles, or whether the user may sign in."""
     user = hub.users.get(user_id)
     hub.allow(caller, Operation.EDIT, Resource.USER, _target(user))
+    if change.roles is not None or change.is_disabled is not None:
+        _check_not_above(hub, caller, user)
     fields: dict[str, Any] = {} if change.full_name is None else {"full_name": change.full_name}
     if change.roles is not None:
         _check_roles(hub, caller, change.roles, user.organization)
@@ -199,9 +208,11 @@ def change_password(hub: TheHub, caller: TheCaller, user_id: UserId, change: Pas
 
 
 @router.post("/{user_id}/codes", status_code=status.HTTP_201_CREATED, responses=documented(404, 412))
-def make_codes(hub: TheHub, caller: TheCaller, user_id: UserId, response: Response) -> Codes:
+def make_codes(hub: TheHub, caller: TheCaller, user_id: UserId, proof: Proof, response: Response) -> Codes:
     """One's own authenticator app: from the next sign-in on its code is asked for."""
     user = _oneself(hub, caller, user_id)
+    if not is_right(user.password, proof.password):
+        raise NotAuthorizedError("the password is not right")
     secret = make_secret(hub.random)
     done = hub.did(caller, "codes made", target=user_id)
     hub.users.change(user_id, user.version, done, totp_secret=secret, totp_step=-1)
@@ -214,6 +225,7 @@ def forget_codes(hub: TheHub, caller: TheCaller, user_id: UserId) -> None:
     """Of a user who lost the app: by whoever may edit the user, not by the user."""
     user = hub.users.get(user_id)
     hub.allow(caller, Operation.EDIT, Resource.USER, _target(user))
+    _check_not_above(hub, caller, user)
     done = hub.did(caller, "codes forgotten", target=user_id)
     hub.users.change(user_id, user.version, done, totp_secret=None, totp_step=-1)
     hub.sign_in.sign_out_everywhere(user_id)
@@ -234,6 +246,12 @@ def _oneself(hub: TheHub, caller: Caller, user_id: str) -> User:
         hub.allow(caller, Operation.VIEW, Resource.USER, _target(user))
         raise NotAuthorizedError("only the user, signed in and not by an API key")
     return caller.user
+
+
+def _check_not_above(hub: TheHub, caller: Caller, user: User) -> None:
+    """Who has a role that reaches beyond an organization is not that organization's to lock out or to weaken."""
+    if user.id != caller.user.id and any(role.name in OF_FEDERATION for role in hub.roles.of(user.id)):
+        hub.allow(caller, Operation.APPROVE, Resource.ROLE, Target())
 
 
 def _check_roles(hub: TheHub, caller: Caller, names: list[str], organization: str) -> None:

@@ -80,7 +80,8 @@ def test_with_an_authenticator_app_its_code_is_asked_for_until_an_administrator_
     north = world.signed_in("north-admin")
     rita = added(north, "rita", me(north)["organization_id"]).json()["user_id"]
     hers = world.signed_in("rita")
-    told = hers.post(f"/api/v1/users/{rita}/codes")
+    problem_of(hers.post(f"/api/v1/users/{rita}/codes", json={"password": "wrong wrong wrong"}), 403)
+    told = hers.post(f"/api/v1/users/{rita}/codes", json={"password": PASSWORD})
     assert told.headers["cache-control"] == "no-store"
     secret = world.hub.users.get(rita).totp_secret
     assert secret is not None
@@ -116,7 +117,7 @@ def test_a_key_does_no_more_than_its_rules_and_its_user(world, problem_of):
     problem_of(by_key.patch(f"/api/v1/organizations/{mine}", json={"contact": "x"}, headers={"If-Match": '"1"'}), 403)
     problem_of(by_key.post("/api/v1/keys", json=new), 403)
     problem_of(by_key.delete("/api/v1/sessions/current"), 422)
-    problem_of(by_key.post(f"/api/v1/users/{me(by_key)['user_id']}/codes"), 404)
+    problem_of(by_key.post(f"/api/v1/users/{me(by_key)['user_id']}/codes", json={"password": PASSWORD}), 404)
     problem_of(north.post("/api/v1/keys", json=new | {"rules": ["start:task:federation"]}), 403)
     problem_of(north.post("/api/v1/keys", json=new | {"rules": ["everything"]}), 422)
     assert north.delete(f"/api/v1/keys/{made['key_id']}").status_code == 204
@@ -182,3 +183,15 @@ def test_a_change_writes_what_changed_alone_so_that_a_failed_attempt_meanwhile_s
     assert "full_name=" in statement
     assert "failures" not in statement
     assert "totp_step" not in statement
+
+
+def test_an_organizations_administrator_neither_disables_nor_weakens_who_acts_for_the_federation(world, problem_of):
+    own = world.hub.organizations.first(world.hub.organizations.table.c.name == "The director's")
+    world.user("own-admin", own, "organization-admin")
+    root = world.hub.users.first(world.hub.users.table.c.name == "root")
+    admin, tag = world.signed_in("own-admin"), {"If-Match": f'"{root.version}"'}
+    for change in ({"is_disabled": True}, {"roles": []}):
+        problem_of(admin.patch(f"/api/v1/users/{root.id}", json=change, headers=tag), 403)
+    problem_of(admin.delete(f"/api/v1/users/{root.id}/codes"), 403)
+    assert world.hub.users.get(root.id) == root
+    assert world.signed_in("root").get("/api/v1/me").json()["roles"] == ["admin"]
