@@ -270,7 +270,7 @@ def four(tmp_path: Path) -> Iterator[ToyFederation]:
         federation.history._engine.dispose()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_federation() -> Callable[..., ToyFederation]:
     """Makes a federation of four in a folder, with more lines of [secure_aggregation]; to be set up and ended."""
     return lambda folder, more, rule="required": ToyFederation(
@@ -293,13 +293,13 @@ def _write_xrays() -> Callable[..., None]:
     return write
 
 
-@pytest.fixture(name="wait_until")
+@pytest.fixture(name="wait_until", scope="session")
 def _wait_until() -> Callable[..., None]:
     """Waits for something that another process does."""
     return wait_until
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Finds one that a director may take again after each of its deaths."""
     return _free_port

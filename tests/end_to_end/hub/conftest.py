@@ -6,6 +6,7 @@ import hashlib
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def _said() -> Callable[..., Any]:
     return said
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def consortium_of(wait_until: Callable[..., None]) -> Callable[[Path], Consortium]:
     """Makes one of a director's folder, once that serves the API; to be closed."""
 
@@ -152,25 +153,46 @@ def consortium_of(wait_until: Callable[..., None]) -> Callable[[Path], Consortiu
     return make
 
 
+@pytest.fixture(scope="session")
+def three_hospitals(
+    toy_federation: Callable[..., Any], free_port: Callable[[], int], consortium_of: Callable[[Path], Consortium]
+) -> Callable[[Path], AbstractContextManager[tuple[Any, Consortium]]]:
+    """Makes a federation and its people: three envoys that joined by invitation, each of a hospital of its own.
+
+    The director keeps its API's port. The hospitals agreed to nothing yet.
+    """
+
+    @contextmanager
+    def make(folder: Path) -> Iterator[tuple[Any, Consortium]]:
+        with toy_federation(folder, "", "allowed") as federation:
+            federation.sites = federation.sites[:3]
+            federation.director_settings = {"rest.listen": f'"127.0.0.1:{free_port()}"'}
+            federation.set_up()
+            consortium = consortium_of(federation.director_folder)
+            for name, site in zip(("north", "south", "west"), federation.sites, strict=True):
+                body = {"organization_id": consortium.organization(name)}
+                said(consortium.admin.put(f"/api/v1/envoys/{site}/organization", json=body), 200)
+            yield federation, consortium
+            consortium.close()
+            federation.history._engine.dispose()
+
+    return make
+
+
 @pytest.fixture
-def federation(tmp_path: Path, toy_federation: Callable[..., Any], free_port: Callable[[], int]) -> Iterator[Any]:
-    """Three envoys that joined by invitation, and a director with the API at a port that it keeps."""
-    with toy_federation(tmp_path, "", "allowed") as made:
-        made.sites = made.sites[:3]
-        made.director_settings = {"rest.listen": f'"127.0.0.1:{free_port()}"'}
-        made.set_up()
+def hospitals(tmp_path: Path, three_hospitals: Callable[..., Any]) -> Iterator[tuple[Any, Consortium]]:
+    """Three, and their director."""
+    with three_hospitals(tmp_path) as made:
         yield made
-        made.history._engine.dispose()
 
 
 @pytest.fixture
-def consortium(federation: Any, consortium_of: Callable[[Path], Consortium]) -> Iterator[Consortium]:
-    """Three hospitals with an envoy each, as ``federation`` has them, that agreed to train on nothing in particular."""
-    made = consortium_of(federation.director_folder)
-    for number, site in enumerate(federation.sites):
-        name = ("north", "south", "west")[number]
-        made.organization(name)
-        path = f"/api/v1/envoys/{site}/organization"
-        said(made.admin.put(path, json={"organization_id": made.organizations[name]}), 200)
-    yield made
-    made.close()
+def federation(hospitals: tuple[Any, Consortium]) -> Any:
+    """The processes."""
+    return hospitals[0]
+
+
+@pytest.fixture
+def consortium(hospitals: tuple[Any, Consortium]) -> Consortium:
+    """The people."""
+    return hospitals[1]
