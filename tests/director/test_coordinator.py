@@ -199,7 +199,7 @@ def test_an_error_that_nobody_expected_ends_the_director_instead_of_standing_sti
 
     monkeypatch.setattr(desk.uploads, "stored", surprise)
     desk.answer(desk.task(desk.open_line(A)))
-    assert desk.broke.wait(20)
+    assert desk.broke.wait(60)
 
 
 def test_a_run_whose_model_is_gone_fails_alone_when_the_director_starts_again(tmp_path, database_url):

@@ -257,7 +257,7 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for(tmp_path: Path):
         _until(lambda waiting=number: len(uploads._queue) == waiting)
     take(uploads, parts_of(holder), "site-0")
     for thread in threads:
-        thread.join(20.0)
+        thread.join(60.0)
     assert order == [f"site-{number}" for number in range(1, 5)]
 
 

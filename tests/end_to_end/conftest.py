@@ -389,7 +389,7 @@ class Host:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         for process in self.processes:
-            process.wait(20)
+            process.wait(60)
 
     def _command(self, command: str) -> list[str]:
         program, *rest = shlex.split(command)

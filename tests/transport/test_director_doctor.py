@@ -81,8 +81,8 @@ def test_the_command_ends_with_1_if_anything_fails(tmp_path: Path):
 
 
 def test_a_wrong_setting_is_found(folder: Path):
-    with (folder / "director.toml").open("a", encoding="utf-8") as file:
-        file.write("slotz = 1\n")
+    settings = folder / "director.toml"
+    settings.write_text(settings.read_text("utf-8").replace("slots = ", "slotz = "), "utf-8")
     assert "did you mean slots" in fails(look(folder), "settings")
 
 

@@ -203,7 +203,7 @@ def test_one_site_has_so_many_calls_open_and_no_more_and_others_are_answered_mea
     assert isinstance(second.client.next_work((), 0.0), m.Idle)
     ends.set()
     for thread in threads:
-        thread.join(20.0)
+        thread.join(60.0)
     rest_federation.until(lambda: not is_full())
 
 

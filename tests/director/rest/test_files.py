@@ -264,7 +264,7 @@ def test_who_hangs_up_holds_no_file_open(shelf, served):
     line = served()
     line.get(path)
     line.close()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while _open_files(shelf.store.folder):
         assert time.monotonic() < deadline
     line = served()

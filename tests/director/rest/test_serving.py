@@ -43,7 +43,7 @@ def until():
     """Waits for what another thread does."""
 
     def wait(is_so):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not is_so():
             assert time.monotonic() < deadline
 

@@ -140,7 +140,7 @@ class Stage:
 
     def until(self, is_so: Callable[[], bool]) -> None:
         """Wait for what the coordinator's thread does."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not is_so():
             assert time.monotonic() < deadline
             with self.world.works.coordinator._lock:

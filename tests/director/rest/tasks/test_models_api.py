@@ -155,7 +155,7 @@ def test_of_two_who_register_one_version_at_once_one_does(registry):
     together = threading.Barrier(2)
 
     def ask(_):
-        together.wait(20)
+        together.wait(60)
         return registry.register().status_code
 
     with ThreadPoolExecutor(2) as threads:
@@ -167,7 +167,7 @@ def test_of_two_who_publish_at_once_both_are_told_and_one_stands_on_the_card(reg
     together = threading.Barrier(2)
 
     def ask(_):
-        together.wait(20)
+        together.wait(60)
         return registry.anna.post(f"/api/v1/models/{made['model_id']}/publication")
 
     with ThreadPoolExecutor(2) as threads:
