@@ -48,6 +48,7 @@ organizations.json, permits.json, organization-agreements.json, tasks.json
                  organizations with their envoys; collaborations under their permits; agreements by the SHA-256 of what
                  was signed, and who signed when; which run is a task of which collaboration, and under which of the
                  data-processing and joint-controller agreements
+remarks.json     who said something of a plan or task, by the SHA-256 of the words, and reviewers' verdicts on plans
 leakage.json     scores of the sites' leak tests, of those that publish them
 fairness.json    how well models do on sites' held-out examples, by subgroups, by sites that publish it: statements as
                  the sites' identity keys (members.json) signed them, behind the bytes "fedveil-fairness/1" and a zero

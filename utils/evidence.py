@@ -38,7 +38,7 @@ _PIECE = r"[a-z0-9][a-z0-9._-]{0,79}"
 _NAMES = re.compile(
     r"about\.txt|root\.pem|audit\.jsonl"
     r"|(federation|members|runs|agreements|leakage|fairness|approvals|ledger|roster)\.json"
-    r"|(organizations|permits|organization-agreements|tasks)\.json"
+    r"|(organizations|permits|organization-agreements|remarks|tasks)\.json"
     rf"|settings/{_PIECE}\.toml|plans/[0-9a-f]{{64}}\.json|proposals/[0-9a-f]{{64}}(\.signature)?\.json"
     rf"|patches/{_PIECE}/[0-9]{{4}}(\.signature)?\.json"
 )

@@ -27,6 +27,7 @@ from .transport import proxy_refusal
 PROBLEM = "urn:fedveil:problem:"
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 _MOST_PROBLEM_BYTES = 1 << 20
+_PAGE = 200  # things that are asked for at once
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _BY_NAME = {name: getattr(errors, name) for name in errors.__all__}
 _BY_STATUS: Mapping[int, type[errors.FederationError]] = {
@@ -124,6 +125,19 @@ class RestCalls:
             raise errors.UnreachableError(
                 f"{self.url} answered {method} {path} with something that is no JSON"
             ) from error
+
+    def items(self, path: str) -> Iterator[dict[str, Any]]:
+        """All things of a list, page by page.
+
+        Raises:
+            FederationError: as ``json``, also in the midst.
+        """
+        after: str | None = ""
+        while after is not None:
+            params: dict[str, str | int] = {"limit": _PAGE} | ({"after": after} if after else {})
+            page = self.json("GET", path, params=params)
+            yield from page["items"]
+            after = page["next"]
 
     def send(
         self,

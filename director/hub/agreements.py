@@ -128,7 +128,11 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Collaboration:
-    """Organizations under one permit."""
+    """Organizations under one permit.
+
+    Raises:
+        ConfigError: it asks for reviews of more organizations than it has.
+    """
 
     id: str
     name: str
@@ -136,6 +140,13 @@ class Collaboration:
     permit: Permit
     created_at: float = 0.0  # seconds since 1970
     version: int = 1
+    reviews_needed: int = 0  # organizations whose reviewers approve a plan before a task of it starts
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reviews_needed <= len(self.organizations):
+            raise ConfigError(
+                f"reviews_needed is {self.reviews_needed}, expected 0 to the {len(self.organizations)} organizations"
+            )
 
 
 def check_may_start(

@@ -157,7 +157,13 @@ def _collaboration(row: RowMapping) -> Collaboration:
         frozenset(row["datasets"]),
     )
     return Collaboration(
-        row["id"], row["name"], frozenset(row["organizations"]), permit, row["created_at"], row["version"]
+        id=row["id"],
+        name=row["name"],
+        organizations=frozenset(row["organizations"]),
+        permit=permit,
+        created_at=row["created_at"],
+        version=row["version"],
+        reviews_needed=row["reviews_needed"],
     )
 
 
@@ -172,6 +178,7 @@ def _row(one: Collaboration) -> dict[str, Any]:
         "ends_at": one.permit.ends_at,
         "datasets": sorted(one.permit.datasets),
         "organizations": sorted(one.organizations),
+        "reviews_needed": one.reviews_needed,
         "created_at": one.created_at,
         "version": one.version,
     }

@@ -6,9 +6,11 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
+from ...utils.tensors import digest_of
 from ..database import reading
 from .collaborations import Agreements, collaborations
 from .organizations import organizations
+from .remarks import Remarks
 from .tables import ENVOYS, TASKS
 from .users import users
 
@@ -41,6 +43,7 @@ def hub_evidence(engine: Engine) -> dict[str, list[dict[str, Any]]]:
                 "starts_at": one.permit.starts_at,
                 "ends_at": one.permit.ends_at,
                 "datasets": sorted(one.permit.datasets),
+                "reviews_needed": one.reviews_needed,
                 "version": one.version,
             }
             for one in collaborations(engine).all()
@@ -61,6 +64,19 @@ def hub_evidence(engine: Engine) -> dict[str, list[dict[str, Any]]]:
                 "signed": dict(sorted(one.signed.items())),
             }
             for one in Agreements(engine).all()
+        ],
+        "remarks.json": [
+            {
+                "subject": one.subject.value,
+                "about": one.about,
+                "number": one.number,
+                "author": names.get(one.user),
+                "organization_id": one.organization,
+                "sha256": digest_of(one.text.encode("utf-8")),  # what people wrote may name people
+                "verdict": one.verdict.value if one.verdict else None,
+                "created_at": one.created_at,
+            }
+            for one in Remarks(engine).all()
         ],
         "tasks.json": [
             {

@@ -20,6 +20,7 @@ from .datasets import Dataset, datasets
 from .models import Models
 from .organizations import Organization, Stations, organizations
 from .plans import Plans
+from .remarks import Remarks
 from .rules import Decision, Operation, Resource, Target, decide
 from .sign_in import Caller, SignIn
 from .site_words import SiteWords
@@ -64,6 +65,7 @@ class Hub:
     agreements: Agreements = field(init=False)
     datasets: Store[Dataset] = field(init=False)
     plans: Plans = field(init=False)
+    remarks: Remarks = field(init=False)
     tasks: Tasks = field(init=False)
     models: Models = field(init=False)
 
@@ -80,6 +82,7 @@ class Hub:
             ("agreements", Agreements(self.engine)),
             ("datasets", datasets(self.engine)),
             ("plans", Plans(self.engine)),
+            ("remarks", Remarks(self.engine)),
             ("tasks", Tasks(self.engine)),
             ("models", Models(self.engine)),
         ):

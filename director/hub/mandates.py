@@ -1,19 +1,22 @@
-"""Whether a task may go on: permit, agreements, organization, whoever started it and the data, as they are now."""
+"""Whether a task may go on: permit, agreements, reviews, organization, who started it and the data, as they are now."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from ...utils.errors import AgreementError, UnknownEntityError
 from ...utils.identity import when
 from ...utils.messages import EnvoyName, RunId
+from ..database import reading
 from ..revocations import Revocations
-from .agreements import check_may_start
+from ..tables import RUNS
+from .agreements import Collaboration, check_may_start
 from .collaborations import Agreements, collaborations
 from .datasets import Dataset, named, withdrawn_envoys, withdrawn_since
 from .organizations import Status, organizations
+from .remarks import Remark, Remarks, Subject, check_reviewed
 from .tasks import Task, Tasks
 from .users import users
 
@@ -31,6 +34,7 @@ class TaskMandates:
         self._tasks, self._revocations = Tasks(engine), Revocations(engine)
         self._collaborations, self._agreements = collaborations(engine), Agreements(engine)
         self._organizations, self._users = organizations(engine), users(engine)
+        self._remarks = Remarks(engine)
 
     def objection(self, run: RunId, now: float) -> str | None:
         """Why the run may not go on; None while it may.
@@ -74,6 +78,7 @@ class TaskMandates:
     def _of_agreements(self, task: Task, now: float) -> str | None:
         collaboration = self._collaborations.get(task.collaboration)
         try:
+            check_reviewed(collaboration, self._remarks_on_plan(task, collaboration))
             processing = check_may_start(
                 collaboration,
                 self._agreements.about(collaboration),
@@ -91,6 +96,13 @@ class TaskMandates:
                 " force now; start it anew"
             )
         return None
+
+    def _remarks_on_plan(self, task: Task, collaboration: Collaboration) -> tuple[Remark, ...]:
+        if not collaboration.reviews_needed:
+            return ()
+        with reading(self._engine) as connection:
+            plan = connection.execute(select(RUNS.c.plan).where(RUNS.c.id == task.run)).scalar_one()
+        return self._remarks.thread(Subject.PLAN, plan)
 
     def _of_data(self, task: Task) -> str | None:
         return withdrawn_since(self._offered(task), task.created_at)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from ...utils.tensors import Digest
 from ..database import reading, transaction
 from ..tables import RUNS
-from .tables import PLANS, TASKS
+from .tables import PLANS, SHOWN_PLANS, TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,19 @@ class Plans:
         with reading(self._engine) as connection:
             return tuple(Brought(**row) for row in connection.execute(query).mappings())
 
+    def show(self, plan: Digest, collaboration: str, now: float, write_down: Callable[[], None]) -> None:
+        """A collaboration may see a plan from now on; the second time nothing changes."""
+        try:
+            with transaction(self._engine) as connection:
+                values = {"plan": plan, "collaboration": collaboration, "shown_at": now}
+                connection.execute(insert(SHOWN_PLANS), values)
+                write_down()
+        except IntegrityError:
+            return
+
     def collaborations(self, plan: Digest) -> frozenset[str]:
-        """Those with a task of it."""
-        query = select(TASKS.c.collaboration).join(RUNS, RUNS.c.id == TASKS.c.run).where(RUNS.c.plan == plan)
+        """Those with a task of it, and those that it is shown to."""
+        run = select(TASKS.c.collaboration).join(RUNS, RUNS.c.id == TASKS.c.run).where(RUNS.c.plan == plan)
+        shown = select(SHOWN_PLANS.c.collaboration).where(SHOWN_PLANS.c.plan == plan)
         with reading(self._engine) as connection:
-            return frozenset(connection.execute(query).scalars())
+            return frozenset(connection.execute(run.union(shown)).scalars())

@@ -46,6 +46,7 @@ PRESETS: dict[str, Role] = {
             "delete:key:organization",
             "view:dataset:collaboration",
             "view:plan:collaboration",
+            "create:remark:collaboration",
             "view:task:collaboration",
             "view:model:collaboration",
             "view:report:collaboration",
@@ -62,6 +63,7 @@ PRESETS: dict[str, Role] = {
             "edit:dataset:organization",
             "delete:dataset:organization",
             "view:plan:collaboration",
+            "create:remark:collaboration",
             "view:task:collaboration",
             "view:model:collaboration",
             "view:report:collaboration",
@@ -87,6 +89,7 @@ PRESETS: dict[str, Role] = {
             "view:agreement:collaboration",
             "view:dataset:collaboration",
             "view:plan:collaboration",
+            "create:remark:collaboration",
             "create:plan:collaboration",
             "view:task:collaboration",
             "create:task:collaboration",
@@ -107,7 +110,8 @@ PRESETS: dict[str, Role] = {
             "view:agreement:collaboration",
             "view:dataset:collaboration",
             "view:plan:collaboration",
-            "approve:plan:organization",
+            "create:remark:collaboration",
+            "approve:plan:collaboration",
             "view:task:collaboration",
             "view:model:collaboration",
             "view:report:collaboration",
@@ -117,7 +121,11 @@ PRESETS: dict[str, Role] = {
         ),
         _role(
             "auditor",
-            *(f"view:{resource.value}:federation" for resource in Resource if resource is not Resource.KEY),
+            *(
+                f"view:{resource.value}:federation"
+                for resource in Resource
+                if resource not in (Resource.KEY, Resource.REMARK)
+            ),
             "export:audit:federation",
             "view:key:own",
             "create:key:own",
@@ -132,6 +140,7 @@ PRESETS: dict[str, Role] = {
             "view:dataset:collaboration",
             "delete:dataset:organization",
             "view:plan:collaboration",
+            "create:remark:collaboration",
             "view:task:collaboration",
             "view:model:collaboration",
             "view:report:collaboration",

@@ -47,6 +47,7 @@ class Resource(Enum):
     KEY = "key"
     DATASET = "dataset"
     PLAN = "plan"
+    REMARK = "remark"
     TASK = "task"
     MODEL = "model"
     REPORT = "report"

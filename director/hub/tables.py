@@ -74,6 +74,7 @@ COLLABORATIONS = Table(
     Column("ends_at", Double, nullable=False),
     Column("datasets", JSON, nullable=False),  # sorted names
     Column("organizations", JSON, nullable=False),  # sorted ids; the next table too, to be looked up by
+    Column("reviews_needed", Integer, nullable=False),  # organizations whose reviewers approve a plan first
     Column("created_at", Double, nullable=False),
     _version(),
 )
@@ -215,6 +216,28 @@ PLANS = Table(
     Column("plan", String(64), primary_key=True),  # SHA-256 of its manifest
     Column("user", String(32), ForeignKey("hub_users.id"), primary_key=True),  # who brought it; several may
     Column("organization", String(32), ForeignKey("hub_organizations.id"), nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+SHOWN_PLANS = Table(
+    "hub_shown_plans",
+    METADATA,
+    Column("plan", String(64), primary_key=True),
+    Column("collaboration", String(32), ForeignKey("hub_collaborations.id"), primary_key=True),
+    Column("shown_at", Double, nullable=False),
+)
+
+REMARKS = Table(
+    "hub_remarks",
+    METADATA,
+    Column("subject", String(8), primary_key=True),  # plan or task
+    Column("about", String(64), primary_key=True),  # a plan's digest, a task's run
+    Column("number", Integer, primary_key=True, autoincrement=False),  # in its thread, from 0
+    Column("user", String(32), ForeignKey("hub_users.id"), nullable=False),
+    Column("organization", String(32), ForeignKey("hub_organizations.id"), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("verdict", String(16)),  # of a reviewer
+    Column("answers", Integer),  # the number of an earlier one
     Column("created_at", Double, nullable=False),
 )
 

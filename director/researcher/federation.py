@@ -26,7 +26,6 @@ from .run import Run, as_body
 
 URL, KEY, ROOT, FOLDER = "FEDVEIL_URL", "FEDVEIL_API_KEY", "FEDVEIL_ROOT", "FEDVEIL_RESEARCHER"
 _PIECE_BYTES = 1 << 20
-_PAGE = 200
 
 
 def connect(
@@ -102,23 +101,23 @@ class Federation:
 
     def organizations(self) -> Iterator[dict[str, Any]]:
         """Who takes part."""
-        return self._all("/api/v1/organizations")
+        return self._calls.items("/api/v1/organizations")
 
     def collaborations(self) -> Iterator[dict[str, Any]]:
         """Those of one's organization, each with its permit."""
-        return self._all("/api/v1/collaborations")
+        return self._calls.items("/api/v1/collaborations")
 
     def datasets(self) -> Iterator[dict[str, Any]]:
         """What the sites say that they have."""
-        return self._all("/api/v1/datasets")
+        return self._calls.items("/api/v1/datasets")
 
     def tasks(self) -> Iterator[dict[str, Any]]:
         """All that one may see, without their rounds."""
-        return self._all("/api/v1/tasks")
+        return self._calls.items("/api/v1/tasks")
 
     def models(self) -> Iterator[dict[str, Any]]:
         """What is in the registry."""
-        return self._all("/api/v1/models")
+        return self._calls.items("/api/v1/models")
 
     def run(self, task_id: str) -> Run:
         """A task that was submitted before.
@@ -162,6 +161,35 @@ class Federation:
         }
         made = self._calls.json("POST", "/api/v1/tasks", asked)
         return Run(self._calls, made["task_id"], self.signer)
+
+    def show_plan(self, plan: Bundle, *, collaboration: str) -> None:
+        """Let a collaboration see and review a plan before an experiment of it is submitted.
+
+        Args:
+            plan: as it was built.
+            collaboration: its id or its name.
+
+        Raises:
+            FederationError: as the director refuses it.
+        """
+        id_ = self._collaboration(collaboration)
+        self._bring(plan, None, None)
+        self._calls.json("PUT", f"/api/v1/plans/{plan.manifest.digest}/collaborations/{id_}")
+
+    def remarks(self, plan: Bundle) -> Iterator[dict[str, Any]]:
+        """What was said of a plan, reviewers' verdicts too, in order."""
+        return self._calls.items(f"/api/v1/plans/{plan.manifest.digest}/remarks")
+
+    def remark(
+        self, plan: Bundle, text: str, *, verdict: str | None = None, answers: int | None = None
+    ) -> dict[str, Any]:
+        """Say something of a plan; a reviewer's ``verdict`` is ``approved`` or ``rejected``.
+
+        Raises:
+            FederationError: as the director refuses it.
+        """
+        body = {"text": text, "verdict": verdict, "answers": answers}
+        return dict(self._calls.json("POST", f"/api/v1/plans/{plan.manifest.digest}/remarks", body))
 
     def model(self, name: str, version: str = "latest") -> dict[str, Any]:
         """A model of the registry, by name and version: its card and lineage.
@@ -216,14 +244,6 @@ class Federation:
             if named in (one["collaboration_id"], one["name"]):
                 return str(one["collaboration_id"])
         raise UnknownEntityError(f"there is no collaboration {named!r} of your organization")
-
-    def _all(self, path: str) -> Iterator[dict[str, Any]]:
-        after: str | None = ""
-        while after is not None:
-            params: dict[str, str | int] = {"limit": _PAGE} | ({"after": after} if after else {})
-            page = self._calls.json("GET", path, params=params)
-            yield from page["items"]
-            after = page["next"]
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -174,6 +174,18 @@ class Run:
         """What the task cost in privacy, as far as sites publish it."""
         return dict(self._calls.json("GET", f"{self._path}/privacy-report"))
 
+    def remarks(self) -> Iterator[dict[str, Any]]:
+        """What was said of the task, in order."""
+        return self._calls.items(f"{self._path}/remarks")
+
+    def remark(self, text: str, *, answers: int | None = None) -> dict[str, Any]:
+        """Say something of the task, for all of its collaboration; ``answers`` is the number of an earlier remark.
+
+        Raises:
+            FederationError: as the director refuses it.
+        """
+        return dict(self._calls.json("POST", f"{self._path}/remarks", {"text": text, "answers": answers}))
+
     # ------------------------------------------------------------ pieces
 
     def _fetched(self, path: Path, digest: str) -> dict[str, NDArray[Any]]:

@@ -49,6 +49,9 @@ class CollaborationBody(BaseModel):
     name: str
     organizations: list[str]
     permit: PermitBody
+    reviews_needed: int = Field(
+        description="No task of a plan starts that reviewers of fewer organizations approved, or that one rejects."
+    )
     created_at: float
     version: int
 
@@ -68,6 +71,7 @@ class CollaborationBody(BaseModel):
                 ends_at=permit.ends_at,
                 datasets=sorted(permit.datasets),
             ),
+            reviews_needed=one.reviews_needed,
             created_at=one.created_at,
             version=one.version,
         )
@@ -80,6 +84,7 @@ class NewCollaboration(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
     organizations: list[Id] = Field(min_length=1, max_length=200)
     permit: PermitBody
+    reviews_needed: int = Field(0, ge=0, le=200)
 
 
 class CollaborationChange(BaseModel):
@@ -88,6 +93,7 @@ class CollaborationChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
     organizations: list[Id] | None = Field(None, min_length=1, max_length=200)
     permit: PermitBody | None = None
+    reviews_needed: int | None = Field(None, ge=0, le=200)
 
 
 class Standing(BaseModel):
@@ -179,7 +185,14 @@ def make_collaboration(hub: TheHub, caller: TheCaller, new: NewCollaboration, re
     hub.allow(caller, Operation.CREATE, Resource.COLLABORATION, Target())
     for id_ in new.organizations:
         hub.organizations.get(id_)
-    made = Collaboration(new_id(), new.name, frozenset(new.organizations), new.permit.permit(), hub.now())
+    made = Collaboration(
+        id=new_id(),
+        name=new.name,
+        organizations=frozenset(new.organizations),
+        permit=new.permit.permit(),
+        created_at=hub.now(),
+        reviews_needed=new.reviews_needed,
+    )
     done = hub.did(caller, "collaboration made", target=made.id, permit=made.permit.number)
     hub.collaborations.add(made, done)
     response.headers["Location"], response.headers["ETag"] = f"/api/v1/collaborations/{made.id}", tag(made.version)
@@ -215,6 +228,8 @@ def change_collaboration(
         fields["organizations"] = frozenset(change.organizations)
     if change.permit is not None:
         fields["permit"] = change.permit.permit()
+    if change.reviews_needed is not None:
+        fields["reviews_needed"] = change.reviews_needed
     done = hub.did(caller, "collaboration changed", target=one.id, fields=sorted(fields))
     after = hub.collaborations.change(one.id, seen, done, **fields)
     response.headers["ETag"] = tag(after.version)

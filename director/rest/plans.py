@@ -176,6 +176,12 @@ def check_size(works: Works, size: int) -> None:
         raise HTTPException(413, f"a blob of {size} bytes; this director takes {works.desk.max_model_bytes} at most")
 
 
+def targets_of(hub: Hub, plan: Digest) -> list[Target]:
+    """Whose a plan is: of each who brought it, and of all collaborations that may see it. Never empty."""
+    used = hub.plans.collaborations(plan)
+    return [Target(one.organization, used, one.user) for one in hub.plans.of(plan)] or [Target(None, used)]
+
+
 def seen_plan(hub: Hub, caller: Caller, works: Works, digest: str) -> Manifest:
     """A plan that the caller may see.
 
@@ -183,8 +189,7 @@ def seen_plan(hub: Hub, caller: Caller, works: Works, digest: str) -> Manifest:
         UnknownEntityError: there is none, or it may not.
     """
     plan = Digest(digest)
-    used = hub.plans.collaborations(plan)
-    targets = [Target(one.organization, used, one.user) for one in hub.plans.of(plan)] or [Target(None, used)]
+    targets = targets_of(hub, plan)
     own = any(one.owner == caller.user.id for one in targets)
     if not own and not any(hub.may(caller, Operation.VIEW, Resource.PLAN, one) for one in targets):
         raise UnknownEntityError("there is no such plan: PUT its manifest first")

@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("ends_at", sa.Double(), nullable=False),
         sa.Column("datasets", sa.JSON(), nullable=False),
         sa.Column("organizations", sa.JSON(), nullable=False),
+        sa.Column("reviews_needed", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_hub_collaborations")),
@@ -307,6 +308,35 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("plan", "user", name=op.f("pk_hub_plans")),
     )
     op.create_table(
+        "hub_shown_plans",
+        sa.Column("plan", sa.String(length=64), nullable=False),
+        sa.Column("collaboration", sa.String(length=32), nullable=False),
+        sa.Column("shown_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["collaboration"],
+            ["hub_collaborations.id"],
+            name=op.f("fk_hub_shown_plans_collaboration_hub_collaborations"),
+        ),
+        sa.PrimaryKeyConstraint("plan", "collaboration", name=op.f("pk_hub_shown_plans")),
+    )
+    op.create_table(
+        "hub_remarks",
+        sa.Column("subject", sa.String(length=8), nullable=False),
+        sa.Column("about", sa.String(length=64), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("user", sa.String(length=32), nullable=False),
+        sa.Column("organization", sa.String(length=32), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("verdict", sa.String(length=16), nullable=True),
+        sa.Column("answers", sa.Integer(), nullable=True),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["organization"], ["hub_organizations.id"], name=op.f("fk_hub_remarks_organization_hub_organizations")
+        ),
+        sa.ForeignKeyConstraint(["user"], ["hub_users.id"], name=op.f("fk_hub_remarks_user_hub_users")),
+        sa.PrimaryKeyConstraint("subject", "about", "number", name=op.f("pk_hub_remarks")),
+    )
+    op.create_table(
         "hub_user_roles",
         sa.Column("user", sa.String(length=32), nullable=False),
         sa.Column("role", sa.String(length=63), nullable=False),
@@ -331,6 +361,8 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_hub_model_datasets_dataset"), table_name="hub_model_datasets")
     op.drop_table("hub_model_datasets")
     op.drop_table("hub_user_roles")
+    op.drop_table("hub_remarks")
+    op.drop_table("hub_shown_plans")
     op.drop_table("hub_plans")
     op.drop_index(op.f("ix_hub_tasks_collaboration"), table_name="hub_tasks")
     op.drop_table("hub_tasks")

@@ -49,7 +49,7 @@ def key(consortium, agreed):
     """An API key of a researcher of the north, for what a researcher does and no more."""
     client = consortium.user("anna", "north", "researcher")
     things = ("view:collaboration", "view:plan", "create:plan", "view:task", "create:task", "start:task", "view:model")
-    rules = [f"{one}:collaboration" for one in (*things, "view:report")]
+    rules = [f"{one}:collaboration" for one in (*things, "view:report", "create:remark")]
     return consortium.key(client, *rules, "steer:task:own")
 
 
@@ -96,6 +96,25 @@ def test_a_run_is_submitted_watched_to_its_end_and_its_model_fetched(submit, ann
     assert run.metrics().keys()
     assert run.privacy_report()["participants"] == 3
     assert run.id in {one["task_id"] for one in anna.tasks()}
+
+
+def test_what_is_said_of_plan_and_task_is_read_by_all_who_see_them(submit, anna, consortium, federation):
+    plan = federation.plan()
+    anna.show_plan(plan, collaboration="Lungs")
+    assert anna.remark(plan, "What do you think of it?")["number"] == 0
+    rita = consortium.user("rita", "south", "reviewer")
+    path = f"/api/v1/plans/{plan.manifest.digest}/remarks"
+    said = rita.post(path, json={"text": "It reads no data.", "verdict": "approved", "answers": 0})
+    assert said.status_code == 201, said.text
+    told = [(one["author"], one["verdict"], one["answers"]) for one in anna.remarks(plan)]
+    assert told == [("anna", None, None), ("rita", "approved", 0)]
+    with pytest.raises(errors.NotAuthorizedError, match="you brought this plan"):
+        anna.remark(plan, "So do I.", verdict="approved")
+    run = submit()
+    for number in range(3):
+        assert run.remark(f"{number}", answers=number - 1 if number else None)["number"] == number
+    assert [one["text"] for one in run.remarks()] == ["0", "1", "2"]
+    run.wait()
 
 
 def test_who_comes_later_hears_it_all_and_who_was_cut_off_the_rest(submit):

@@ -19,6 +19,7 @@ import pytest
 from fedveil.director.researcher.run import Run
 from fedveil.envoy.__main__ import app as envoy
 from fedveil.utils import errors
+from fedveil.utils.plan_bundle import open_bundle
 from fedveil.workspace.__main__ import app as fedveil_app
 from fedveil.workspace.plan_builder import build_plan
 from safetensors.numpy import load
@@ -182,6 +183,17 @@ def test_the_hub_story_from_the_first_organization_to_a_withdrawn_dataset(
     with pytest.raises(errors.AgreementError, match="may not start tasks"):
         submit("otto", "line", 3)
 
+    # ---- the collaboration asks for a reviewer's word on each plan
+    tag = {"If-Match": '"1"'}
+    said(consortium.admin.patch(f"/api/v1/collaborations/{lungs}", json={"reviews_needed": 1}, headers=tag), 200)
+    with pytest.raises(errors.AgreementError, match="0 approved this one"):
+        submit("anna", "line", 3)
+    plan = open_bundle(tmp_path / "bundle")
+    clients["anna"].show_plan(plan, collaboration="Lungs")
+    thread = f"/api/v1/plans/{plan.manifest.digest}/remarks"
+    said(vera.post(thread, json={"text": "It reads what it says.", "verdict": "approved"}), 201)
+    assert [one["author"] for one in clients["anna"].remarks(plan)] == ["vera"]
+
     # ---- a run: four sites, three over gRPC and one over REST, in one secure sum
     run = submit("anna", "line", 3)
     events = list(run.stream())
@@ -281,6 +293,7 @@ def test_the_hub_story_from_the_first_organization_to_a_withdrawn_dataset(
     assert "3 fairness reports" in checked.replace("\n", " ")
     evidence = read_json_members(bundle)
     assert "The four hospitals" in json.dumps(evidence["organization-agreements.json"])
+    assert [(one["author"], one["verdict"]) for one in evidence["remarks.json"]] == [("vera", "approved")]
     assert {one["run"] for one in evidence["tasks.json"]} == {run.id, long.id}
     for file in (bundle.read_bytes(), (federation.director_folder / "log.txt").read_bytes()):
         assert b"-Doe-" not in file
