@@ -72,7 +72,7 @@ def test_an_envoy_killed_while_it_trains_has_spent_what_it_reserved(tmp_path, to
     (tmp_path / "plan.py").write_text(PLAN)
     build_plan(tmp_path / "plan.py", tmp_path / "bundle")
     with toy_federation(tmp_path, "") as federation:
-        federation._envoy = ENVOY
+        federation.envoy_settings = ENVOY
         federation.set_up()
         for seed, name in enumerate(federation.sites):
             give_data(tmp_path / name, seed)
