@@ -179,8 +179,8 @@ def decide(actor: Actor, operation: Operation, resource: Resource, target: Targe
         (rule.operation, rule.resource) == (operation, resource) for role in actor.roles for rule in role.rules
     ):
         return Decision(False, f"this API key is not for {asked}")
-    roles = ", ".join(role.name for role in actor.roles) or "no role"
-    return Decision(False, f"no rule about {asked}; {actor.user} has {roles}")
+    roles = ", ".join(role.name for role in actor.roles)
+    return Decision(False, f"no rule about {asked} {f'in the roles {roles}' if roles else 'without any role'}")
 
 
 def _reached(scope: Scope, actor: Actor, target: Target) -> str | None:

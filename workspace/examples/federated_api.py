@@ -1,7 +1,7 @@
 """Take part in a federation from a program: register, analyze, train, add noise, validate, submit, report, download.
 
     export FEDVEIL_URL=https://director.example:8443 FEDVEIL_ROOT=root.pem FEDVEIL_API_KEY=fv_...
-    python -m fedveil.workspace.examples.federated_api ORGANIZATION_ID chest-xray images.npz --rounds 3
+    python -m fedveil.workspace.examples.federated_api ORGANIZATION chest-xray x.npz --classes normal,pneumonia
 
 It needs a study that was proposed to this site, and a data manager who approved it (`envoy plan approve`) and the
 roster of the secure sum (`envoy roster accept`), both in the folder that the program prints.
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 from fedveil import DifferentialPrivacy, FederatedLearner
+from fedveil.utils.errors import FederationError
 
 
 def main() -> None:
@@ -24,7 +26,7 @@ def main() -> None:
     with FederatedLearner(asked.organization, key, folder=asked.folder, name=asked.name) as learner:
         print(f"site {learner.register()}, in {learner.folder}")
 
-        learner.register_data(asked.dataset, asked.path)
+        learner.register_data(asked.dataset, asked.path, classes=asked.classes, replace=asked.replace)
         analysis = learner.analyze_local_data(asked.dataset)
         print(
             f"{analysis.num_examples} examples of {len(analysis.label_distribution)} classes, seen by this site alone"
@@ -54,6 +56,10 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("organization", help="the id of your organization at the director")
     parser.add_argument("dataset", help="as the plan calls it")
     parser.add_argument("path", help="image folder, zip, npz, CSV or Parquet")
+    parser.add_argument(
+        "--classes", default=[], type=lambda said: said.split(","), help="of an npz, as the plan names them: a,b"
+    )
+    parser.add_argument("--replace", action="store_true", help="the data set that has this name is no more")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--epsilon", type=float, default=0.0, help="of noise added by hand; 0 adds none")
     parser.add_argument(
@@ -65,4 +71,7 @@ def _asked() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FederationError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
