@@ -193,7 +193,13 @@ def make_collaboration(hub: TheHub, caller: TheCaller, new: NewCollaboration, re
         created_at=hub.now(),
         reviews_needed=new.reviews_needed,
     )
-    done = hub.did(caller, "collaboration made", target=made.id, permit=made.permit.number)
+    done = hub.did(
+        caller,
+        "collaboration made",
+        target=made.id,
+        permit=made.permit.number,
+        reviews_needed=made.reviews_needed,
+    )
     hub.collaborations.add(made, done)
     response.headers["Location"], response.headers["ETag"] = f"/api/v1/collaborations/{made.id}", tag(made.version)
     return CollaborationBody.of(made)
@@ -230,7 +236,8 @@ def change_collaboration(
         fields["permit"] = change.permit.permit()
     if change.reviews_needed is not None:
         fields["reviews_needed"] = change.reviews_needed
-    done = hub.did(caller, "collaboration changed", target=one.id, fields=sorted(fields))
+    reviews = {} if change.reviews_needed is None else {"reviews_needed": change.reviews_needed}
+    done = hub.did(caller, "collaboration changed", target=one.id, fields=sorted(fields), **reviews)
     after = hub.collaborations.change(one.id, seen, done, **fields)
     response.headers["ETag"] = tag(after.version)
     return CollaborationBody.of(after)
