@@ -8,10 +8,10 @@ call; ``director revoke`` and ``director members`` write and read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, bindparam, insert, select, update
+from sqlalchemy import Engine, bindparam, func, insert, select, update
 
 from ..utils.errors import ProtocolError
 from .database import reading, transaction
@@ -88,6 +88,14 @@ class Revocations:
         with reading(self._engine) as connection:
             newest = connection.execute(_OF_NAME, {"name": name}).first()
         return None if newest is None or newest.lifted_at is not None else newest.revoked_at
+
+    def among(self, names: Iterable[str]) -> frozenset[str]:
+        """Of these names, those that are revoked now."""
+        newest = select(func.max(REVOCATIONS.c.number)).where(REVOCATIONS.c.name.in_(sorted(names)))
+        newest = newest.group_by(REVOCATIONS.c.name)
+        query = select(REVOCATIONS.c.name).where(REVOCATIONS.c.number.in_(newest), REVOCATIONS.c.lifted_at.is_(None))
+        with reading(self._engine) as connection:
+            return frozenset(connection.execute(query).scalars())
 
     def bad_since(self, name: str, sha256: str) -> float | None:
         """When this certificate of the name became bad; None while it is good."""

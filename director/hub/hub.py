@@ -21,6 +21,7 @@ from .models import Models
 from .organizations import Organization, Stations, organizations
 from .plans import Plans
 from .remarks import Remarks
+from .reviews import Reviews
 from .rules import Decision, Operation, Resource, Target, decide
 from .sign_in import Caller, SignIn
 from .site_words import SiteWords
@@ -66,6 +67,7 @@ class Hub:
     datasets: Store[Dataset] = field(init=False)
     plans: Plans = field(init=False)
     remarks: Remarks = field(init=False)
+    reviews: Reviews = field(init=False)
     tasks: Tasks = field(init=False)
     models: Models = field(init=False)
 
@@ -83,6 +85,7 @@ class Hub:
             ("datasets", datasets(self.engine)),
             ("plans", Plans(self.engine)),
             ("remarks", Remarks(self.engine)),
+            ("reviews", Reviews(self.engine)),
             ("tasks", Tasks(self.engine)),
             ("models", Models(self.engine)),
         ):

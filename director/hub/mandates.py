@@ -9,6 +9,7 @@ from sqlalchemy import Engine, select
 from ...utils.errors import AgreementError, UnknownEntityError
 from ...utils.identity import when
 from ...utils.messages import EnvoyName, RunId
+from ...utils.tensors import Digest
 from ..database import reading
 from ..revocations import Revocations
 from ..tables import RUNS
@@ -16,7 +17,7 @@ from .agreements import Collaboration, check_may_start
 from .collaborations import Agreements, collaborations
 from .datasets import Dataset, named, withdrawn_envoys, withdrawn_since
 from .organizations import Status, organizations
-from .remarks import Remark, Remarks, Subject, check_reviewed
+from .reviews import Reviews
 from .tasks import Task, Tasks
 from .users import users
 
@@ -34,7 +35,7 @@ class TaskMandates:
         self._tasks, self._revocations = Tasks(engine), Revocations(engine)
         self._collaborations, self._agreements = collaborations(engine), Agreements(engine)
         self._organizations, self._users = organizations(engine), users(engine)
-        self._remarks = Remarks(engine)
+        self._reviews = Reviews(engine)
 
     def objection(self, run: RunId, now: float) -> str | None:
         """Why the run may not go on; None while it may.
@@ -78,7 +79,7 @@ class TaskMandates:
     def _of_agreements(self, task: Task, now: float) -> str | None:
         collaboration = self._collaborations.get(task.collaboration)
         try:
-            check_reviewed(collaboration, self._remarks_on_plan(task, collaboration))
+            self._check_reviewed(task, collaboration)
             processing = check_may_start(
                 collaboration,
                 self._agreements.about(collaboration),
@@ -97,12 +98,12 @@ class TaskMandates:
             )
         return None
 
-    def _remarks_on_plan(self, task: Task, collaboration: Collaboration) -> tuple[Remark, ...]:
+    def _check_reviewed(self, task: Task, collaboration: Collaboration) -> None:
         if not collaboration.reviews_needed:
-            return ()
+            return
         with reading(self._engine) as connection:
             plan = connection.execute(select(RUNS.c.plan).where(RUNS.c.id == task.run)).scalar_one()
-        return self._remarks.thread(Subject.PLAN, plan)
+        self._reviews.check(collaboration, Digest(plan), task.user)
 
     def _of_data(self, task: Task) -> str | None:
         return withdrawn_since(self._offered(task), task.created_at)

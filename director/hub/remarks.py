@@ -1,13 +1,8 @@
-"""What people say of plans and tasks, in threads that only grow, and reviewers' verdicts on plans.
-
-A collaboration may ask for reviews: then no task of it starts, or goes on, unless so many of its organizations have a
-reviewer who approved the plan, and none has one who rejects it. Each reviewer's latest verdict counts. It comes before
-what the sites' data managers decide, and takes nothing of it away.
-"""
+"""What people say of plans and tasks, in threads that only grow; what reviewers' verdicts decide is ``reviews``'."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -15,11 +10,12 @@ from typing import Any
 from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from ...utils.errors import AgreementError, StorageError, UnknownEntityError
+from ...utils.errors import ProtocolError, StorageError, UnknownEntityError
 from ..database import reading, transaction
-from .agreements import Collaboration
 from .tables import REMARKS
 
+MOST_REMARKS = 10_000  # in one thread
+MOST_WITH_VERDICTS = 11_000  # a thread that others filled still takes a reviewer's verdict
 _ATTEMPTS = 8  # of who speaks at the same moment as others
 
 
@@ -52,6 +48,15 @@ class Remark:
     answers: int | None = None  # the number of an earlier remark
 
 
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a user thinks of a plan: the verdict that it gave last."""
+
+    user: str
+    organization: str  # that the user acted for
+    verdict: Verdict
+
+
 class Remarks:
     """The memory of threads; safe to share between threads and processes. What was said stays as it is."""
 
@@ -67,6 +72,7 @@ class Remarks:
 
         Raises:
             UnknownEntityError: it answers what nobody said.
+            ProtocolError: the thread is full.
             StorageError: too many spoke at the same moment.
         """
         first = made(0)
@@ -76,6 +82,8 @@ class Remarks:
                     query = select(func.max(REMARKS.c.number)).where(*_thread(first.subject, first.about))
                     last = connection.execute(query).scalar()
                     remark = made(0 if last is None else last + 1)
+                    if remark.number >= (MOST_WITH_VERDICTS if remark.verdict else MOST_REMARKS):
+                        raise ProtocolError(f"this thread has {remark.number} remarks, and takes no more")
                     if remark.answers is not None and remark.answers >= remark.number:
                         raise UnknownEntityError(f"there is no remark {remark.answers} to answer")
                     connection.execute(insert(REMARKS), _row(remark))
@@ -85,41 +93,43 @@ class Remarks:
                 continue
         raise StorageError("others said something at the same moment; say it again")
 
-    def thread(self, subject: Subject, about: str, after: int = -1, limit: int | None = None) -> tuple[Remark, ...]:
-        """What was said of it, in order, from the first behind ``after`` on."""
+    def thread(
+        self,
+        subject: Subject,
+        about: str,
+        after: int = -1,
+        limit: int | None = None,
+        by: Collection[str] | None = None,
+    ) -> tuple[Remark, ...]:
+        """What was said of it, in order, from the first behind ``after`` on.
+
+        Args:
+            subject: what kind of thing it is.
+            about: which one.
+            after: the number of a remark.
+            limit: at most so many.
+            by: only what was said for these organizations; None: for any.
+        """
         query = select(REMARKS).where(*_thread(subject, about), REMARKS.c.number > after).order_by(REMARKS.c.number)
+        if by is not None:
+            query = query.where(REMARKS.c.organization.in_(sorted(by)))
         with reading(self._engine) as connection:
             return tuple(_remark(row) for row in connection.execute(query.limit(limit)).mappings())
+
+    def verdicts(self, plan: str) -> tuple[Opinion, ...]:
+        """What each who gave a verdict on a plan thinks of it now. Asked at every step of a run: no text is read."""
+        given = *_thread(Subject.PLAN, plan), REMARKS.c.verdict.is_not(None)
+        latest = select(func.max(REMARKS.c.number)).where(*given).group_by(REMARKS.c.user)
+        query = select(REMARKS.c.user, REMARKS.c.organization, REMARKS.c.verdict)
+        query = query.where(*_thread(Subject.PLAN, plan), REMARKS.c.number.in_(latest)).order_by(REMARKS.c.number)
+        with reading(self._engine) as connection:
+            return tuple(Opinion(one.user, one.organization, Verdict(one.verdict)) for one in connection.execute(query))
 
     def all(self) -> tuple[Remark, ...]:
         """Every thread, one after the other."""
         query = select(REMARKS).order_by(REMARKS.c.subject, REMARKS.c.about, REMARKS.c.number)
         with reading(self._engine) as connection:
             return tuple(_remark(row) for row in connection.execute(query).mappings())
-
-
-def check_reviewed(collaboration: Collaboration, remarks: Iterable[Remark]) -> None:
-    """Was a plan reviewed as a collaboration asks for?
-
-    Args:
-        collaboration: that a task of the plan is of.
-        remarks: on the plan, in order.
-
-    Raises:
-        AgreementError: not yet, or a reviewer rejects it.
-    """
-    if not collaboration.reviews_needed:
-        return
-    latest = {one.user: one for one in remarks if one.verdict and one.organization in collaboration.organizations}
-    against = sorted({one.organization for one in latest.values() if one.verdict is Verdict.REJECTED})
-    if against:
-        raise AgreementError(f"a reviewer of {', '.join(against)} rejects the plan; see the remarks on it")
-    approved = {one.organization for one in latest.values()}
-    if len(approved) < collaboration.reviews_needed:
-        raise AgreementError(
-            f"collaboration {collaboration.name} asks for the word of reviewers of {collaboration.reviews_needed}"
-            f" organizations on a plan; {len(approved)} approved this one"
-        )
 
 
 def _thread(subject: Subject, about: str) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     Double,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     String,
@@ -239,6 +240,7 @@ REMARKS = Table(
     Column("verdict", String(16)),  # of a reviewer
     Column("answers", Integer),  # the number of an earlier one
     Column("created_at", Double, nullable=False),
+    Index("ix_hub_remarks_verdict", "subject", "about", "verdict", "user", "number"),  # verdicts, without long texts
 )
 
 MODELS = Table(

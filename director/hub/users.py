@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -98,10 +98,19 @@ class Roles:
 
     def of(self, user: str) -> tuple[Role, ...]:
         """All that a user has, with their rules as they are now."""
+        return self.of_each([user])[user]
+
+    def of_each(self, users: Collection[str]) -> dict[str, tuple[Role, ...]]:
+        """As ``of``, for several at once."""
         with reading(self._engine) as connection:
-            names = connection.execute(select(USER_ROLES.c.role).where(USER_ROLES.c.user == user)).scalars().all()
-        own = {one.id: Role(one.name, one.rules) for one in self._own.all(self._own.among(set(names) - PRESETS.keys()))}
-        return tuple(PRESETS.get(name) or own[name] for name in sorted(names) if name in PRESETS or name in own)
+            given = connection.execute(select(USER_ROLES).where(USER_ROLES.c.user.in_(sorted(users)))).all()
+        names = {one.role for one in given}
+        own = {one.id: Role(one.name, one.rules) for one in self._own.all(self._own.among(names - PRESETS.keys()))}
+        known = own | PRESETS
+        found: dict[str, list[Role]] = {one: [] for one in users}
+        for user, name in sorted((one.user, one.role) for one in given if one.role in known):
+            found[user].append(known[name])
+        return {user: tuple(roles) for user, roles in found.items()}
 
     def find(self, names: Iterable[str], organization: str) -> dict[str, Role]:
         """Roles by what a user of this organization may be given: a preset's name, or the id of one of its own.

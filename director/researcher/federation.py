@@ -183,7 +183,7 @@ class Federation:
     def remark(
         self, plan: Bundle, text: str, *, verdict: str | None = None, answers: int | None = None
     ) -> dict[str, Any]:
-        """Say something of a plan; a reviewer's ``verdict`` is ``approved`` or ``rejected``.
+        """Say something of a plan; a reviewer's ``verdict``, by name and password, is ``approved`` or ``rejected``.
 
         Raises:
             FederationError: as the director refuses it.

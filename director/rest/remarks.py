@@ -59,7 +59,7 @@ class NewRemark(BaseModel):
 class NewPlanRemark(NewRemark):
     """What is to be said of a plan."""
 
-    verdict: Verdict | None = Field(None, description="With `approve:plan`; not of a plan that one brought oneself.")
+    verdict: Verdict | None = Field(None, description="With `approve:plan`, signed in; not of a plan that one brought.")
 
 
 @router.put(
@@ -94,7 +94,7 @@ def list_plan_remarks(
 def remark_on_plan(
     hub: TheHub, caller: TheCaller, works: TheWorks, plan_digest: PlanDigest, new: NewPlanRemark
 ) -> RemarkBody:
-    """Say something of a plan, or give a reviewer's verdict on it."""
+    """Say something of a plan, or give a reviewer's verdict on it, signed in."""
     seen_plan(hub, caller, works, plan_digest)
     plan = Digest(plan_digest)
     targets = targets_of(hub, plan)
@@ -102,6 +102,8 @@ def remark_on_plan(
     if new.verdict is not None:
         if any(one.user == caller.user.id for one in hub.plans.of(plan)):
             raise NotAuthorizedError("you brought this plan: somebody else reviews it")
+        if caller.key is not None:
+            raise NotAuthorizedError("no API key gives a verdict: a reviewer signs in")
         _any(hub, caller, Operation.APPROVE, Resource.PLAN, targets)
     return _say(hub, caller, Subject.PLAN, plan_digest, new, new.verdict)
 

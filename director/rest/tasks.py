@@ -17,7 +17,6 @@ from ..hub.agreements import Agreement, check_may_start
 from ..hub.datasets import check_offered, named
 from ..hub.hub import Hub
 from ..hub.organizations import Status
-from ..hub.remarks import Subject, check_reviewed
 from ..hub.rules import Operation, Resource, Target
 from ..hub.sign_in import Caller
 from ..hub.subtasks import subtasks
@@ -84,7 +83,7 @@ def submit_task(hub: TheHub, caller: TheCaller, works: TheWorks, new: NewTask, r
     if reads is not None:
         sites = settings.study.sites if settings.study is not None else ()
         check_offered(named(hub.engine, reads, collaboration.organizations), sites)
-    check_reviewed(collaboration, hub.remarks.thread(Subject.PLAN, manifest.digest))
+    hub.reviews.check(collaboration, manifest.digest, caller.user.id)
     _check_no_other_model(hub, caller, manifest)
     document, signer = new.proposal.document(), signer_of(hub, caller)
 

@@ -336,6 +336,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["user"], ["hub_users.id"], name=op.f("fk_hub_remarks_user_hub_users")),
         sa.PrimaryKeyConstraint("subject", "about", "number", name=op.f("pk_hub_remarks")),
     )
+    op.create_index(
+        "ix_hub_remarks_verdict", "hub_remarks", ["subject", "about", "verdict", "user", "number"], unique=False
+    )
     op.create_table(
         "hub_user_roles",
         sa.Column("user", sa.String(length=32), nullable=False),
@@ -361,6 +364,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_hub_model_datasets_dataset"), table_name="hub_model_datasets")
     op.drop_table("hub_model_datasets")
     op.drop_table("hub_user_roles")
+    op.drop_index("ix_hub_remarks_verdict", table_name="hub_remarks")
     op.drop_table("hub_remarks")
     op.drop_table("hub_shown_plans")
     op.drop_table("hub_plans")
