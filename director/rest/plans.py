@@ -28,6 +28,7 @@ router = APIRouter(
 PlanDigest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the plan's manifest.")]
 BlobDigest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the blob.")]
 _PIECE_BYTES = 1 << 20
+_NO_PLAN = "there is no such plan: PUT its manifest first"
 _RAW: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -199,6 +200,21 @@ def seen_plan(hub: Hub, caller: Caller, works: Works, digest: str) -> Manifest:
 
 
 def missing_of(manifest: Manifest, artifacts: ArtifactStore) -> list[str]:
+def plan_to_start(hub: Hub, caller: Caller, works: Works, digest: str, collaboration: str) -> Manifest:
+    """A plan that the caller may start a task of: its own organization brought it, or the collaboration sees it.
+
+    To see a plan is not enough: who brought it decides which collaborations see it too.
+
+    Raises:
+        UnknownEntityError: there is none, or it may not.
+    """
+    plan = Digest(digest)
+    is_ours = any(one.organization == caller.user.organization for one in hub.plans.of(plan))
+    if not is_ours and collaboration not in hub.plans.collaborations(plan):
+        raise UnknownEntityError(_NO_PLAN)
+    return seen_plan(hub, caller, works, digest)
+
+
     """The blobs that are not here."""
     return sorted({digest for digest, _ in manifest.blobs() if not artifacts.has(digest)})
 

@@ -26,7 +26,7 @@ from ..privacy_report import of_run
 from .asking import Page, TheCaller, TheHub, ThePage, next_after
 from .documents import DocumentBody, signed_by, signer_of
 from .files import download, file_answer
-from .plans import dataset_of, seen_plan
+from .plans import dataset_of, plan_to_start
 from .problems import MissingBlobsError, documented
 from .task_bodies import NewTask, PrivacyReport, SubtaskBody, TaskBody, TaskSummary
 from .works import TheWorks, Works
@@ -75,7 +75,7 @@ def submit_task(hub: TheHub, caller: TheCaller, works: TheWorks, new: NewTask, r
     hub.allow(caller, Operation.VIEW, Resource.COLLABORATION, target)
     hub.allow(caller, Operation.CREATE, Resource.TASK, target)
     hub.allow(caller, Operation.START, Resource.TASK, target)
-    manifest = seen_plan(hub, caller, works, new.plan_digest)
+    manifest = plan_to_start(hub, caller, works, new.plan_digest, collaboration.id)
     processing = _may_start(hub, caller, new.collaboration_id, manifest)
     settings = parse_toml(new.experiment, ExperimentSettings, "experiment.toml")
     check_asked(settings, hub.tasks.envoys(collaboration.id))
