@@ -191,15 +191,15 @@ def seen_plan(hub: Hub, caller: Caller, works: Works, digest: str) -> Manifest:
     """
     plan = Digest(digest)
     targets = targets_of(hub, plan)
-    own = any(one.owner == caller.user.id for one in targets)
+    may_own = bool(caller.actor.grants(Operation.CREATE, Resource.PLAN))  # who brings plans sees what it brought
+    own = may_own and any(one.owner == caller.user.id for one in targets)
     if not own and not any(hub.may(caller, Operation.VIEW, Resource.PLAN, one) for one in targets):
-        raise UnknownEntityError("there is no such plan: PUT its manifest first")
+        raise UnknownEntityError(_NO_PLAN)
     if not works.artifacts.has(plan):
         raise UnknownEntityError("the plan's manifest is gone since no task ran it: PUT it again")
     return read_manifest(works.artifacts.read(plan))
 
 
-def missing_of(manifest: Manifest, artifacts: ArtifactStore) -> list[str]:
 def plan_to_start(hub: Hub, caller: Caller, works: Works, digest: str, collaboration: str) -> Manifest:
     """A plan that the caller may start a task of: its own organization brought it, or the collaboration sees it.
 
@@ -215,6 +215,7 @@ def plan_to_start(hub: Hub, caller: Caller, works: Works, digest: str, collabora
     return seen_plan(hub, caller, works, digest)
 
 
+def missing_of(manifest: Manifest, artifacts: ArtifactStore) -> list[str]:
     """The blobs that are not here."""
     return sorted({digest for digest, _ in manifest.blobs() if not artifacts.has(digest)})
 

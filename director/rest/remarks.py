@@ -85,9 +85,9 @@ def show_plan_to(
 def list_plan_remarks(
     hub: TheHub, caller: TheCaller, works: TheWorks, page: ThePage, plan_digest: PlanDigest
 ) -> Page[RemarkBody]:
-    """What was said of a plan, in order; for all who may see it."""
-    seen_plan(hub, caller, works, plan_digest)
-    return _page(hub, Subject.PLAN, plan_digest, page)
+    """What was said of a plan, by one's own organization and those that see it in the same collaboration, in order."""
+    plan = seen_plan(hub, caller, works, plan_digest).digest
+    return _page(hub, Subject.PLAN, plan, page, _heard(hub, caller, plan))
 
 
 @router.post("/plans/{plan_digest}/remarks", status_code=status.HTTP_201_CREATED, tags=["plans"])
@@ -144,11 +144,20 @@ def _say(
     return RemarkBody.of(hub.remarks.say(made, write_down), user.name)
 
 
-def _page(hub: Hub, subject: Subject, about: str, page: Where) -> Page[RemarkBody]:
+def _heard(hub: Hub, caller: Caller, plan: Digest) -> frozenset[str] | None:
+    """Organizations whose words on a plan a caller reads; None: all. Two that bring the same bytes share no thread."""
+    if hub.may(caller, Operation.VIEW, Resource.PLAN, Target()):
+        return None
+    common = hub.plans.collaborations(plan) & caller.actor.collaborations
+    shared = hub.collaborations.all(hub.collaborations.among(common))
+    return frozenset({caller.user.organization}).union(*(one.organizations for one in shared))
+
+
+def _page(hub: Hub, subject: Subject, about: str, page: Where, by: frozenset[str] | None = None) -> Page[RemarkBody]:
     last = page.last_id or "-1"
     if not last.removeprefix("-").isdecimal() or len(last) > 10:
         raise ConfigError("after: expected what `next` of an earlier page says")
-    found = hub.remarks.thread(subject, about, int(last), page.limit)
+    found = hub.remarks.thread(subject, about, int(last), page.limit, by)
     names = {one.id: one.name for one in hub.users.all(hub.users.among({one.user for one in found}))}
     items = [RemarkBody.of(one, names[one.user]) for one in found]
     return Page(items=items, next=next_after(str(found[-1].number)) if len(found) == page.limit else None)

@@ -476,7 +476,8 @@ def new_task(m: Matrix, whose: Whose, user: User) -> Case:
 
 def plan(m: Matrix, whose: Whose, user: User) -> Case:
     owner = m.person(whose, user)
-    return Case(f"/api/v1/plans/{m.plan(owner).digest}", m.of(owner), anyway=whose is Whose.OWN)
+    may_bring = m.hub.sign_in.actor(user.id).grants(C, R.PLAN)  # who brings plans sees its own
+    return Case(f"/api/v1/plans/{m.plan(owner).digest}", m.of(owner), anyway=whose is Whose.OWN and bool(may_bring))
 
 
 def plan_remarks(body: Any = None, *, may_own: bool = True) -> Callable[..., Case]:
