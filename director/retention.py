@@ -1,6 +1,6 @@
 """Which models, states, codecs and blobs stay on disk. Housekeeping: it comes after a round is closed, and may fail.
 
-A model that is registered (``hub/models``) stays for good.
+A model that is registered and a plan that is shown for review (``hub/lasting_files``) stay for good.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ from .experiment_desk import ExperimentDesk
 from .fairness_desk import FairnessDesk
 from .history import History
 from .hub.hub import Hub
+from .hub.lasting_files import LastingFiles
 from .hub.mandates import TaskMandates
-from .hub.models import Models
 from .identity_store import IdentityStore
 from .issuer import IssuerFile
 from .membership import roster_of
@@ -114,7 +114,7 @@ class Director:
                 suspects=lambda: frozenset(heads.suspicions),
                 mandates=TaskMandates(engine, needs_infrastructure_user=config.rest.needs_infrastructure_user),
                 keep_models=config.keep_models,
-                registered=Models(engine).digests,
+                registered=LastingFiles(engine, artifacts).digests,
                 broken=broken,
             )
             desk = ExperimentDesk(

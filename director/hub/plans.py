@@ -58,6 +58,12 @@ class Plans:
         except IntegrityError:
             return
 
+    def shown(self) -> frozenset[Digest]:
+        """All that were shown to some collaboration."""
+        with reading(self._engine) as connection:
+            found = connection.execute(select(SHOWN_PLANS.c.plan).distinct()).scalars()
+            return frozenset(map(Digest, found))
+
     def collaborations(self, plan: Digest) -> frozenset[str]:
         """Those with a task of it, and those that it is shown to."""
         run = select(TASKS.c.collaboration).join(RUNS, RUNS.c.id == TASKS.c.run).where(RUNS.c.plan == plan)

@@ -6,6 +6,7 @@ import stat
 import time
 
 import fedveil
+import httpx
 import numpy as np
 import pytest
 from fedveil.director.researcher.own_key import CHAIN_FILE, KEY_FILE
@@ -98,7 +99,14 @@ def test_a_run_is_submitted_watched_to_its_end_and_its_model_fetched(submit, ann
     assert run.id in {one["task_id"] for one in anna.tasks()}
 
 
-def test_what_is_said_of_plan_and_task_is_read_by_all_who_see_them(submit, anna, consortium, federation):
+def is_there(client):
+    try:
+        return client.get("/readyz").is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_what_is_said_of_plan_and_task_is_read_by_all_who_see_them(submit, anna, consortium, federation, wait_until):
     plan = federation.plan()
     anna.show_plan(plan, collaboration="Lungs")
     assert anna.remark(plan, "What do you think of it?")["number"] == 0
@@ -108,6 +116,10 @@ def test_what_is_said_of_plan_and_task_is_read_by_all_who_see_them(submit, anna,
     assert said.status_code == 201, said.text
     told = [(one["author"], one["verdict"], one["answers"]) for one in anna.remarks(plan)]
     assert told == [("anna", None, None), ("rita", "approved", 0)]
+    federation.kill_director()
+    federation.start_director()
+    wait_until(lambda: is_there(rita), "the API")
+    assert rita.get(path.removesuffix("/remarks")).json()["missing"] == []  # though no run needs it yet
     with pytest.raises(errors.NotAuthorizedError, match="you brought this plan"):
         anna.remark(plan, "So do I.", verdict="approved")
     run = submit()
