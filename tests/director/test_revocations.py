@@ -41,6 +41,8 @@ def test_no_certificate_of_a_revoked_name_is_good(revocations: Revocations, stor
     revocations.revoke("site-a", "left", 20.0)
     assert [revocations.bad_since("site-a", one) for one in (OLD, NEW, "f" * 64)] == [20.0] * 3
     assert revocations.since("site-a") == 20.0
+    assert revocations.among(["site-a", "site-b"]) == {"site-a"}
+    assert revocations.among(["site-b"]) == revocations.among([]) == frozenset()
     assert revocations.bad_since("site-b", "b" * 64) is None
     assert [one.name for one in store.identities()] == ["site-b"]
     assert [one.name for one in store.all_identities()] == ["site-a", "site-b"]
@@ -51,11 +53,13 @@ def test_a_name_that_comes_back_has_its_new_certificates_alone(revocations: Revo
     back = Identity("site-a", "envoy", "Clinic A", NEW, b"m" * 32, 30.0)
     store.add_identity(back, (issued(NEW, 30.0), issued(RENEWAL, 30.0, "renew")), reinstates=True)
     assert revocations.since("site-a") is None
+    assert revocations.among(["site-a"]) == frozenset()
     assert [revocations.bad_since("site-a", one) for one in (NEW, RENEWAL)] == [None, None]
     assert [revocations.bad_since("site-a", one) for one in (OLD, "f" * 64)] == [20.0] * 2
     assert back in store.identities()
     revocations.revoke("site-a", "again", 40.0)
     assert revocations.bad_since("site-a", NEW) == 40.0
+    assert revocations.among(["site-a"]) == {"site-a"}
     assert [(one.reason, one.lifted_at) for one in revocations.all()] == [("left", 30.0), ("again", None)]
 
 
