@@ -24,6 +24,7 @@ from .asking import TheCaller, TheHub
 from .federated_callers import TaskQuery, seen_run, sees_run
 from .federated_versions import Registered, is_semver, registered, sha256_of
 from .files import ANSWERS, file_answer
+from .outputs import check_gives_model, gives_model
 from .problems import documented
 from .works import TheWorks, Works
 
@@ -93,6 +94,10 @@ class _Found:
     digest: Digest
     in_registry: Registered | None
 
+    @property
+    def is_published(self) -> bool:
+        return self.in_registry is not None and self.in_registry.is_published
+
 
 @router.get("", response_class=Response, responses=_RESPONSES)
 def show_model(
@@ -106,8 +111,10 @@ def show_model(
     task: TaskQuery = None,
     format: Annotated[Format, Query(description="hex: JSON. safetensors: the file, with Range.")] = Format.HEX,  # noqa: A002 - as it is asked for
 ) -> Response:
-    """The latest model of a run, or a version of it; for those who may see its models."""
+    """The latest model of a run, or a version of it; for those who may see its models, if its sites approved that."""
     found = _found(hub, works, caller, version, task)
+    if not found.is_published:
+        check_gives_model(found.record)
     if not works.artifacts.has(found.digest):
         raise UnknownArtifactError(f"model {found.digest[:12]} is no longer here: the director keeps the last ones")
     rounds = works.history.rounds(found.record.run)
@@ -139,11 +146,17 @@ def _found(hub: Hub, works: Works, caller: TheCaller, version: str, task: str | 
             record = works.history.run(one.run)
             if task in {None, one.run} and (one.is_published or sees_run(hub, caller, Resource.MODEL, record)):
                 return _Found(record, one.digest, one)
+    withheld: _Found | None = None
     for record in reversed(works.history.runs()) if digest is not None else ():
         if task not in {None, record.run} or not sees_run(hub, caller, Resource.MODEL, record):
             continue
         if digest in _models(works, record):
-            return _Found(record, digest, _first(hub, digest, record))
+            found = _Found(record, digest, _first(hub, digest, record))
+            if found.is_published or gives_model(record):
+                return found
+            withheld = withheld or found  # another run may give the same model: what both began with
+    if withheld is not None:
+        return withheld
     raise UnknownEntityError("there is no such version of a model that you may see")
 
 

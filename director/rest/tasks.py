@@ -11,7 +11,7 @@ from ...utils import messages as m
 from ...utils.config import parse_toml
 from ...utils.errors import AgreementError, NotAuthorizedError, UnknownEntityError
 from ...utils.plan_bundle import Manifest
-from ...utils.proposal import Output, patch_of, proposal_of
+from ...utils.proposal import patch_of, proposal_of
 from ..experiments import ExperimentSettings
 from ..hub.agreements import Agreement, check_may_start
 from ..hub.datasets import check_offered, named
@@ -26,6 +26,7 @@ from ..privacy_report import of_run
 from .asking import Page, TheCaller, TheHub, ThePage, next_after
 from .documents import DocumentBody, signed_by, signer_of
 from .files import download, file_answer
+from .outputs import check_gives_model
 from .plans import dataset_of, plan_to_start
 from .problems import MissingBlobsError, documented
 from .task_bodies import NewTask, PrivacyReport, SubtaskBody, TaskBody, TaskSummary
@@ -135,8 +136,7 @@ def task_model(hub: TheHub, caller: TheCaller, works: TheWorks, task_id: TaskId,
     task = seen_task(hub, caller, task_id)
     hub.allow(caller, Operation.VIEW, Resource.MODEL, target_of(task))
     record = works.history.run(task.run)
-    if record.proposal is None or Output.MODEL not in proposal_of(record.proposal.content).outputs:
-        raise NotAuthorizedError("the sites were not asked for this task's model, only for its metrics")
+    check_gives_model(record)
     return file_answer(request, works.artifacts, record.model, f"{task.run}.safetensors")
 
 

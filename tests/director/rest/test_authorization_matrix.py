@@ -573,7 +573,9 @@ ASKS: dict[tuple[str, str], tuple[Ask, ...]] = {
         Ask(E, R.ENVOY, gradients("approvals", approved=[]), given=("approve:plan:federation",)),
         Ask(A, R.PLAN, gradients("approvals", approved=["ab" * 32]), given=("edit:envoy:federation",), passes="open"),
     ),
-    ("GET", "/api/v1/federated/model"): (Ask(V, R.MODEL, of_task("model"), EVERYBODYS, passes="no longer here"),),
+    ("GET", "/api/v1/federated/model"): (
+        Ask(V, R.MODEL, of_task("model"), EVERYBODYS, passes="were not asked for the model"),
+    ),
     ("GET", "/api/v1/federated/privacy-report"): (Ask(V, R.REPORT, of_task("privacy-report"), EVERYBODYS),),
     ("GET", "/api/v1/federated/budget"): (Ask(V, R.REPORT, of_task("budget"), EVERYBODYS),),
     ("GET", "/api/v1/audit/entries"): (Ask(V, R.AUDIT, my_entries, MINE, is_known=True),),
@@ -647,7 +649,7 @@ ASKS: dict[tuple[str, str], tuple[Ask, ...]] = {
     ),
     ("GET", "/api/v1/tasks/{task_id}/events"): (Ask(V, R.TASK, task("/events"), EVERYBODYS),),
     ("GET", "/api/v1/tasks/{task_id}/model"): (
-        Ask(V, R.MODEL, task("/model"), EVERYBODYS, SEEN_TASK, "were not asked for this task's model"),
+        Ask(V, R.MODEL, task("/model"), EVERYBODYS, SEEN_TASK, "were not asked for the model"),
     ),
     ("GET", "/api/v1/tasks/{task_id}/privacy-report"): (
         Ask(V, R.REPORT, task("/privacy-report"), EVERYBODYS, SEEN_TASK),

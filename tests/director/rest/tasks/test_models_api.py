@@ -303,6 +303,26 @@ def test_a_task_that_goes_on_and_one_that_gives_metrics_alone_have_no_model_to_r
         study.answer(name, study.order(line))
     study.until(task, lambda run: run.state.is_over)
     problem_of(registry.register(task_id=task["task_id"]), 403)
+    given, run = "/api/v1/federated/model", study.history.run(task["task_id"])
+    for path, asked in (
+        (f"/api/v1/tasks/{run.run}/model", {}),
+        (given, {}),
+        (given, {"task": run.run}),
+        (given, {"task": run.run, "format": "safetensors"}),
+        (given, {"version": study.plan().manifest.file("initial.safetensors").sha256, "task": run.run}),
+    ):
+        refused = problem_of(registry.anna.get(path, params=asked), 403)
+        assert refused["detail"] == "the sites were not asked for the model of figures-1, only for its metrics"
+
+
+def test_a_model_that_a_study_of_metrics_shares_with_another_is_the_others_to_give(registry):
+    """Both began with the plan's; what the first gives is no secret of the second."""
+    study = registry.study
+    text = study.experiment(name="figures").replace('purpose = "a test"', 'purpose = "a test"\noutputs = ["metrics"]')
+    study.submit(registry.anna, "anna", text)
+    began = study.plan().manifest.file("initial.safetensors").sha256
+    told = registry.anna.get("/api/v1/federated/model", params={"version": began})
+    assert (told.status_code, told.json()["task_id"]) == (200, "study-1"), told.text
 
 
 def test_what_is_not_as_described_is_refused_and_keeps_nothing(registry, problem_of):
