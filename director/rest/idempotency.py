@@ -3,13 +3,14 @@
 Kept for a day, by who asked and their key: a user, signed in or by one API key. Whoever is nobody (any more) is told so
 by the call itself, is shown no answer, and leaves no trace here. Another request under the same key is refused. An
 answer that must not be stored (``Cache-Control: no-store``: it holds what is told once) is not kept: sent again, it is
-said that it was done. A request under way is marked before it is done; where the director was killed amid it, the mark
-goes after 5 minutes.
+said that it was done. A request under way is marked before it is done; where the director was killed amid it, or its
+answer could not be kept (the disk is full), the mark goes after 5 minutes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from ..hub.sign_in import Caller
 from ..hub.tables import IDEMPOTENCY
 from .problems import problem, refusal
 
+_LOG = logging.getLogger(__name__)
 MAX_KEY = 255
 MAX_BODY_BYTES = 4 << 20  # as much as any body that comes at once
 _DAY_SECONDS, _UNDER_WAY_SECONDS = 86400.0, 300.0
@@ -137,20 +139,21 @@ class Idempotency:
         async def keep(message: Message) -> None:
             told.append(message)
 
-        status, headers, content = 500, dict[str, str](), b""
         try:
             await self._app(scope, given, keep)
             start = next(one for one in told if one["type"] == "http.response.start")
-            status, raw = start["status"], MutableHeaders(raw=start["headers"])
-            content = b"".join(one.get("body", b"") for one in told if one["type"] == "http.response.body")
-            headers = {name: raw[name] for name in ("content-type", "location", "etag") if name in raw}
-            if "no-store" in raw.get("cache-control", ""):
-                await run_in_threadpool(self._answers.end, caller, key, _NOT_KEPT, {}, b"")
-            else:
-                await run_in_threadpool(self._answers.end, caller, key, status, headers, content)
         except BaseException:
             await run_in_threadpool(self._answers.end, caller, key, 500, {}, b"")
             raise
+        status, raw = start["status"], MutableHeaders(raw=start["headers"])
+        content = b"".join(one.get("body", b"") for one in told if one["type"] == "http.response.body")
+        headers = {name: raw[name] for name in ("content-type", "location", "etag") if name in raw}
+        if "no-store" in raw.get("cache-control", ""):
+            status, headers, content = _NOT_KEPT, {}, b""
+        try:
+            await run_in_threadpool(self._answers.end, caller, key, status, headers, content)
+        except StorageError as error:  # it was done: the mark stays, so that whoever sends it again is not served twice
+            _LOG.warning("answer not kept path=%s status=%d reason=%s", scope["path"], start["status"], error)
         for message in told:
             await send(message)
 

@@ -9,9 +9,11 @@ import pytest
 from fedveil.director.config import load_config
 from fedveil.director.founding import ROOT_FILE, init_federation
 from fedveil.director.issuer import IssuerFile
+from fedveil.director.rest.idempotency import Answers
 from fedveil.director.rest.serving import RestServer
 from fedveil.director.server_certificate import ServerCertificate
 from fedveil.utils.addresses import Address
+from fedveil.utils.errors import StorageError
 from sqlalchemy import text
 
 CALLS, LIMITS = "fedveil.director.rest.connections", "fedveil.director.rest.limits"
@@ -167,6 +169,24 @@ def test_who_signed_out_or_was_disabled_is_shown_no_answer_of_before(world):
     assert root.post("/api/v1/organizations", json={"name": "East"}, headers=again).status_code == 401
     replayed = other.post("/api/v1/organizations", json={"name": "East"}, headers=again)
     assert replayed.json() == made.json(), "the same user, signed in again"
+
+
+def test_what_was_done_is_not_done_again_where_its_answer_could_not_be_kept(world, problem_of, monkeypatch, caplog):
+    """The disk is full between the two: the caller is told what was done, and who sends it again that it is known."""
+    root, again, new = world.signed_in("root"), {"Idempotency-Key": "k"}, {"contact": "x"}
+
+    def fails(*_):
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Answers, "end", fails)
+        first = root.post("/api/v1/organizations", json={"name": "East"} | new, headers=again)
+    assert first.status_code == 201, first.text
+    assert "answer not kept path=/api/v1/organizations status=201 reason=the disk is full" in caplog.text
+    before = len(world.hub.organizations.all())
+    second = problem_of(root.post("/api/v1/organizations", json={"name": "East"} | new, headers=again), 409)
+    assert second["type"].endswith("UnderWay")
+    assert len(world.hub.organizations.all()) == before
 
 
 def test_the_same_idempotency_key_of_another_user_or_key_is_another_one(world):
