@@ -24,7 +24,7 @@ from .asking import TheCaller, TheHub
 from .federated_callers import TaskQuery, seen_run, sees_run
 from .federated_versions import Registered, is_semver, registered, sha256_of
 from .files import ANSWERS, file_answer
-from .outputs import check_gives_model, gives_model
+from .outputs import ABOUT_WITHDRAWN, WITHDRAWN, check_gives_model, gives_model, marks
 from .problems import documented
 from .works import TheWorks, Works
 
@@ -74,18 +74,23 @@ class ModelBody(BaseModel):
     log_key: str | None = Field(description="Hexadecimal. Compare it with the key that you know.")
 
 
-_RESPONSES: dict[int | str, dict[str, Any]] = ANSWERS | {
-    200: {
-        "model": ModelBody,
-        "description": "The model: in JSON, or as its file.",
-        "headers": ANSWERS[200]["headers"]
-        | {
-            name: {"description": f"As `{key}` in JSON; with the file.", "schema": {"type": "string"}}
-            for key, name in _AS_HEADERS.items()
-        },
-        "content": ANSWERS[200]["content"],
+_RESPONSES: dict[int | str, dict[str, Any]] = (
+    ANSWERS
+    | ABOUT_WITHDRAWN
+    | {
+        200: {
+            "model": ModelBody,
+            "description": "The model: in JSON, or as its file.",
+            "headers": ANSWERS[200]["headers"]
+            | WITHDRAWN
+            | {
+                name: {"description": f"As `{key}` in JSON; with the file.", "schema": {"type": "string"}}
+                for key, name in _AS_HEADERS.items()
+            },
+            "content": ANSWERS[200]["content"],
+        }
     }
-}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +123,17 @@ def show_model(
     if not works.artifacts.has(found.digest):
         raise UnknownArtifactError(f"model {found.digest[:12]} is no longer here: the director keeps the last ones")
     rounds = works.history.rounds(found.record.run)
+    marked = {} if found.in_registry is None else marks(hub.models.withdrawn(found.in_registry.id))
     if format is Format.SAFETENSORS:
         said = _said(hub, works, found, rounds)
-        headers = {name: str(said[key]) for key, name in _AS_HEADERS.items() if said[key] is not None}
+        headers = marked | {name: str(said[key]) for key, name in _AS_HEADERS.items() if said[key] is not None}
         filename = f"{found.record.run}-{said['training_round']}.safetensors"
         return file_answer(request, works.artifacts, found.digest, filename, headers)
     tag = f'"{found.digest}-hex"'
     if tag in request.headers.get("if-none-match", ""):
-        return Response(None, 304, {"ETag": tag})
+        return Response(None, 304, {"ETag": tag} | marked)
     said = _said(hub, works, found, rounds)
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"} | marked
     return StreamingResponse(_json(said, works, found.digest), media_type="application/json", headers=headers)
 
 

@@ -27,6 +27,7 @@ from ..hub.tables import MODELS
 from .asking import Page, TheCaller, TheHub, ThePage, next_after, tag
 from .files import download, file_answer
 from .model_registration import register
+from .outputs import ABOUT_WITHDRAWN, marks
 from .problems import documented
 from .tasks import seen_task, target_of
 from .works import TheWorks
@@ -36,7 +37,6 @@ ModelId = Annotated[str, Path(min_length=1, max_length=32, description="Of the m
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Prose = Annotated[str, Field(min_length=1, max_length=8000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]+$")]
 _CARD: dict[int | str, dict[str, Any]] = {200: {"content": {"text/markdown": {}, "application/json": {}}}}
-WITHDRAWN_HEADER = "Fedveil-Withdrawn-Datasets"
 
 
 class NewModel(BaseModel):
@@ -149,18 +149,18 @@ def show_card(
     one = seen_model(hub, caller, model_id)
     withdrawn = hub.models.withdrawn(one.id)
     if format is CardFormat.JSON:
-        return Response(canonical_json(one.signed.document()), media_type="application/json", headers=_marks(withdrawn))
+        return Response(canonical_json(one.signed.document()), media_type="application/json", headers=marks(withdrawn))
     since = [f"{each.name} of {each.site} ({each.dataset})" for each in withdrawn if not _is_in_card(one, each)]
     text = as_markdown(one.signed, since, key_fingerprint(one.key))
-    return Response(text, media_type="text/markdown", headers=_marks(withdrawn))
+    return Response(text, media_type="text/markdown", headers=marks(withdrawn))
 
 
-@download(router, "/{model_id}/file", responses=documented(404))
+@download(router, "/{model_id}/file", responses=ABOUT_WITHDRAWN | documented(404))
 def download_model(hub: TheHub, caller: TheCaller, works: TheWorks, model_id: ModelId, request: Request) -> Response:
     """The safetensors file. Where data that fed it were withdrawn, ``Fedveil-Withdrawn-Datasets`` names them."""
     one = seen_model(hub, caller, model_id)
     name = f"{one.name}-{one.semver}.safetensors"
-    return file_answer(request, works.artifacts, one.digest, name, _marks(hub.models.withdrawn(one.id)))
+    return file_answer(request, works.artifacts, one.digest, name, marks(hub.models.withdrawn(one.id)))
 
 
 @router.post("/{model_id}/publication", responses=documented(404, 409, 412))
@@ -216,10 +216,6 @@ def _person(hub: Hub, caller: Caller) -> Person:
 
 def _is_in_card(one: Model, withdrawn: Withdrawn) -> bool:
     return withdrawn.dataset in one.card["withdrawn_datasets"]
-
-
-def _marks(withdrawn: tuple[Withdrawn, ...]) -> dict[str, str]:
-    return {WITHDRAWN_HEADER: ", ".join(one.dataset for one in withdrawn)} if withdrawn else {}
 
 
 def _summary(hub: Hub, one: Model) -> ModelSummary:

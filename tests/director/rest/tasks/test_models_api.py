@@ -223,7 +223,7 @@ def test_a_key_without_the_rule_sees_no_published_model(registry, problem_of):
     made = registry.made()
     registry.anna.post(f"/api/v1/models/{made['model_id']}/publication")
     body = {"label": "x", "rules": ["view:task:collaboration"], "days": 1}
-    key = registry.anna.post("/api/v1/keys", json=body)
+    key = registry.study.world.signed_in("anna").post("/api/v1/keys", json=body)
     assert key.status_code == 201, key.text
     bearer = registry.study.world.anonymous()
     bearer.headers["Authorization"] = f"Bearer {key.json()['api_key']}"
@@ -235,7 +235,8 @@ def test_a_withdrawn_dataset_marks_the_models_that_it_fed_and_breaks_no_signatur
     made = registry.made()
     url = f"/api/v1/models/{made['model_id']}"
     assert made["withdrawn_datasets"] == []
-    assert "fedveil-withdrawn-datasets" not in registry.anna.get(f"{url}/file").headers
+    for path in (f"{url}/file", "/api/v1/federated/model?version=1.0.0"):
+        assert "fedveil-withdrawn-datasets" not in registry.anna.get(path).headers
     registry.withdraw()
     marked = registry.anna.get(url).json()
     assert [(one["dataset_id"], one["in_card"]) for one in marked["withdrawn_datasets"]] == [
@@ -251,6 +252,17 @@ def test_a_withdrawn_dataset_marks_the_models_that_it_fed_and_breaks_no_signatur
         registry.anna.get(f"{url}/file", headers=held),
         registry.anna.get(f"{url}/card"),
     ):
+        assert answer.headers["fedveil-withdrawn-datasets"] == registry.dataset.id
+    for asked, headers in (
+        ({"version": "1.0.0"}, {}),
+        ({"version": made["sha256"]}, {}),
+        ({"task": "study-1"}, {}),
+        ({"version": "1.0.0"}, {"If-None-Match": f'"{made["sha256"]}-hex"'}),
+        ({"version": "1.0.0", "format": "safetensors"}, {}),
+        ({"version": "1.0.0", "format": "safetensors"}, {"Range": "bytes=0-1"}),
+        ({"version": "1.0.0", "format": "safetensors"}, held),
+    ):
+        answer = registry.anna.get("/api/v1/federated/model", params=asked, headers=headers)
         assert answer.headers["fedveil-withdrawn-datasets"] == registry.dataset.id
     assert "after the card was signed" in registry.anna.get(f"{url}/card").text
     assert "was withdrawn" in problem_of(registry.anna.post(f"{url}/publication"), 409)["detail"]
