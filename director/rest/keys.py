@@ -73,8 +73,14 @@ def list_keys(hub: TheHub, caller: TheCaller) -> KeyList:
 
 @router.post("", status_code=status.HTTP_201_CREATED)
 def make_key(hub: TheHub, caller: TheCaller, new: NewKey, response: Response) -> MadeKey:
-    """A new key of the caller's own; it may do no more than the caller."""
+    """A new key of the caller's own, who is signed in; it may do no more than the caller.
+
+    An API key makes no other: one that leaked would live on in those that it made, after its day and though it was
+    taken back.
+    """
     hub.allow(caller, Operation.CREATE, Resource.KEY, Target(caller.user.organization, owner=caller.user.id))
+    if caller.key is not None:
+        raise NotAuthorizedError("an API key makes no other: sign in")
     rules = frozenset(map(Rule.parse, new.rules))
     if lacking := caller.actor.may_hand_on(rules):
         raise NotAuthorizedError(f"a key may do no more than its user, who lacks {', '.join(map(str, lacking[:5]))}")

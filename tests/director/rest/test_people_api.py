@@ -105,6 +105,16 @@ def test_guessing_is_slowed_down_and_told_when_to_come_back(world, problem_of):
     assert "wait 2 s" in problem_of(world.anonymous().post("/api/v1/sessions", json=body), 429)["detail"]
 
 
+def test_an_api_key_makes_no_other(world, problem_of):
+    north = world.signed_in("north-admin")
+    new = {"label": "x", "rules": ["create:key:own", "view:key:own"], "days": 1}
+    by_key = world.anonymous()
+    by_key.headers["Authorization"] = f"Bearer {north.post('/api/v1/keys', json=new).json()['api_key']}"
+    refused = problem_of(by_key.post("/api/v1/keys", json=new | {"days": 365}), 403)
+    assert refused["detail"] == "an API key makes no other: sign in"
+    assert len(by_key.get("/api/v1/keys").json()["items"]) == 1
+
+
 def test_a_key_does_no_more_than_its_rules_and_its_user(world, problem_of):
     north = world.signed_in("north-admin")
     new = {"label": "notebook", "rules": ["view:organization:organization"], "days": 1}
