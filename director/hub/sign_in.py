@@ -1,7 +1,8 @@
 """Who is it that asks? A password and a code give a session; a session's token or an API key gives an actor.
 
 Tokens and keys are kept as SHA-256. Whatever is wrong, the answer and the time that it takes are the same: who guesses
-learns neither which users there are nor which half was right. Failures slow down whoever makes them (``attempts``).
+learns neither which users there are nor which half was right. Failures slow down whoever makes them (``attempts``),
+also who is signed in and guesses at the password: a session that was found is no way around the wait.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Engine, RowMapping, delete, insert, select, update
 
-from ...utils.errors import IdentityError
+from ...utils.errors import IdentityError, NotAuthorizedError, TooManyCallsError
 from ..database import reading, transaction
 from . import api_keys
 from .api_keys import ApiKey
@@ -87,8 +89,28 @@ class SignIn:
         if user is None or user.disabled_at is not None or not is_password or not self._counts(user, step, now):
             raise IdentityError(_WRONG)
         if is_outdated(user.password):
-            self._set(user.id, password=hashed(password))
+            with suppress(TooManyCallsError), turn():  # else at the next sign-in
+                self._set(user.id, password=hashed(password))
         return self.open(user, now)
+
+    def prove(self, user: User, password: str, now: float) -> None:
+        """Is it the user who sits there, signed in? Counted as an attempt to sign in is, and together with those.
+
+        Args:
+            user: who is signed in.
+            password: as it was typed.
+            now: seconds since 1970.
+
+        Raises:
+            NotAuthorizedError: it is another password.
+            LockedOutError, TooManyCallsError: as ``sign_in``.
+        """
+        with turn():
+            self._attempts.begin(user.name, user.id, now)
+            is_password = is_right(user.password, password)
+        if not is_password:
+            raise NotAuthorizedError("the present password is not right")
+        self._counts(user, -1, now)
 
     def open(self, user: User, now: float) -> Session:
         """A session for a user who proved to be it."""

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement
 
 from ...utils.errors import ConfigError, NotAuthorizedError
 from ..hub.one_time_codes import make_secret, provisioning_uri, secret_text
-from ..hub.passwords import MOST, check_new, hashed, is_right
+from ..hub.passwords import MOST, check_new, hashed, turn
 from ..hub.roles import OF_FEDERATION, PRESETS
 from ..hub.rules import Operation, Resource, Target
 from ..hub.sign_in import Caller
@@ -138,7 +138,7 @@ def add_user(hub: TheHub, caller: TheCaller, new: NewUser, response: Response) -
         new.name,
         new.full_name,
         new.organization_id,
-        "" if new.password is None else hashed(new.password),
+        "" if new.password is None else _kept(new.password),
         subject=_subject(hub, new.subject),
         created_at=hub.now(),
     )
@@ -199,11 +199,10 @@ def explain_user(hub: TheHub, caller: TheCaller, user_id: UserId, asked: Annotat
 def change_password(hub: TheHub, caller: TheCaller, user_id: UserId, change: PasswordChange) -> None:
     """One's own password; all sessions end."""
     user = _oneself(hub, caller, user_id)
-    if not is_right(user.password, change.old):
-        raise NotAuthorizedError("the old password is not right")
+    hub.sign_in.prove(user, change.old, hub.now())
     check_new(change.new, user.name)
     done = hub.did(caller, "password changed", target=user_id)
-    hub.users.change(user_id, user.version, done, password=hashed(change.new))
+    hub.users.change(user_id, user.version, done, password=_kept(change.new))
     hub.sign_in.sign_out_everywhere(user_id)
 
 
@@ -211,8 +210,7 @@ def change_password(hub: TheHub, caller: TheCaller, user_id: UserId, change: Pas
 def make_codes(hub: TheHub, caller: TheCaller, user_id: UserId, proof: Proof, response: Response) -> Codes:
     """One's own authenticator app: from the next sign-in on its code is asked for."""
     user = _oneself(hub, caller, user_id)
-    if not is_right(user.password, proof.password):
-        raise NotAuthorizedError("the password is not right")
+    hub.sign_in.prove(user, proof.password, hub.now())
     secret = make_secret(hub.random)
     done = hub.did(caller, "codes made", target=user_id)
     hub.users.change(user_id, user.version, done, totp_secret=secret, totp_step=-1)
@@ -237,6 +235,11 @@ def _subject(hub: TheHub, subject: str | None) -> str | None:
     if hub.device_sign_ins is None:
         raise ConfigError("subject: this federation has no OpenID provider ([open_id] in director.toml)")
     return subject_of(hub.device_sign_ins.provider.issuer, subject)
+
+
+def _kept(password: str) -> str:
+    with turn():
+        return hashed(password)
 
 
 def _oneself(hub: TheHub, caller: Caller, user_id: str) -> User:

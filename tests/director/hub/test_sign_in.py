@@ -13,7 +13,14 @@ from fedveil.director.hub.passwords import check_new, hashed, is_right, turn
 from fedveil.director.hub.rules import Operation, Resource, Rule, Target, decide
 from fedveil.director.hub.sign_in import SESSION_SECONDS, SignIn
 from fedveil.director.hub.users import OwnRole, Roles, User, own_roles, users
-from fedveil.utils.errors import ConfigError, IdentityError, LockedOutError, TooManyCallsError, UnknownEntityError
+from fedveil.utils.errors import (
+    ConfigError,
+    IdentityError,
+    LockedOutError,
+    NotAuthorizedError,
+    TooManyCallsError,
+    UnknownEntityError,
+)
 from sqlalchemy import text
 
 NOW = 1_800_000_000.0
@@ -84,6 +91,32 @@ def test_who_guesses_waits_and_who_knows_it_forgets_the_failures(sign_in):
     with pytest.raises(IdentityError):
         sign_in.sign_in("ben", "wrong wrong wrong", "", NOW + 4)
     assert sign_in.sign_in("ben", PASSWORD, "", NOW + 4)
+
+
+def test_who_is_signed_in_guesses_no_quicker_than_who_signs_in(sign_in):
+    """The two are counted together: a session that was found is no way around the wait, nor the other way round."""
+    with pytest.raises(IdentityError):
+        sign_in.sign_in("ben", "wrong wrong wrong", "", NOW)
+    for _ in range(FREE_FAILURES):
+        with pytest.raises(NotAuthorizedError, match="is not right"):
+            sign_in.prove(BEN, "wrong wrong wrong", NOW)
+    for attempt in (lambda: sign_in.prove(BEN, PASSWORD, NOW), lambda: sign_in.sign_in("ben", PASSWORD, "", NOW)):
+        with pytest.raises(LockedOutError, match="wait 2 s"):
+            attempt()
+    sign_in.prove(BEN, PASSWORD, NOW + 3)
+    for _ in range(FREE_FAILURES):
+        with pytest.raises(NotAuthorizedError):
+            sign_in.prove(BEN, "wrong wrong wrong", NOW + 4)
+    sign_in.prove(BEN, PASSWORD, NOW + 4)  # whoever was right began anew
+    with pytest.raises(NotAuthorizedError):
+        sign_in.prove(replace(BEN, password=""), PASSWORD, NOW + 4)
+
+
+def test_proofs_that_come_at_once_wait_for_their_turn(sign_in, monkeypatch):
+    monkeypatch.setattr("fedveil.director.hub.passwords._AND_WAITING", BoundedSemaphore(1))
+    with turn(), pytest.raises(TooManyCallsError):
+        sign_in.prove(BEN, PASSWORD, NOW)
+    sign_in.prove(BEN, PASSWORD, NOW)
 
 
 def test_who_is_told_to_wait_does_not_learn_by_it_that_there_is_such_a_user(sign_in, monkeypatch):

@@ -1,10 +1,12 @@
 """People over HTTP: nobody gives more than they have, a secret is told once, and a key acts within its rules."""
 
 import json
+from threading import BoundedSemaphore
 
 import pytest
 from fedveil.director.hub.lockout import FREE_FAILURES
 from fedveil.director.hub.one_time_codes import code_at
+from fedveil.director.hub.passwords import turn
 from fedveil.director.hub.roles import PRESETS
 from sqlalchemy import event
 
@@ -103,6 +105,32 @@ def test_guessing_is_slowed_down_and_told_when_to_come_back(world, problem_of):
     for _ in range(FREE_FAILURES + 1):
         problem_of(world.anonymous().post("/api/v1/sessions", json=body), 401)
     assert "wait 2 s" in problem_of(world.anonymous().post("/api/v1/sessions", json=body), 429)["detail"]
+
+
+@pytest.mark.parametrize("way", ["password", "codes"])
+def test_who_is_signed_in_and_guesses_the_password_waits_as_at_the_sign_in(world, problem_of, way):
+    north = world.signed_in("north-admin")
+    path = f"/api/v1/users/{me(north)['user_id']}/{way}"
+
+    def ask(password):
+        if way == "password":
+            return north.put(path, json={"old": password, "new": NEW})
+        return north.post(path, json={"password": password})
+
+    for _ in range(FREE_FAILURES + 1):
+        problem_of(ask("wrong wrong wrong"), 403)
+    assert "wait 2 s" in problem_of(ask(PASSWORD), 429)["detail"], "the right one waits too"
+    world.clock.now += 3
+    assert ask(PASSWORD).is_success
+
+
+def test_passwords_are_hashed_in_turn_whoever_brings_them(world, problem_of, monkeypatch):
+    north = world.signed_in("north-admin")
+    mine = me(north)["organization_id"]
+    monkeypatch.setattr("fedveil.director.hub.passwords._AND_WAITING", BoundedSemaphore(1))
+    with turn():
+        problem_of(added(north, "rita", mine), 429)
+    assert added(north, "rita", mine).status_code == 201
 
 
 def test_an_api_key_makes_no_other(world, problem_of):
