@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 from sqlalchemy import Engine
 
@@ -54,6 +55,9 @@ def add_first_user(
     account = f"account:{by}"
     if there is None:
         hub.organizations.add(whose, lambda: audit.operator(account, "organization registered", {"name": organization}))
-    hub.users.add(user, lambda: audit.operator(account, "user added", {"name": name, "roles": sorted(roles)}))
-    hub.roles.give(user.id, roles)
+    hub.users.add(
+        user,
+        lambda: audit.operator(account, "user added", {"name": name, "roles": sorted(roles)}),
+        partial(hub.roles.give, user.id, roles),
+    )
     return user

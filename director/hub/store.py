@@ -54,8 +54,18 @@ class Store(Generic[Thing]):
     row: Callable[[Thing], dict[str, Any]]
     also: Callable[[Connection, Thing], None] = lambda _, __: None
 
-    def add(self, thing: Thing, write_down: Callable[[], None] = lambda: None) -> Thing:
-        """Remember a new one; ``write_down`` puts it into the audit log, or nothing is kept.
+    def add(
+        self,
+        thing: Thing,
+        write_down: Callable[[], None] = lambda: None,
+        more: Callable[[Connection], None] = lambda _: None,
+    ) -> Thing:
+        """Remember a new one.
+
+        Args:
+            thing: the new one.
+            write_down: puts it into the audit log; if it raises, nothing is kept.
+            more: keeps what belongs to it, in the same transaction.
 
         Raises:
             NameTakenError: another has a name or number that one alone may have.
@@ -64,6 +74,7 @@ class Store(Generic[Thing]):
             with transaction(self.engine) as connection:
                 connection.execute(insert(self.table), self.row(thing))
                 self.also(connection, thing)
+                more(connection)
                 write_down()
         except IntegrityError as error:
             raise NameTakenError(f"there is another {self.noun} of that name, or what it refers to is gone") from error
@@ -100,13 +111,21 @@ class Store(Generic[Thing]):
         """Only these."""
         return self.table.c.id.in_(sorted(ids))
 
-    def change(self, id_: str, seen: int, write_down: Callable[[Thing], None], **changes: Any) -> Thing:
+    def change(
+        self,
+        id_: str,
+        seen: int,
+        write_down: Callable[[Thing], None],
+        more: Callable[[Connection], None] = lambda _: None,
+        **changes: Any,
+    ) -> Thing:
         """Change some fields of one.
 
         Args:
             id_: which.
             seen: the version that the change was decided on.
             write_down: puts what it becomes into the audit log; if it raises, nothing was changed.
+            more: changes what belongs to it, in the same transaction.
             changes: the fields, by name.
 
         Raises:
@@ -126,6 +145,7 @@ class Store(Generic[Thing]):
                 if not connection.execute(made).rowcount:
                     raise self._changed(before.version, seen)
                 self.also(connection, after)
+                more(connection)
                 write_down(after)
         except IntegrityError as error:
             raise NameTakenError(f"there is another {self.noun} of that name, or what it refers to is gone") from error

@@ -129,13 +129,22 @@ class Roles:
             found[name] = Role(own.name, own.rules)
         return found
 
-    def give(self, user: str, names: Iterable[str]) -> None:
-        """A user has these from now on, and no others; ``find`` knows them."""
-        with transaction(self._engine) as connection:
-            connection.execute(delete(USER_ROLES).where(USER_ROLES.c.user == user))
-            rows = [{"user": user, "role": name} for name in sorted(set(names))]
-            if rows:
-                connection.execute(insert(USER_ROLES), rows)
+    def give(self, user: str, names: Iterable[str], connection: Connection | None = None) -> None:
+        """A user has these from now on, and no others; ``find`` knows them.
+
+        Args:
+            user: by its id.
+            names: of the roles.
+            connection: of a transaction that this is to be part of; None: one of its own.
+        """
+        if connection is None:
+            with transaction(self._engine) as own:
+                self.give(user, names, own)
+            return
+        connection.execute(delete(USER_ROLES).where(USER_ROLES.c.user == user))
+        rows = [{"user": user, "role": name} for name in sorted(set(names))]
+        if rows:
+            connection.execute(insert(USER_ROLES), rows)
 
     def holders(self, role: str) -> tuple[str, ...]:
         """Ids of the users who have a role: a preset by its name, another by its id."""

@@ -182,7 +182,12 @@ def publish_model(hub: TheHub, caller: TheCaller, works: TheWorks, model_id: Mod
         card = published_card(one.card, consortium, _person(hub, caller))
         signed = sign_card(card, audit_key(works.folder))
         done = hub.did(caller, "model published", target=one.id, file=one.digest, card=signed.digest)
-        changes = {"card": signed.card, "key": signed.key, "signature": signed.signature, "is_published": True}
+        changes: dict[str, Any] = {
+            "card": signed.card,
+            "key": signed.key,
+            "signature": signed.signature,
+            "is_published": True,
+        }
         try:
             one = hub.models.change(one.id, one.version, done, **changes)
         except ChangedMeanwhileError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response, status
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, Connection
 
 from ...utils.errors import ConfigError, NotAuthorizedError
+from ..hub.hub import Hub
 from ..hub.one_time_codes import make_secret, provisioning_uri, secret_text
 from ..hub.passwords import MOST, check_new, hashed, turn
 from ..hub.roles import OF_FEDERATION, PRESETS
@@ -143,8 +145,7 @@ def add_user(hub: TheHub, caller: TheCaller, new: NewUser, response: Response) -
         created_at=hub.now(),
     )
     done = hub.did(caller, "user added", target=user.id, name=user.name, roles=sorted(new.roles))
-    hub.users.add(user, done)
-    hub.roles.give(user.id, new.roles)
+    hub.users.add(user, done, partial(hub.roles.give, user.id, new.roles))
     response.headers["Location"], response.headers["ETag"] = f"/api/v1/users/{user.id}", tag(user.version)
     return _shown(hub, user)
 
@@ -175,9 +176,8 @@ def change_user(
             raise ConfigError("is_disabled: nobody disables themselves; another administrator does")
         fields["disabled_at"] = hub.now() if change.is_disabled else None
     said = sorted(change.model_dump(exclude_none=True))
-    after = hub.users.change(user_id, seen, hub.did(caller, "user changed", target=user_id, fields=said), **fields)
-    if change.roles is not None:
-        hub.roles.give(user_id, change.roles)
+    done = hub.did(caller, "user changed", target=user_id, fields=said)
+    after = hub.users.change(user_id, seen, done, partial(_give, hub, user_id, change.roles), **fields)
     if change.is_disabled:
         hub.sign_in.sign_out_everywhere(user_id)
     response.headers["ETag"] = tag(after.version)
@@ -240,6 +240,11 @@ def _subject(hub: TheHub, subject: str | None) -> str | None:
 def _kept(password: str) -> str:
     with turn():
         return hashed(password)
+
+
+def _give(hub: Hub, user: str, roles: list[str] | None, connection: Connection) -> None:
+    if roles is not None:
+        hub.roles.give(user, roles, connection)
 
 
 def _oneself(hub: TheHub, caller: Caller, user_id: str) -> User:

@@ -8,6 +8,9 @@ from fedveil.director.hub.lockout import FREE_FAILURES
 from fedveil.director.hub.one_time_codes import code_at
 from fedveil.director.hub.passwords import turn
 from fedveil.director.hub.roles import PRESETS
+from fedveil.director.hub.users import Roles
+from fedveil.utils.audit_chain import read_entries
+from fedveil.utils.errors import StorageError
 from sqlalchemy import event
 
 PASSWORD = "correct horse battery staple"
@@ -131,6 +134,43 @@ def test_passwords_are_hashed_in_turn_whoever_brings_them(world, problem_of, mon
     with turn():
         problem_of(added(north, "rita", mine), 429)
     assert added(north, "rita", mine).status_code == 201
+
+
+def test_a_user_and_the_roles_are_kept_together_or_not_at_all(world, problem_of, monkeypatch):
+    north = world.signed_in("north-admin")
+    mine = me(north)["organization_id"]
+    rita = added(north, "rita", mine, "researcher").json()
+    url, tag, give = f"/api/v1/users/{rita['user_id']}", {"If-Match": '"1"'}, Roles.give
+
+    def fails(*_):
+        raise StorageError("the disk is full")
+
+    logged = len(entries(world))
+    monkeypatch.setattr(Roles, "give", fails)
+    problem_of(added(north, "otto", mine, "researcher"), 503)
+    problem_of(north.patch(url, json={"full_name": "Rita R.", "roles": ["reviewer"]}, headers=tag), 503)
+    monkeypatch.setattr(Roles, "give", give)
+    assert north.get(url).json() == rita
+    assert {one["name"] for one in north.get("/api/v1/users").json()["items"]} == {"north-admin", "rita"}
+    assert len(entries(world)) == logged, "what was not done was not written down"
+    assert added(north, "otto", mine, "researcher").status_code == 201
+
+
+def test_of_two_who_give_roles_at_once_the_second_is_told_and_changes_nothing(world, problem_of, monkeypatch):
+    north, other = world.signed_in("north-admin"), world.signed_in("root")
+    rita = added(north, "rita", me(north)["organization_id"]).json()["user_id"]
+    url, tag, give = f"/api/v1/users/{rita}", {"If-Match": '"1"'}, Roles.give
+    assert north.patch(url, json={"roles": ["reviewer"]}, headers=tag).json()["roles"] == ["reviewer"]
+    given = []
+    monkeypatch.setattr(Roles, "give", lambda *about: given.append(about) or give(*about))
+    problem_of(other.patch(url, json={"roles": ["researcher"]}, headers=tag), 412)
+    assert not given
+    assert north.get(url).json()["roles"] == ["reviewer"]
+
+
+def entries(world):
+    """Of the audit log."""
+    return [one.event for one in read_entries(world.works.folder / "audit.jsonl")]
 
 
 def test_an_api_key_makes_no_other(world, problem_of):
