@@ -175,8 +175,7 @@ def change_user(
         if change.is_disabled and user.id == caller.user.id:
             raise ConfigError("is_disabled: nobody disables themselves; another administrator does")
         fields["disabled_at"] = hub.now() if change.is_disabled else None
-    said = sorted(change.model_dump(exclude_none=True))
-    done = hub.did(caller, "user changed", target=user_id, fields=said)
+    done = hub.did(caller, "user changed", target=user_id, **_said(change))
     after = hub.users.change(user_id, seen, done, partial(_give, hub, user_id, change.roles), **fields)
     if change.is_disabled:
         hub.sign_in.sign_out_everywhere(user_id)
@@ -240,6 +239,15 @@ def _subject(hub: TheHub, subject: str | None) -> str | None:
 def _kept(password: str) -> str:
     with turn():
         return hashed(password)
+
+
+def _said(change: UserChange) -> dict[str, Any]:
+    """Of a change, for the audit log: which fields, and what decides what the user may."""
+    given = change.model_dump(exclude_none=True)
+    said = {name: given[name] for name in ("roles", "is_disabled") if name in given}
+    if change.roles is not None:
+        said["roles"] = sorted(set(change.roles))
+    return {"fields": sorted(given)} | said
 
 
 def _give(hub: Hub, user: str, roles: list[str] | None, connection: Connection) -> None:

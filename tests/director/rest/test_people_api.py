@@ -168,6 +168,22 @@ def test_of_two_who_give_roles_at_once_the_second_is_told_and_changes_nothing(wo
     assert north.get(url).json()["roles"] == ["reviewer"]
 
 
+def test_the_log_says_which_roles_were_given_and_who_was_locked_out(world):
+    north = world.signed_in("north-admin")
+    rita = added(north, "rita", me(north)["organization_id"], "researcher").json()["user_id"]
+    changes = ({"roles": ["reviewer", "dpo"]}, {"is_disabled": True, "full_name": "R."}, {"is_disabled": False})
+    for version, change in enumerate(changes, 1):
+        tag = {"If-Match": f'"{version}"'}
+        assert north.patch(f"/api/v1/users/{rita}", json=change, headers=tag).status_code == 200
+    about = ("fields", "roles", "is_disabled")
+    kept = [{name: one[name] for name in about if name in one} for one in entries(world)[-3:]]
+    assert kept == [
+        {"fields": ["roles"], "roles": ["dpo", "reviewer"]},
+        {"fields": ["full_name", "is_disabled"], "is_disabled": True},
+        {"fields": ["is_disabled"], "is_disabled": False},
+    ]
+
+
 def entries(world):
     """Of the audit log."""
     return [one.event for one in read_entries(world.works.folder / "audit.jsonl")]
