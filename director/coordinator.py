@@ -22,6 +22,7 @@ from ..utils.errors import (
     FederationError,
     ProtocolError,
     StorageError,
+    UnknownArtifactError,
     UnreachableError,
     WrongRoundError,
 )
@@ -40,6 +41,7 @@ from .lines import Line, Lines
 from .mandates import Mandates, Unbound
 from .opening import Opening
 from .patches import Patches, waits_anew
+from .plan_files import files_of
 from .present import Present
 from .records import Ending, RunRecord, RunState, SubmissionRecord
 from .relayed_sum import RelayedSum
@@ -228,6 +230,21 @@ class Coordinator:
         """Did an envoy say that its site approved a proposal?"""
         with self._lock:
             return envoy in self._queue.approvals.by(proposal)
+
+    def check_fetch(self, envoy: m.EnvoyName, digest: Digest) -> None:
+        """May an envoy have this artifact: the model of a round that asks it, a file of a plan proposed to its site?
+
+        Raises:
+            UnknownArtifactError: no, or there is none; nobody learns which.
+        """
+        with self._lock:
+            self.hear(envoy)
+            run, this = self._run, self._round
+            if run is not None and this is not None and envoy in this.cohort and digest == run.model:
+                return
+            proposed = list(self._queue.proposed_to(envoy))
+        if not any(digest in files_of(record, self._artifacts) for record in proposed):
+            raise UnknownArtifactError(f"there is no artifact {digest} for {envoy}")
 
     def request_upload(self, envoy: m.EnvoyName, header: m.UpdateHeader) -> m.Grant:
         """Give a turn, or the receipt of an update that is already here.

@@ -98,8 +98,12 @@ class EnvoyCalls:
             self._coordinator.close_line(line)
 
     def download(self, envoy: m.EnvoyName, request: m.DownloadRequest) -> Generator[m.Part, None, None]:
-        """An artifact: an opening, then data."""
-        self._coordinator.hear(envoy)
+        """An artifact that the envoy's site is asked to work with: an opening, then data.
+
+        Raises:
+            UnknownArtifactError: it is none of these.
+        """
+        self._coordinator.check_fetch(envoy, request.digest)
         return download(self._artifacts, request, self._coordinator.count_download)
 
     def upload(self, envoy: m.EnvoyName, parts: Iterator[m.Part]) -> m.Receipt:

@@ -9,14 +9,11 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 
 from ..utils.artifacts import ArtifactStore
-from ..utils.config import parse_toml
-from ..utils.errors import FederationError
 from ..utils.messages import TaskKind
-from ..utils.plan_bundle import read_manifest
 from ..utils.tensors import Digest
 from .active_run import ActiveRun, Kept
-from .experiments import ExperimentSettings
 from .history import History
+from .plan_files import files_of
 from .records import RunRecord, RunState
 from .rounds import RoundState
 from .steering import lineage, opened_with
@@ -70,7 +67,7 @@ class Retention:
             return
         keep: set[Digest] = set()
         for record in self._history.runs():
-            keep |= {record.model, record.plan, *self._blobs(record)}
+            keep |= {record.model, *files_of(record, self._artifacts)}
             if record.state is RunState.RUNNING:
                 keep |= self._going_on(record)
         with self._artifacts.turn:
@@ -85,15 +82,6 @@ class Retention:
         stays = closed[-self._keep_models :] + lineage(told, steering)[-1:]
         stays += [one for one in closed if back is not None and one.round.ref.round == back.to_round]
         return {digest for one in stays for digest in (one.model_out, one.optimizer_state) if digest is not None}
-
-    def _blobs(self, record: RunRecord) -> set[Digest]:
-        """What the run's plan consists of, and its codec."""
-        try:
-            codec = parse_toml(record.settings, ExperimentSettings, f"experiment {record.run}").codec
-            blobs = {digest for digest, _ in read_manifest(self._artifacts.read(record.plan)).blobs()}
-        except FederationError:
-            return set()  # the plan is gone: its run says so when it starts
-        return blobs | {codec.digest} if codec else blobs
 
 
 def _digests(kept: Iterable[Kept]) -> set[Digest]:

@@ -62,6 +62,13 @@ class RunQueue:
             self._polled |= {(envoy, digest): now for digest in due}
         return [_offer(live[digest]) for digest in due]
 
+    def proposed_to(self, envoy: m.EnvoyName) -> Iterator[RunRecord]:
+        """The runs that are not over and ask this envoy, whether its site approved them or not."""
+        for record in self._live().values():
+            sites = self._history.steering(record.run).sites(_proposal(record).sites)
+            if invited(sites, self._mandates.among(record.run, [envoy])):
+                yield record
+
     def offers_of(
         self, record: RunRecord, there: Collection[m.EnvoyName], now: float
     ) -> Iterator[tuple[m.EnvoyName, m.Offer]]:

@@ -261,13 +261,9 @@ def test_of_an_organization_that_is_suspended_no_site_calls(world, site, problem
     assert "suspended" in told["detail"]
 
 
-def test_a_model_comes_from_an_offset_on_to_its_end(world, site, problem_of):
-    content = bytes(range(256)) * 5000
-    digest = world.works.artifacts.put([content])
-    ask = lambda offset: site.post(  # noqa: E731
-        f"{SITES}/north-1/parts", content=wire.download_to_wire(m.DownloadRequest(digest, offset)), headers=PROTOBUF
-    )
-    assert ask(0).content == content
-    assert ask(1_000_001).content == content[1_000_001:]
-    assert ask(len(content)).content == b""
-    problem_of(ask(len(content) + 1), 409)
+def test_what_a_site_is_not_asked_to_work_with_is_not_there_for_it(world, site, problem_of):
+    digest = world.works.artifacts.put([b"a model of others"])
+    path = f"{SITES}/north-1/parts"
+    for one in (digest, "ab" * 32):
+        answer = site.post(path, content=wire.download_to_wire(m.DownloadRequest(one)), headers=PROTOBUF)
+        assert problem_of(answer, 404)["detail"] == f"there is no artifact {one} for north-1"
