@@ -232,7 +232,10 @@ class Coordinator:
             return envoy in self._queue.approvals.by(proposal)
 
     def check_fetch(self, envoy: m.EnvoyName, digest: Digest) -> None:
-        """May an envoy have this artifact: the model of a round that asks it, a file of a plan proposed to its site?
+        """May an envoy have this artifact?
+
+        It may, where this is the model of a round that asks it, a file of a plan that is proposed to its site, or what
+        a secure sum hands to it as the aggregator.
 
         Raises:
             UnknownArtifactError: no, or there is none; nobody learns which.
@@ -241,6 +244,8 @@ class Coordinator:
             self.hear(envoy)
             run, this = self._run, self._round
             if run is not None and this is not None and envoy in this.cohort and digest == run.model:
+                return
+            if self._sum.handover is not None and self._sum.handover.hands(envoy, digest):
                 return
             proposed = list(self._queue.proposed_to(envoy))
         if not any(digest in files_of(record, self._artifacts) for record in proposed):

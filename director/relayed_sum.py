@@ -197,6 +197,10 @@ class Handover:
         """The total is here, or will not come."""
         return self._is_finished or bool(self._declined)
 
+    def hands(self, envoy: EnvoyName, digest: Digest) -> bool:
+        """Is this artifact the case, or a sealed vector, for this envoy to fetch?"""
+        return envoy == self.aggregator and digest in self._kept
+
     def is_for(self, envoy: EnvoyName, content: bytes) -> bool:
         """Is this the aggregator's word about the total?"""
         return envoy == self.aggregator and handover.is_handover(content)

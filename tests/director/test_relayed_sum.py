@@ -207,6 +207,17 @@ def test_a_sealed_vector_that_is_gone_is_said_to_be(desk):
         Handover(desk.sum, desk.artifacts, desk.uploads)
 
 
+def test_what_is_handed_over_is_there_for_the_aggregator_alone(desk):
+    given = desk.given()
+    case = handover.from_bytes(given.order.content).case
+    vectors = Case.from_bytes(desk.artifacts.read(case)).vectors.values()
+    assert all(given.hands(AGGREGATOR, digest) for digest in (case, *vectors))
+    others = set(SITES) - {AGGREGATOR}
+    assert others
+    assert not any(given.hands(site, digest) for site in others for digest in (case, *vectors))
+    assert not given.hands(AGGREGATOR, digest_of(b"something else"))
+
+
 def test_a_director_that_was_killed_hands_over_the_very_same(desk, outcome):
     given = desk.given()
     again = opened(desk.folder, outcome)
