@@ -19,21 +19,23 @@ _CONSOLE = Console(soft_wrap=True)
 _FOLDER = Path("fedveil-envoy")
 
 FolderOption = Annotated[Path, typer.Option("--folder", "-f", help="The envoy's folder.", envvar="FEDVEIL_ENVOY")]
+FingerprintOption = Annotated[
+    str | None, typer.Option("--fingerprint", help="The root's, as the operator reads it out; then nothing is asked.")
+]
+ComparedOption = Annotated[bool, typer.Option("--yes", help="Do not ask: the fingerprint was compared already.")]
+ProxyOption = Annotated[str | None, typer.Option(help="http://HOST:PORT of the site's proxy; kept in envoy.toml.")]
+ProxyUserOption = Annotated[str, typer.Option(help="Who asks the proxy.")]
+ProxyPasswordOption = Annotated[Path | None, typer.Option(help="Its first line is the proxy's password; mode 600.")]
 
 
 def join(
     file: Annotated[Path, typer.Argument(help="The join file that the director's operator handed over.")],
     folder: FolderOption = _FOLDER,
-    expected: Annotated[
-        str | None,
-        typer.Option("--fingerprint", help="The root's, as the operator reads it out; then nothing is asked."),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the fingerprint was compared already.")] = False,
-    proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of the site's proxy; kept in envoy.toml.")] = None,
-    proxy_user: Annotated[str, typer.Option(help="Who asks the proxy.")] = "",
-    proxy_password_file: Annotated[
-        Path | None, typer.Option(help="Its first line is the proxy's password; mode 600.")
-    ] = None,
+    expected: FingerprintOption = None,
+    yes: ComparedOption = False,
+    proxy: ProxyOption = None,
+    proxy_user: ProxyUserOption = "",
+    proxy_password_file: ProxyPasswordOption = None,
 ) -> None:
     """Join a federation: make keys here, get certificates. The join file is good once."""
     from ..utils.identity import fingerprint
@@ -78,16 +80,11 @@ def register(
         Path | None, typer.Option(help="The federation's root.pem; not needed where only the key is replaced.")
     ] = None,
     folder: FolderOption = _FOLDER,
-    expected: Annotated[
-        str | None,
-        typer.Option("--fingerprint", help="The root's, as the operator reads it out; then nothing is asked."),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the fingerprint was compared already.")] = False,
-    proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of the site's proxy; kept in envoy.toml.")] = None,
-    proxy_user: Annotated[str, typer.Option(help="Who asks the proxy.")] = "",
-    proxy_password_file: Annotated[
-        Path | None, typer.Option(help="Its first line is the proxy's password; mode 600.")
-    ] = None,
+    expected: FingerprintOption = None,
+    yes: ComparedOption = False,
+    proxy: ProxyOption = None,
+    proxy_user: ProxyUserOption = "",
+    proxy_password_file: ProxyPasswordOption = None,
 ) -> None:
     """Join over HTTPS, by an API key instead of a join file: where a network lets nothing but HTTP/1.1 out.
 
